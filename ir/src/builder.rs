@@ -1,0 +1,143 @@
+//! Builds functions: appends operations to a region, with result types inferred by the op table.
+use crate::entity::{RegionId, ValueId};
+use crate::module::{Arg, ArgRole, Func, Loc, Output};
+use crate::ops::{Attr, Opcode};
+use crate::types::{DType, Type};
+
+/// Appends operations to one region of a function at a time.
+pub struct Builder<'f> {
+    /// The function being built.
+    pub func: &'f mut Func,
+    region: RegionId,
+    /// The place in the model text given to the operations that follow.
+    pub loc: Loc,
+}
+
+impl<'f> Builder<'f> {
+    /// A builder that appends to the body.
+    pub fn new(func: &'f mut Func) -> Builder<'f> {
+        let region = func.body;
+        Builder { func, region, loc: Loc::default() }
+    }
+    /// A builder that appends to a region.
+    pub fn at(func: &'f mut Func, region: RegionId) -> Builder<'f> {
+        Builder { func, region, loc: Loc::default() }
+    }
+    /// The region that operations are appended to.
+    pub fn region(&self) -> RegionId {
+        self.region
+    }
+    /// Appends to another region from now on; returns the previous one.
+    pub fn enter(&mut self, region: RegionId) -> RegionId {
+        std::mem::replace(&mut self.region, region)
+    }
+    /// Adds a function argument.
+    pub fn arg(&mut self, name: impl Into<String>, role: ArgRole, ty: Type) -> ValueId {
+        let name = name.into();
+        self.func.args.push(Arg { name: name.clone(), role });
+        let body = self.func.body;
+        self.func.add_arg(body, ty, Some(name))
+    }
+    /// Adds a function result.
+    pub fn output(&mut self, name: impl Into<String>, value: ValueId, stacked: bool) {
+        self.func.outputs.push(Output { name: name.into(), stacked });
+        let body = self.func.body;
+        self.func.regions[body].yields.push(value);
+    }
+    /// Appends an operation with attributes in table order. The error says which rule of the op is broken.
+    pub fn try_op(&mut self, opcode: Opcode, operands: &[ValueId], attrs: Vec<Attr>) -> Result<Vec<ValueId>, String> {
+        let info = opcode.info();
+        let (least, most) = (info.operands.len() - info.optional.min(info.operands.len()), info.operands.len());
+        let count_ok =
+            if info.variadic { operands.len() + 1 >= most } else { (least..=most).contains(&operands.len()) };
+        if !count_ok {
+            return Err(format!("{} takes {most} operands, not {}", info.mnemonic, operands.len()));
+        }
+        let kinds_ok = attrs.len() == info.attrs.len() && attrs.iter().zip(info.attrs).all(|(a, s)| a.kind() == s.kind);
+        if !kinds_ok {
+            return Err(format!("{} takes other attributes than {attrs:?}", info.mnemonic));
+        }
+        let types: Vec<Type> = operands.iter().map(|&v| self.func.ty(v).clone()).collect();
+        let results = (info.infer)(&types, &attrs).map_err(|e| format!("{}: {e}", info.mnemonic))?;
+        Ok(self.append(opcode, operands.to_vec(), attrs, results, Vec::new()))
+    }
+    fn append(
+        &mut self,
+        opcode: Opcode,
+        operands: Vec<ValueId>,
+        attrs: Vec<Attr>,
+        results: Vec<Type>,
+        regions: Vec<RegionId>,
+    ) -> Vec<ValueId> {
+        let op = self.func.make_op(opcode, operands, attrs, results, regions, self.loc);
+        self.func.regions[self.region].ops.push(op);
+        self.func.ops[op].results.clone()
+    }
+    /// Appends an operation that the caller knows to be well-formed and that has one result.
+    ///
+    /// # Panics
+    /// If the operands break a rule of the op: for the compiler's own use, never on what a user wrote.
+    #[track_caller]
+    pub fn op(&mut self, opcode: Opcode, operands: &[ValueId], attrs: Vec<Attr>) -> ValueId {
+        match self.try_op(opcode, operands, attrs) {
+            Ok(results) => results[0],
+            Err(e) => panic!("{e}"),
+        }
+    }
+    /// The parameter of that name and type.
+    pub fn param(&mut self, name: &str, ty: Type) -> ValueId {
+        self.append(Opcode::Param, vec![], vec![Attr::Str(name.into())], vec![ty], vec![])[0]
+    }
+    /// A scalar constant.
+    pub fn constant(&mut self, value: f64, dtype: DType) -> ValueId {
+        self.op(Opcode::Constant, &[], vec![Attr::Float(value), Attr::DType(dtype)])
+    }
+    /// Starts a loop: creates its region with arguments `(step, is_last, carried…)` and returns it with the arguments'
+    /// values. Fill it with [`Builder::enter`], then call [`Builder::end_loop`] from outside it.
+    pub fn begin_loop(&mut self, init: &[ValueId]) -> (RegionId, ValueId, ValueId, Vec<ValueId>) {
+        let region = self.func.regions.push(Default::default());
+        let step = self.func.add_arg(region, Type::scalar(DType::I32), Some("step".into()));
+        let last = self.func.add_arg(region, Type::scalar(DType::Bool), Some("is_last".into()));
+        let carried = init
+            .iter()
+            .map(|&v| {
+                let ty = self.func.ty(v).clone();
+                self.func.add_arg(region, ty, None)
+            })
+            .collect();
+        (region, step, last, carried)
+    }
+    /// Appends the loop op over a filled region. `done` is given iff the loop can end early.
+    /// Results: the final carried values, the trips, the stacked values.
+    #[allow(clippy::too_many_arguments)]
+    pub fn end_loop(
+        &mut self,
+        region: RegionId,
+        steps: ValueId,
+        init: &[ValueId],
+        carried: &[ValueId],
+        done: Option<ValueId>,
+        stacked: &[ValueId],
+        max_steps: usize,
+    ) -> Vec<ValueId> {
+        let yields: Vec<ValueId> = carried.iter().chain(done.iter()).chain(stacked).copied().collect();
+        self.func.regions[region].yields = yields;
+        let results = loop_types(self.func, init, stacked, max_steps);
+        let operands = std::iter::once(steps).chain(init.iter().copied()).collect();
+        let attrs = vec![Attr::Int(max_steps as i64), Attr::Bool(done.is_some()), Attr::Int(stacked.len() as i64)];
+        self.append(Opcode::Loop, operands, attrs, results, vec![region])
+    }
+}
+
+/// The result types of a loop: carried, trips, stacked.
+pub fn loop_types(func: &Func, init: &[ValueId], stacked: &[ValueId], max_steps: usize) -> Vec<Type> {
+    let mut types: Vec<Type> = init.iter().map(|&v| func.ty(v).clone()).collect();
+    types.push(Type::scalar(DType::I32));
+    for &v in stacked {
+        let ty = func.ty(v);
+        let mut shape = vec![max_steps];
+        shape.extend(&ty.shape);
+        types.push(Type::new(ty.dtype, shape));
+    }
+    types
+}

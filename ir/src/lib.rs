@@ -1,0 +1,42 @@
+//! The intermediate representation of rdc.
+//!
+//! # What a program is
+//! A [`Module`] holds named [`Param`]s (the weights, by checkpoint name) and [`Func`]s, each specialised for a batch, a
+//! chunk length and a context length. A function is one [`Region`] of operations in static single assignment form: every
+//! [`Value`] is defined once, by an operation or as a region argument, and every use comes after its definition, in the
+//! same region or in one nested in it.
+//!
+//! # Control flow
+//! There is one control operation, `loop` ([`Opcode::Loop`]). Its operands are the run-time trip count `r` (`i32[]`) and
+//! the initial carried values; its single region takes `(step: i32[], is_last: bool[], carried…)`, may use any value of
+//! the enclosing regions (a *captured* value), and yields, in this order,
+//! `carried…`, then `done: bool[]` if the attribute `exit` is true, then `stacked` further values.
+//! Its results are `carried…`, then `trips: i32[]` (iterations that ran), then one stacked result for each stacked
+//! yield with a new leading axis of `max_steps` (entries at and beyond `trips` are zero).
+//! The loop runs `min(r, first step after which done is true)` iterations; `r = 0` yields the initial values. `is_last` is
+//! `step + 1 == r`. `step` counts from 0. `r > max_steps` is an error of the caller. No pass unrolls a loop.
+//!
+//! # Types
+//! A [`Type`] is an element type and a static shape (`f32[2, 12, 64]`); scalars have rank 0. A *cache* type
+//! (`cache f32[slots, B, T, H, D]`) is linear: each cache value has exactly one use, which the verifier checks, so a
+//! `cache_update` is in place by construction. Elementwise operations broadcast as NumPy does (trailing axes align, a
+//! size-1 or missing axis repeats).
+//!
+//! # One table
+//! [`ops`] declares every operation once: mnemonic, operands, attributes, documentation, result types and FLOPs. The
+//! enum, the builder, the printer, the parser and the verifier read that table. The meaning of an operation is the
+//! reference interpreter's.
+
+pub mod builder;
+pub mod entity;
+pub mod infer;
+pub mod module;
+pub mod ops;
+pub mod program;
+pub mod types;
+
+pub use builder::Builder;
+pub use entity::{EntityMap, OpId, ParamId, RegionId, ValueId};
+pub use module::{Arg, ArgRole, Attrs, Func, Init, Loc, Module, Op, Output, Param, Region, Value, ValueDef};
+pub use ops::{Attr, AttrKind, AttrSpec, OpInfo, Opcode};
+pub use types::{DType, Type};

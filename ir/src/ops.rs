@@ -1,0 +1,391 @@
+//! The op table: every operation, declared once.
+//!
+//! Each entry gives the mnemonic, operands (`...` after the last one means any number of them), attributes with their
+//! kinds, the function that computes the result types, the floating-point operations it costs, and its documentation.
+//! The enum, builder, printer, parser, verifier and cost model read this table.
+use crate::infer;
+use crate::module::Op;
+use crate::types::{DType, Type};
+use serde::{Deserialize, Serialize};
+use std::hash::{Hash, Hasher};
+
+/// The value of an attribute.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Attr {
+    /// An integer.
+    Int(i64),
+    /// A float; equality and hashing are by bits.
+    Float(f64),
+    /// A truth value.
+    Bool(bool),
+    /// A string.
+    Str(String),
+    /// A list of integers.
+    Ints(Vec<i64>),
+    /// An element type.
+    DType(DType),
+}
+
+impl PartialEq for Attr {
+    fn eq(&self, other: &Attr) -> bool {
+        match (self, other) {
+            (Attr::Int(a), Attr::Int(b)) => a == b,
+            (Attr::Float(a), Attr::Float(b)) => a.to_bits() == b.to_bits(),
+            (Attr::Bool(a), Attr::Bool(b)) => a == b,
+            (Attr::Str(a), Attr::Str(b)) => a == b,
+            (Attr::Ints(a), Attr::Ints(b)) => a == b,
+            (Attr::DType(a), Attr::DType(b)) => a == b,
+            _ => false,
+        }
+    }
+}
+
+impl Eq for Attr {}
+
+impl Hash for Attr {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        std::mem::discriminant(self).hash(state);
+        match self {
+            Attr::Int(v) => v.hash(state),
+            Attr::Float(v) => v.to_bits().hash(state),
+            Attr::Bool(v) => v.hash(state),
+            Attr::Str(v) => v.hash(state),
+            Attr::Ints(v) => v.hash(state),
+            Attr::DType(v) => v.hash(state),
+        }
+    }
+}
+
+impl Attr {
+    /// The kind of the value.
+    pub fn kind(&self) -> AttrKind {
+        match self {
+            Attr::Int(_) => AttrKind::Int,
+            Attr::Float(_) => AttrKind::Float,
+            Attr::Bool(_) => AttrKind::Bool,
+            Attr::Str(_) => AttrKind::Str,
+            Attr::Ints(_) => AttrKind::Ints,
+            Attr::DType(_) => AttrKind::DType,
+        }
+    }
+    /// The integer (0 if it is of another kind; the verifier rejects such an op).
+    pub fn as_int(&self) -> i64 {
+        if let Attr::Int(v) = self { *v } else { 0 }
+    }
+    /// The float (0 if it is of another kind).
+    pub fn as_float(&self) -> f64 {
+        if let Attr::Float(v) = self { *v } else { 0.0 }
+    }
+    /// The truth value (false if it is of another kind).
+    pub fn as_bool(&self) -> bool {
+        matches!(self, Attr::Bool(true))
+    }
+    /// The string (empty if it is of another kind).
+    pub fn as_str(&self) -> &str {
+        if let Attr::Str(v) = self { v } else { "" }
+    }
+    /// The list (empty if it is of another kind).
+    pub fn as_ints(&self) -> &[i64] {
+        if let Attr::Ints(v) = self { v } else { &[] }
+    }
+    /// The element type (f32 if it is of another kind).
+    pub fn as_dtype(&self) -> DType {
+        if let Attr::DType(v) = self { *v } else { DType::F32 }
+    }
+}
+
+/// The kind of an attribute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttrKind {
+    /// `3`
+    Int,
+    /// `1e-6`
+    Float,
+    /// `true`
+    Bool,
+    /// `"full"`
+    Str,
+    /// `[1, 2]`
+    Ints,
+    /// `f32`
+    DType,
+}
+
+/// The declaration of an attribute.
+#[derive(Clone, Copy, Debug)]
+pub struct AttrSpec {
+    /// Name.
+    pub name: &'static str,
+    /// Kind.
+    pub kind: AttrKind,
+}
+
+/// How result types follow from operand types and attributes.
+pub type Infer = fn(&[Type], &[Attr]) -> Result<Vec<Type>, String>;
+/// Floating-point operations of one execution, from the op and the types of operands and results.
+pub type Flops = fn(&Op, &[&Type], &[&Type]) -> u64;
+
+/// An entry of the op table.
+pub struct OpInfo {
+    /// The name in IR text.
+    pub mnemonic: &'static str,
+    /// Names of the operands; with `variadic` the last may occur any number of times.
+    pub operands: &'static [&'static str],
+    /// How many trailing operands may be left out.
+    pub optional: usize,
+    /// Whether the last operand repeats.
+    pub variadic: bool,
+    /// Attributes, in storage order.
+    pub attrs: &'static [AttrSpec],
+    /// Result types; for `loop`, `param` and `constant` the types are stored, see the verifier.
+    pub infer: Infer,
+    /// Cost.
+    pub flops: Flops,
+    /// What it means.
+    pub doc: &'static str,
+}
+
+macro_rules! attr_kind {
+    (int) => {
+        AttrKind::Int
+    };
+    (float) => {
+        AttrKind::Float
+    };
+    (bool) => {
+        AttrKind::Bool
+    };
+    (str) => {
+        AttrKind::Str
+    };
+    (ints) => {
+        AttrKind::Ints
+    };
+    (dtype) => {
+        AttrKind::DType
+    };
+}
+
+macro_rules! ops {
+    ($($(#[doc = $doc:literal])* $name:ident = $mnemonic:literal
+        ($($operand:ident),*) $(optional $optional:literal)? $(variadic $variadic:literal)?
+        {$($attr:ident: $kind:ident),*} => $infer:path, $flops:expr;)*) => {
+        /// The operations.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum Opcode {
+            $($(#[doc = $doc])* $name,)*
+        }
+        impl Opcode {
+            /// Every opcode, in table order.
+            pub const ALL: &'static [Opcode] = &[$(Opcode::$name,)*];
+            /// Its entry in the op table.
+            pub fn info(self) -> &'static OpInfo {
+                &TABLE[self as usize]
+            }
+        }
+        static TABLE: &[OpInfo] = &[$(OpInfo {
+            mnemonic: $mnemonic,
+            operands: &[$(stringify!($operand)),*],
+            optional: 0 $(+ $optional)?,
+            variadic: false $(|| $variadic)?,
+            attrs: &[$(AttrSpec { name: stringify!($attr), kind: attr_kind!($kind) }),*],
+            infer: $infer,
+            flops: $flops,
+            doc: concat!($($doc, "\n"),*),
+        },)*];
+    };
+}
+
+fn free(_: &Op, _: &[&Type], _: &[&Type]) -> u64 {
+    0
+}
+fn per_element(n: u64) -> impl Fn(&[&Type]) -> u64 {
+    move |types| types.iter().take(1).map(|t| t.elements() as u64 * n).sum()
+}
+
+ops! {
+    // ---- leaves ----
+    /// The parameter with checkpoint name `name`; the result type is the parameter's.
+    Param = "param" () {name: str} => infer::stored, free;
+    /// A scalar of the stated type: f32, i32 or bool. `value` holds the number (1 for true).
+    Constant = "constant" () {value: float, dtype: dtype} => infer::constant, free;
+    /// Rotary table `f32[len, dim/2, 2]`: (cos, sin) of `i * base^(-2j/dim)`; angles, cos and sin are computed in f32 always.
+    RopeTable = "rope_table" () {len: int, dim: int, base: float} => infer::rope_table, free;
+    /// Sinusoid table `f32[len, dim]`: `sin(i w_j)` for j < dim/2, then `cos(i w_j)`; `w_j = base^(-2j/dim)`.
+    SinusoidTable = "sinusoid_table" () {len: int, dim: int, base: float} => infer::sinusoid_table, free;
+
+    // ---- elementwise, two operands, broadcasting; f32 or i32 ----
+    /// a + b
+    Add = "add" (a, b) {} => infer::arith2, |_, _, r| per_element(1)(r);
+    /// a - b
+    Sub = "sub" (a, b) {} => infer::arith2, |_, _, r| per_element(1)(r);
+    /// a * b
+    Mul = "mul" (a, b) {} => infer::arith2, |_, _, r| per_element(1)(r);
+    /// a / b (f32 only)
+    Div = "div" (a, b) {} => infer::float2, |_, _, r| per_element(1)(r);
+    /// max(a, b); NaN if either is NaN
+    Max = "max" (a, b) {} => infer::arith2, |_, _, r| per_element(1)(r);
+    /// min(a, b); NaN if either is NaN
+    Min = "min" (a, b) {} => infer::arith2, |_, _, r| per_element(1)(r);
+    /// a < b
+    Lt = "lt" (a, b) {} => infer::compare, free;
+    /// a <= b
+    Le = "le" (a, b) {} => infer::compare, free;
+    /// a == b
+    Eq = "eq" (a, b) {} => infer::compare, free;
+    /// a and b (bool)
+    And = "and" (a, b) {} => infer::logic2, free;
+    /// a or b (bool)
+    Or = "or" (a, b) {} => infer::logic2, free;
+    /// not a (bool)
+    Not = "not" (a) {} => infer::logic1, free;
+    /// Where `cond` is true, `a`, else `b`; all three broadcast.
+    Select = "select" (cond, a, b) {} => infer::select, free;
+
+    // ---- elementwise, one f32 operand ----
+    /// -a
+    Neg = "neg" (a) {} => infer::float1, |_, _, r| per_element(1)(r);
+    /// |a|
+    Abs = "abs" (a) {} => infer::float1, free;
+    /// e^a
+    Exp = "exp" (a) {} => infer::float1, |_, _, r| per_element(1)(r);
+    /// natural logarithm
+    Log = "log" (a) {} => infer::float1, |_, _, r| per_element(1)(r);
+    /// square root
+    Sqrt = "sqrt" (a) {} => infer::float1, |_, _, r| per_element(1)(r);
+    /// 1 / sqrt(a)
+    Rsqrt = "rsqrt" (a) {} => infer::float1, |_, _, r| per_element(1)(r);
+    /// hyperbolic tangent
+    Tanh = "tanh" (a) {} => infer::float1, |_, _, r| per_element(1)(r);
+    /// Gauss error function
+    Erf = "erf" (a) {} => infer::float1, |_, _, r| per_element(1)(r);
+    /// 1 / (1 + e^-a)
+    Sigmoid = "sigmoid" (a) {} => infer::float1, |_, _, r| per_element(1)(r);
+    /// max(a, 0)
+    Relu = "relu" (a) {} => infer::float1, |_, _, r| per_element(1)(r);
+    /// a * sigmoid(a)
+    Silu = "silu" (a) {} => infer::float1, |_, _, r| per_element(1)(r);
+    /// a * (1 + erf(a / sqrt 2)) / 2
+    Gelu = "gelu" (a) {} => infer::float1, |_, _, r| per_element(1)(r);
+    /// The tanh approximation: a * (1 + tanh(sqrt(2/pi) (a + 0.044715 a^3))) / 2
+    GeluTanh = "gelu_tanh" (a) {} => infer::float1, |_, _, r| per_element(1)(r);
+    /// Converts the element type (f32, bf16, i32, bool); to bf16 rounds to nearest even, float to integer truncates.
+    Cast = "cast" (a) {dtype: dtype} => infer::cast, free;
+
+    // ---- shape ----
+    /// The same elements in row-major order under another shape.
+    Reshape = "reshape" (a) {shape: ints} => infer::reshape, free;
+    /// Axis i of the result is axis `perm[i]` of the operand.
+    Transpose = "transpose" (a) {perm: ints} => infer::transpose, free;
+    /// Elements `start..end` of an axis.
+    Slice = "slice" (a) {axis: int, start: int, end: int} => infer::slice, free;
+    /// Joins operands along an axis.
+    Concat = "concat" (parts) variadic true {axis: int} => infer::concat, free;
+    /// Broadcasts to a shape, as elementwise operations do.
+    Broadcast = "broadcast" (a) {shape: ints} => infer::broadcast_to, free;
+
+    // ---- reductions; the reduced axis stays with size 1 if `keep` ----
+    /// Sum over an axis.
+    ReduceSum = "reduce_sum" (a) {axis: int, keep: bool} => infer::reduce, |_, o, _| per_element(1)(o);
+    /// Maximum over an axis.
+    ReduceMax = "reduce_max" (a) {axis: int, keep: bool} => infer::reduce, |_, o, _| per_element(1)(o);
+    /// Whether every element is true: `bool[..] -> bool[]`.
+    All = "all" (a) {} => infer::all, free;
+
+    // ---- indexing ----
+    /// Row `ids[..]` of `table`: `f32[N, D], i32[..] -> f32[.., D]`. An id outside 0..N is an error (the runtime checks ids
+    /// on input; compiled code clamps).
+    Gather = "gather" (table, ids) {} => infer::gather, free;
+    /// Absolute positions of a chunk: `i32[B] -> i32[B, len]`, element (b, s) is `pos[b] + s`.
+    Positions = "positions" (pos) {len: int} => infer::positions, free;
+
+    // ---- linear algebra ----
+    /// `op(a) · op(b)` over the last two axes, where `op` transposes if the flag is set. `b` is rank 2 (leading axes of `a`
+    /// are rows) or has the same leading axes as `a`.
+    Matmul = "matmul" (a, b) {trans_a: bool, trans_b: bool} => infer::matmul, infer::matmul_flops;
+
+    // ---- normalisation over the last axis ----
+    /// `x * (mean(x^2) + eps)^(-1/2) * weight`; weight `f32[D]`.
+    RmsNorm = "rms_norm" (x, weight) {eps: float} => infer::rms_norm, |_, _, r| per_element(4)(r);
+    /// `(x - mean) / sqrt(var + eps) * weight + bias`; biased variance; weight and bias `f32[D]`.
+    LayerNorm = "layer_norm" (x, weight, bias) {eps: float} => infer::layer_norm, |_, _, r| per_element(7)(r);
+    /// exp(x - max) / sum over the last axis.
+    Softmax = "softmax" (x) {} => infer::float1, |_, _, r| per_element(4)(r);
+
+    // ---- attention ----
+    /// Rotates pairs of the last axis: `x: f32[B, S, H, D]`, `table: f32[T, D/2, 2]`, `pos: i32[B]`; row s of batch b uses table
+    /// row `pos[b] + s`. (a, b) becomes (a c - b s, b c + a s). `layout` is "adjacent" (pairs 2j, 2j+1) or "half" (j, j + D/2).
+    Rope = "rope" (x, table, pos) {layout: str} => infer::rope, |_, _, r| per_element(3)(r);
+    /// Softmax attention: `q: f32[B, S, H, D]`, `k, v: f32[B, T, G, D]` with G dividing H (head h uses group h / (H/G)),
+    /// `pos: i32[B]`. Query s of batch b sits at position `pos[b] + s`. If `causal`, it sees keys `0..=pos[b]+s`; otherwise all T
+    /// (then pos is ignored). Scores are multiplied by `scale`. Result `f32[B, S, H, D]`.
+    Attention = "attention" (q, k, v, pos) {causal: bool, scale: float} => infer::attention, infer::attention_flops;
+    /// Writes `x: f32[B, S, H, D]` at positions `pos[b] + s` of slot `slot: i32[]` of `cache: cache f32[slots, B, T, H, D]`.
+    /// Positions at or beyond T are dropped. Results: the cache, and a view `f32[B, T, H, D]` of that slot after the write.
+    /// The view must not be used after the next `cache_update` of the same cache, nor be carried or yielded.
+    CacheUpdate = "cache_update" (cache, x, pos, slot) {} => infer::cache_update, free;
+    /// The cache slot of a layer call in a loop, `i32[] -> i32[]`: with c = step * layers + layer,
+    /// `full`: c; `modulo`: c mod (arg * layers); `block`: c / arg; `anchor`: c if c < 8 * layers, else 8 * layers + (c - 8 * layers) mod layers;
+    /// plus `base`.
+    KvSlot = "kv_slot" (step) {policy: str, arg: int, layer: int, layers: int, base: int} => infer::kv_slot, free;
+
+    // ---- weight layout ----
+    /// Symmetric per-row int8: `w: f32[N, K] -> (i8[N, K], f32[N])`; scale = max|row| / 127 (1 for a zero row), values w / scale
+    /// rounded to nearest even.
+    Quantize = "quantize" (w) {} => infer::quantize, free;
+    /// Panels for `packed_matmul`: `w: [N, K] -> [ceil(N/nr), ceil(K/kp), nr, kp]`, zero-padded; kp is 2 for bf16, else 1.
+    /// Element (p, i, c, j) is `w[col(p, c), i * kp + j]`. With `parts` = P > 1 the N rows are P equal parts, and panel p holds
+    /// nr/P columns of each part side by side: `col(p, c) = (c / (nr/P)) * (N/P) + p * (nr/P) + c % (nr/P)`; P must divide N
+    /// and nr/P must divide N/P. With P = 1, `col(p, c) = p * nr + c`.
+    Pack = "pack" (w) {nr: int, parts: int} => infer::pack, free;
+    /// `x · wᵀ` for a packed weight (f32, bf16, or i8 with `scale: f32[N]` in the order of the unpacked rows):
+    /// `x: f32[.., K] -> f32[.., n]`, arithmetic in f32; the result's columns are in unpacked order.
+    PackedMatmul = "packed_matmul" (x, w, scale) optional 1 {n: int, k: int, parts: int}
+        => infer::packed_matmul, infer::packed_matmul_flops;
+    /// `gather` from a packed table of n rows and k columns.
+    PackedGather = "packed_gather" (w, ids, scale) optional 1 {n: int, k: int, parts: int} => infer::packed_gather, free;
+
+    // ---- control ----
+    /// The loop; see the crate documentation. Result types follow from the operands and the region's yields.
+    Loop = "loop" (steps, init) variadic true {max_steps: int, exit: bool, stacked: int} => infer::stored, free;
+}
+
+impl Opcode {
+    /// The opcode of a mnemonic.
+    pub fn parse(mnemonic: &str) -> Option<Opcode> {
+        Opcode::ALL.iter().copied().find(|o| o.info().mnemonic == mnemonic)
+    }
+    /// Whether each result element depends on the operands' elements at the same (broadcast) place only.
+    pub fn is_elementwise(self) -> bool {
+        use Opcode::*;
+        matches!(
+            self,
+            Add | Sub
+                | Mul
+                | Div
+                | Max
+                | Min
+                | Lt
+                | Le
+                | Eq
+                | And
+                | Or
+                | Not
+                | Select
+                | Neg
+                | Abs
+                | Exp
+                | Log
+                | Sqrt
+                | Rsqrt
+                | Tanh
+                | Erf
+                | Sigmoid
+                | Relu
+                | Silu
+                | Gelu
+                | GeluTanh
+                | Cast
+        )
+    }
+}

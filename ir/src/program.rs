@@ -1,0 +1,403 @@
+//! `Program`: what the passes hand to a back end and to the runtime: semantic kernels, a memory plan and a schedule.
+//!
+//! A [`Kernel`] is a small IR function around one anchor operation (a matmul, an attention, a row-wise chain); how it is
+//! tiled into loops is the back end's business. Work is cut into *tasks*, a number fixed here and independent of the
+//! number of threads, so results do not depend on it either. An [`Entry`] is a schedule: every thread walks the same list
+//! of [`Step`]s, takes its share of the tasks of each launch, and meets the others at barriers.
+//!
+//! # Calling convention of a kernel
+//! `extern "C" fn(args: *const *mut u8, begin: i64, end: i64, scratch: *mut u8)` runs tasks `begin..end`. `args` holds one
+//! pointer per function argument, then one per non-linear result, in order. `scratch` is private to the thread, 64-byte
+//! aligned, [`Kernel::scratch`] bytes. Arguments and results are row-major; packed weights as the `pack` op says; types
+//! marked `cache` are one slot of a KV cache stored head-major: logical `[.., T, H, D]`, physical `[.., H, T, D]`.
+use crate::module::{Func, Loc};
+use crate::types::Type;
+use serde::{Deserialize, Serialize};
+
+/// A machine that code is generated for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Target {
+    /// The name on the command line: `native`, `x86-64-v3`, `x86-64-v4`, `aarch64`.
+    pub name: String,
+    /// LLVM target triple.
+    pub triple: String,
+    /// LLVM processor name.
+    pub cpu: String,
+    /// LLVM feature string.
+    pub features: String,
+    /// CPU features that must be present to run the code, by their `std::arch` names (`avx2`, `fma`).
+    pub requires: Vec<String>,
+    /// f32 lanes of a vector register.
+    pub lanes: usize,
+    /// Rows of the matmul micro-kernel.
+    pub mr: usize,
+    /// Columns of the matmul micro-kernel and width of a weight panel; a multiple of `2 * lanes`.
+    pub nr: usize,
+    /// First-level data cache in bytes.
+    pub l1: usize,
+    /// Second-level cache per core in bytes.
+    pub l2: usize,
+}
+
+/// A compiled model, less its code.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Program {
+    /// The model's name.
+    pub name: String,
+    /// The machine it is for.
+    pub target: Target,
+    /// Constant data: packed weights, small parameters, tables.
+    pub weights: Vec<Weight>,
+    /// Distinct kernels; launches refer to them by index.
+    pub kernels: Vec<Kernel>,
+    /// The functions.
+    pub entries: Vec<Entry>,
+}
+
+/// A constant buffer and how its bytes come to be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Weight {
+    /// A name for people, from the parameters it is made of.
+    pub name: String,
+    /// The type of the stored data; for packed weights as the `pack` op infers it.
+    pub ty: Type,
+    /// What it holds.
+    pub source: WeightSource,
+}
+
+/// What a constant buffer holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum WeightSource {
+    /// A parameter as it is, f32 (rounded to bf16 and back if `via_bf16`).
+    Param {
+        /// Checkpoint name.
+        name: String,
+        /// Whether values pass through bf16 (`--dtype bf16`).
+        via_bf16: bool,
+    },
+    /// Rows of parameters stacked, then packed into panels as the `pack` op says; its element type is the weight's.
+    Packed {
+        /// The stacked pieces.
+        pieces: Vec<Piece>,
+        /// Rows in all.
+        n: usize,
+        /// Columns of every piece.
+        k: usize,
+        /// Panel width.
+        nr: usize,
+        /// Parts, as in the `pack` op.
+        parts: usize,
+    },
+    /// The int8 scales `f32[n]` of stacked pieces, in the order of the unpacked rows.
+    Scales {
+        /// The stacked pieces.
+        pieces: Vec<Piece>,
+    },
+    /// A rotary table, as the op `rope_table`.
+    RopeTable {
+        /// Rows.
+        len: usize,
+        /// Head size.
+        dim: usize,
+        /// Base of the angles.
+        base: f64,
+    },
+    /// A sinusoid table, as the op `sinusoid_table`.
+    SinusoidTable {
+        /// Rows.
+        len: usize,
+        /// Columns.
+        dim: usize,
+        /// Base of the wavelengths.
+        base: f64,
+    },
+}
+
+/// A block of a rank-2 parameter (a parameter of other rank counts as rank 2 by its last axis).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Piece {
+    /// Checkpoint name.
+    pub param: String,
+    /// Row range.
+    pub rows: (usize, usize),
+    /// Column range. int8 scales come from the whole row all the same.
+    pub cols: (usize, usize),
+}
+
+/// How a kernel's tasks are handed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Dispatch {
+    /// Each thread takes one contiguous share: for memory-bound kernels, whose data then stays with its thread.
+    Static,
+    /// Threads claim tasks one at a time: for compute-bound kernels on a shared machine.
+    Dynamic,
+}
+
+/// What a kernel is built around, and the tile sizes chosen for it.
+///
+/// *Row operations* are elementwise operations, `rms_norm`, `layer_norm`, `softmax`, reductions, slices and concats of the
+/// last axis over tensors seen as `[rows, columns]`; an operand may also be one row (`[columns]`, leading axes 1), one
+/// column (`[rows, 1]`), or a scalar.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum KernelKind {
+    /// Row operations; `gather`/`packed_gather`/`positions` may produce rows, or one row for a scalar index.
+    /// Task t covers rows `t * rows_per_task ..`.
+    Rows {
+        /// Rows in all.
+        rows: usize,
+        /// Rows per task.
+        rows_per_task: usize,
+    },
+    /// One `packed_matmul`. Before it, row operations on its left operand (the prologue); after it elementwise operations
+    /// (the epilogue), which, if the weight has `parts` > 1, begin with slices into the parts and work on them.
+    /// Results may also be prologue values. Tasks are row blocks, and within a row block column blocks
+    /// (`task = row_block * column_blocks + column_block`); prologue results are written by column block 0.
+    Matmul {
+        /// Rows of the left operand.
+        m: usize,
+        /// Columns of the result before slicing.
+        n: usize,
+        /// Inner size.
+        k: usize,
+        /// Rows per task.
+        rows_per_task: usize,
+        /// Panels (of `nr` columns) per task.
+        panels_per_task: usize,
+        /// Inner block size.
+        kc: usize,
+    },
+    /// `cache_update`s, with the chains that make their operands: slice of the last axis, reshape to heads, bias, `rope`.
+    /// The caches are single slots (`cache f32[1, B, T, H, D]`, slot 0). Task t covers `tokens_per_task` of the B*S tokens.
+    KvWrite {
+        /// Tokens (B*S).
+        tokens: usize,
+        /// Tokens per task.
+        tokens_per_task: usize,
+    },
+    /// One `attention`; k and v are views (`cache f32[B, T, G, D]`); q comes through a chain as in `KvWrite`.
+    /// Task = (batch, head, block of `q_rows` queries), the block innermost.
+    Attention {
+        /// Queries per task.
+        q_rows: usize,
+        /// Keys per step of the online softmax.
+        kv_block: usize,
+    },
+    /// One `attention` with S = 1, fused with the `cache_update`s of its k and v (single slots as in `KvWrite`) and the
+    /// chains of all three. Task = (batch, group).
+    DecodeAttention,
+    /// Any single operation, as plain loops over the result. One task.
+    Generic,
+}
+
+/// A kernel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Kernel {
+    /// Symbol name: `k` and its index, then what it does (`k3_matmul_f32_256x1024x384`).
+    pub name: String,
+    /// Its kind and tiles.
+    pub kind: KernelKind,
+    /// What it computes; arguments in launch order, results in launch order (linear results have no pointer).
+    pub func: Func,
+    /// Number of tasks.
+    pub tasks: usize,
+    /// How they are handed out.
+    pub dispatch: Dispatch,
+    /// Bytes of scratch per thread.
+    pub scratch: usize,
+    /// Floating-point operations of one launch.
+    pub flops: u64,
+    /// Bytes of arguments and results that one launch must read or write.
+    pub bytes: u64,
+}
+
+/// A specialised function as a schedule.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The function's name.
+    pub name: String,
+    /// Buffers; steps refer to them by index.
+    pub buffers: Vec<Buffer>,
+    /// Arguments by name.
+    pub inputs: Vec<Input>,
+    /// Results by name (caches are not listed: they are updated in place).
+    pub outputs: Vec<OutputBuffer>,
+    /// What to do.
+    pub steps: Vec<Step>,
+    /// Bytes of the arena.
+    pub arena: usize,
+}
+
+/// A piece of memory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Buffer {
+    /// A name for people.
+    pub name: String,
+    /// Type of the contents.
+    pub ty: Type,
+    /// Where it lives.
+    pub place: Place,
+}
+
+/// Where a buffer lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Place {
+    /// At this byte offset of the entry's arena (a multiple of 64).
+    Arena(usize),
+    /// The program's weight of that index.
+    Weight(usize),
+    /// Memory of the caller, for the entry's input of that index.
+    Input(usize),
+    /// Memory of the caller, for the entry's output of that index.
+    Output(usize),
+    /// A thread-private `i32` that holds the step of the loop around.
+    Step,
+    /// A thread-private `bool` that says whether the step is the last.
+    IsLast,
+    /// A thread-private `i32` that receives the trips of a loop.
+    Trips,
+}
+
+/// An argument of an entry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Input {
+    /// Its name.
+    pub name: String,
+    /// Its role and, for a state, how it is drawn.
+    pub role: crate::module::ArgRole,
+    /// Its buffer.
+    pub buffer: usize,
+}
+
+/// A result of an entry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OutputBuffer {
+    /// Its name.
+    pub name: String,
+    /// Its buffer; the runtime reads the pointer as it stands after the last step.
+    pub buffer: usize,
+    /// Whether the leading axis is to be cut to the trips of the loop.
+    pub stacked: bool,
+}
+
+/// One step of a schedule. All threads execute all steps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Step {
+    /// Run a kernel.
+    Launch(Launch),
+    /// Copy a buffer (thread 0), then a barrier.
+    Copy {
+        /// Destination buffer.
+        dst: usize,
+        /// Source buffer.
+        src: usize,
+    },
+    /// Run the body `min(steps, max_steps, first done)` times.
+    Loop(LoopStep),
+}
+
+/// A kernel launch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Launch {
+    /// Index of the kernel.
+    pub kernel: usize,
+    /// One per pointer of the calling convention.
+    pub args: Vec<LaunchArg>,
+    /// Whether the threads meet after it (false where the next step does not depend on it).
+    pub barrier: bool,
+    /// The lines of model text it comes from, for people.
+    pub locs: Vec<Loc>,
+}
+
+/// A pointer argument of a launch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LaunchArg {
+    /// Buffer.
+    pub buffer: usize,
+    /// Bytes added to its address.
+    pub offset: Offset,
+}
+
+/// A byte offset that may depend on the step of the loop around.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Offset {
+    /// A constant.
+    Fixed(usize),
+    /// `step * stride`: an entry of a stacked result.
+    Step {
+        /// Bytes per step.
+        stride: usize,
+    },
+    /// A slot of a KV cache, as the op `kv_slot` computes it.
+    Slot {
+        /// Policy.
+        policy: KvPolicy,
+        /// Layer call within the step.
+        layer: usize,
+        /// Layer calls per step.
+        layers: usize,
+        /// First slot of the loop.
+        base: usize,
+        /// Bytes per slot.
+        stride: usize,
+    },
+}
+
+/// Which KV slot a layer call of an iteration uses; c counts layer calls from the start of the loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KvPolicy {
+    /// One slot per call.
+    Full,
+    /// `c mod (k * layers)`: the last k iterations.
+    Modulo(usize),
+    /// `c / m`: m consecutive calls share one.
+    Block(usize),
+    /// Own slots for 8 iterations, then one more iteration's worth, shared.
+    Anchor,
+}
+
+impl KvPolicy {
+    /// The slot, counted from the loop's first, of a layer call.
+    pub fn slot(self, step: usize, layer: usize, layers: usize) -> usize {
+        let call = step * layers + layer;
+        match self {
+            KvPolicy::Full => call,
+            KvPolicy::Modulo(k) => call % (k * layers),
+            KvPolicy::Block(m) => call / m,
+            KvPolicy::Anchor if call < 8 * layers => call,
+            KvPolicy::Anchor => 8 * layers + (call - 8 * layers) % layers,
+        }
+    }
+    /// Slots needed for `max_steps` iterations of `layers` calls.
+    pub fn slots(self, max_steps: usize, layers: usize) -> usize {
+        let calls = max_steps * layers;
+        match self {
+            KvPolicy::Full => calls,
+            KvPolicy::Modulo(k) => calls.min(k * layers),
+            KvPolicy::Block(m) => calls.div_ceil(m),
+            KvPolicy::Anchor => calls.min(9 * layers),
+        }
+    }
+}
+
+/// A loop of a schedule.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoopStep {
+    /// The `i32[]` buffer that holds r.
+    pub steps: usize,
+    /// R_max.
+    pub max_steps: usize,
+    /// Buffer of [`Place::Step`].
+    pub step: usize,
+    /// Buffer of [`Place::IsLast`].
+    pub is_last: usize,
+    /// Buffer of [`Place::Trips`].
+    pub trips: usize,
+    /// The iteration.
+    pub body: Vec<Step>,
+    /// Pairs (carried, next): after each iteration every thread exchanges the two buffers' addresses.
+    pub swaps: Vec<(usize, usize)>,
+    /// If set, a `bool[]` buffer read after the iteration (behind a barrier): true ends the loop.
+    pub done: Option<usize>,
+    /// Carried tensors in the order of the text, for `--states`: buffers as they stand after the swaps.
+    pub carried: Vec<usize>,
+}

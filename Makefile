@@ -1,0 +1,55 @@
+# What a developer does daily. `make help` lists the targets.
+SHELL := /bin/bash
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
+
+# Debian's own packages: LLVM and MLIR 22, what tblgen links statically, libclang for bindgen, valgrind for the
+# instruction-count guard.
+PACKAGES := llvm-22-dev libmlir-22-dev libpolly-22-dev libzstd-dev zlib1g-dev libclang1-22 libclang-common-22-dev \
+            g++ valgrind ca-certificates curl
+RUST_VERSION := 1.95
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+
+.PHONY: help setup build lint test demo bench
+
+help: ## This list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+setup: ## Install what is missing on a bare Debian 12 (as root or with sudo); nothing to do when all is there
+	@missing=; for p in $(PACKAGES); do \
+	  dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q '^install ok installed' || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then \
+	  echo "installing$$missing"; \
+	  $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing; fi
+	@if ! command -v cargo >/dev/null; then \
+	  echo "installing Rust with rustup"; \
+	  curl -fsS https://sh.rustup.rs | sh -s -- -y --profile minimal -c rustfmt,clippy; fi
+	@cargo --version | awk -v need=$(RUST_VERSION) '{ split($$2, have, "."); split(need, want, "."); \
+	  if (have[1] * 1000 + have[2] < want[1] * 1000 + want[2]) { print "Rust " need " or newer is needed: rustup update" > "/dev/stderr"; exit 1 } }'
+
+build: setup ## The optimised rdc, in target/release
+	cargo build --release
+
+lint: setup ## Formatting and clippy, of the whole workspace and of the runtime-only build
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy -p rdc --no-default-features --bins -- -D warnings
+
+# The runtime-only rdc is built first and set aside, since both builds write the same file.
+test: setup ## All tests
+	cargo build -p rdc --no-default-features
+	cp $(TARGET_DIR)/debug/rdc $(TARGET_DIR)/debug/rdc-runtime-only
+	@! cargo tree -p rdc --no-default-features -e normal,build --prefix none | grep -E '^(llvm-sys|mlir-sys|melior|inkwell|egg) ' \
+	  || { echo "the runtime-only build depends on the compiler" >&2; exit 1; }
+	@! ldd $(TARGET_DIR)/debug/rdc-runtime-only | grep -E 'LLVM|MLIR' \
+	  || { echo "the runtime-only build links LLVM or MLIR" >&2; exit 1; }
+	RDC_RUNTIME_ONLY=$(abspath $(TARGET_DIR))/debug/rdc-runtime-only cargo test --workspace
+
+demo: setup ## Compile a small trained model and watch its prediction settle as r grows
+	cargo build --release --bins --examples
+	$(TARGET_DIR)/release/rdc compile examples/huginn.rdm --hf examples/parity-raven --batch 64 --seq 25 -o $(TARGET_DIR)/parity.rda
+	$(TARGET_DIR)/release/rdc inspect $(TARGET_DIR)/parity.rda
+	$(TARGET_DIR)/release/examples/settle $(TARGET_DIR)/parity.rda examples/parity-raven/eval.jsonl
+
+bench: build ## Speed as ratios to ceilings measured in the same run
+	$(TARGET_DIR)/release/rdc bench

@@ -235,11 +235,15 @@ pub fn matmul(t: &[Type], attrs: &[Attr]) -> Types {
     shape.extend([m, n]);
     Ok(vec![Type::f32(shape)])
 }
+/// A product of counts, at most `u64::MAX`.
+fn flops(factors: &[usize]) -> u64 {
+    factors.iter().fold(1, |n: u64, &f| n.saturating_mul(f as u64))
+}
 /// 2 per multiply-add.
 pub fn matmul_flops(op: &Op, operands: &[&Type], results: &[&Type]) -> u64 {
     let a = operands[0];
     let k = if op.flag("trans_a") { a.shape[a.rank() - 2] } else { a.last() };
-    2 * (results[0].elements() * k) as u64
+    flops(&[2, results[0].elements(), k])
 }
 /// `rms_norm`
 pub fn rms_norm(t: &[Type], _: &[Attr]) -> Types {
@@ -288,10 +292,9 @@ pub fn attention(t: &[Type], _: &[Attr]) -> Types {
 }
 /// Two matmuls and a softmax over what a query sees: all T keys, or on average half of the square if causal over S = T.
 pub fn attention_flops(op: &Op, operands: &[&Type], _: &[&Type]) -> u64 {
-    let (q, t) = (operands[0], operands[1].shape[1] as u64);
-    let (rows, d, s) = ((q.elements() / q.last()) as u64, q.last() as u64, q.shape[1] as u64);
-    let seen2 = if op.flag("causal") && s > 1 { s.min(t) + 1 } else { 2 * t };
-    rows * seen2 * (2 * d + 2)
+    let (q, t) = (operands[0], operands[1].shape[1]);
+    let seen2 = if op.flag("causal") && q.shape[1] > 1 { q.shape[1].min(t) + 1 } else { 2 * t };
+    flops(&[q.rows(), seen2, 2 * q.last() + 2])
 }
 /// `cache_update`
 pub fn cache_update(t: &[Type], _: &[Attr]) -> Types {
@@ -348,7 +351,9 @@ pub fn pack(t: &[Type], a: &[Attr]) -> Types {
         return Err(format!("cannot pack {w}"));
     }
     let (nr, parts) = (positive(a[0].as_int(), "nr")?, positive(a[1].as_int(), "parts")?);
-    if parts > 1 && (nr % parts != 0 || w.shape[0] % parts != 0 || (w.shape[0] / parts) % (nr / parts) != 0) {
+    let splits =
+        nr.is_multiple_of(parts) && w.shape[0].is_multiple_of(parts) && (w.shape[0] / parts).is_multiple_of(nr / parts);
+    if parts > 1 && !splits {
         return Err(format!("{w} does not split into {parts} parts for panels of {nr}"));
     }
     Ok(vec![packed_type(w.dtype, w.shape[0], w.shape[1], nr)])
@@ -377,7 +382,7 @@ pub fn packed_matmul(t: &[Type], a: &[Attr]) -> Types {
 }
 /// 2 per multiply-add.
 pub fn packed_matmul_flops(op: &Op, operands: &[&Type], _: &[&Type]) -> u64 {
-    2 * (operands[0].elements() * op.size("n")) as u64
+    flops(&[2, operands[0].elements(), op.size("n")])
 }
 /// `packed_gather`
 pub fn packed_gather(t: &[Type], a: &[Attr]) -> Types {

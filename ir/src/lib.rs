@@ -32,6 +32,7 @@ pub mod entity;
 pub mod infer;
 pub mod module;
 pub mod ops;
+pub mod print;
 pub mod program;
 pub mod types;
 
@@ -39,4 +40,5 @@ pub use builder::Builder;
 pub use entity::{EntityMap, OpId, ParamId, RegionId, ValueId};
 pub use module::{Arg, ArgRole, Attrs, Func, Init, Loc, Module, Op, Output, Param, Region, Value, ValueDef};
 pub use ops::{Attr, AttrKind, AttrSpec, OpInfo, Opcode};
+pub use print::print_func;
 pub use types::{DType, Type};

@@ -200,7 +200,7 @@ fn free(_: &Op, _: &[&Type], _: &[&Type]) -> u64 {
     0
 }
 fn per_element(n: u64) -> impl Fn(&[&Type]) -> u64 {
-    move |types| types.iter().take(1).map(|t| t.elements() as u64 * n).sum()
+    move |types| types.iter().take(1).map(|t| (t.elements() as u64).saturating_mul(n)).sum()
 }
 
 ops! {

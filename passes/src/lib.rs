@@ -1,1 +1,4 @@
-//! placeholder
+//! IR → IR and IR → `Program`.
+pub mod options;
+
+pub use options::{Error, Options, WeightType};

@@ -1,0 +1,47 @@
+//! What a caller can choose, and what can go wrong.
+use rdc_ir::Loc;
+use rdc_ir::program::Target;
+
+/// How weights are stored. Arithmetic is in f32 always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum WeightType {
+    /// As they are.
+    #[default]
+    F32,
+    /// Every parameter is rounded to bf16. Matmul weights and tables are stored as bf16, the rest widened again.
+    Bf16,
+    /// Matmul weights, and tables that share one, are int8 with a scale per row of the whole parameter; the rest stays f32.
+    I8,
+}
+
+/// Options of the pipeline.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The machine that code will be generated for: panel widths and tile sizes follow from it.
+    pub target: Target,
+    /// How weights are stored.
+    pub dtype: WeightType,
+    /// How often a loop is expected to run: work inside it weighs this many times as much as work outside.
+    pub expected_trips: usize,
+}
+
+/// Why no program came out.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// The module breaks a rule of the IR. After a pass this is a mistake of the compiler.
+    #[error("the module is not valid after {pass}: {details}")]
+    Invalid {
+        /// The pass that ran last; `lower` if none did.
+        pass: &'static str,
+        /// What the verifier says, one line per error.
+        details: String,
+    },
+    /// The module is valid, but cannot be compiled.
+    #[error("{message}")]
+    Unsupported {
+        /// What cannot be compiled and why.
+        message: String,
+        /// Where the model text says it (line 0 if unknown).
+        loc: Loc,
+    },
+}

@@ -10,7 +10,7 @@ PACKAGES := llvm-22-dev libmlir-22-dev libpolly-22-dev libzstd-dev zlib1g-dev li
 RUST_VERSION := 1.95
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help setup build lint test demo bench
+.PHONY: help setup build lint test bless demo bench
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ test: setup ## All tests
 	@! ldd $(TARGET_DIR)/debug/rdc-runtime-only | grep -E 'LLVM|MLIR' \
 	  || { echo "the runtime-only build links LLVM or MLIR" >&2; exit 1; }
 	RDC_RUNTIME_ONLY=$(abspath $(TARGET_DIR))/debug/rdc-runtime-only cargo test --workspace
+
+bless: setup ## Accept changed snapshots; read the diff
+	INSTA_UPDATE=always INSTA_FORCE_PASS=1 cargo test --workspace
 
 demo: setup ## Compile a small trained model and watch its prediction settle as r grows
 	cargo build --release --bins --examples

@@ -1,0 +1,176 @@
+//! From kernels to a code image: see the crate documentation.
+mod image;
+mod llvm;
+mod mlir;
+
+use crate::{Error, kernels};
+use rayon::prelude::*;
+use rdc_ir::program::{Kernel, Program, Target};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+pub use image::{CodeImage, Symbol};
+
+/// What [`emit_stage`] prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The MLIR module as the kernel families write it (text).
+    Mlir,
+    /// The LLVM module after optimisation (text).
+    Llvm,
+    /// Assembly (text).
+    Asm,
+    /// A relocatable ELF object (bytes).
+    Obj,
+}
+
+/// A kernel has been compiled.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'a> {
+    /// Kernels compiled so far, this one included.
+    pub done: usize,
+    /// Kernels in all.
+    pub total: usize,
+    /// The name of this one.
+    pub kernel: &'a str,
+}
+
+/// How to compile.
+#[derive(Default)]
+pub struct Options<'a> {
+    /// Called after each kernel, from any thread.
+    pub progress: Option<&'a (dyn Fn(Progress) + Sync)>,
+}
+
+/// Compiles every kernel of a program, in parallel on rayon's current pool, into one image. The image depends on the
+/// program only.
+///
+/// # Errors
+/// [`Error::Emit`] for a kernel that no family has code for, [`Error::Lowering`] and [`Error::Layout`] for mistakes of
+/// this back end.
+pub fn compile(program: &Program, options: &Options) -> Result<CodeImage, Error> {
+    let done = AtomicUsize::new(0);
+    let objects = program
+        .kernels
+        .par_iter()
+        .map(|kernel| {
+            let object = stage(&program.target, kernel, Stage::Obj)?;
+            if let Some(progress) = options.progress {
+                let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+                progress(Progress { done, total: program.kernels.len(), kernel: &kernel.name });
+            }
+            Ok(object)
+        })
+        .collect::<Result<Vec<_>, Error>>()?;
+    image::layout(program.kernels.iter().map(|k| k.name.as_str()).zip(objects.iter().map(Vec::as_slice)))
+}
+
+/// One kernel at a stage of its compilation: text for all stages but [`Stage::Obj`].
+///
+/// # Errors
+/// As [`compile`], and [`Error::NoSuchKernel`].
+pub fn emit_stage(program: &Program, kernel: usize, at: Stage) -> Result<Vec<u8>, Error> {
+    let Some(k) = program.kernels.get(kernel) else {
+        return Err(Error::NoSuchKernel { index: kernel, count: program.kernels.len() });
+    };
+    stage(&program.target, k, at)
+}
+
+fn stage(target: &Target, kernel: &Kernel, at: Stage) -> Result<Vec<u8>, Error> {
+    let text = kernels::mlir(target, kernel)?;
+    if at == Stage::Mlir {
+        return Ok(text.into_bytes());
+    }
+    lower(target, &text, at).map_err(|(stage, message)| Error::Lowering { kernel: kernel.name.clone(), stage, message })
+}
+
+/// Which step failed, and what the library said.
+type Failure = (&'static str, String);
+
+fn lower(target: &Target, text: &str, at: Stage) -> Result<Vec<u8>, Failure> {
+    let context = inkwell::context::Context::create();
+    let module = mlir::translate(text, &context)?;
+    let machine = llvm::Machine::new(target)?;
+    machine.optimise(&module)?;
+    match at {
+        Stage::Mlir | Stage::Llvm => Ok(module.print_to_string().to_string().into_bytes()),
+        Stage::Asm => machine.assembly(&module),
+        Stage::Obj => machine.object(&module),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        emit::{Emitter, Val},
+        target,
+        testing::{Aligned, Loaded},
+    };
+
+    /// A kernel that adds the constants 1, 2, … (which lie in read-only data) to a vector.
+    fn add_ramp(lanes: usize, address: impl FnOnce(&mut Emitter) -> Val) -> String {
+        let mut e = Emitter::new("ramp", 2, lanes);
+        let from = address(&mut e);
+        let x = e.load_raw(from, crate::emit::Ty::f32(lanes));
+        let one = e.f32(1.0, 1);
+        let two = e.f32(2.0, 1);
+        let (one, two) = (e.splat(one, lanes), e.splat(two, lanes));
+        let pattern: Vec<usize> = (0..lanes).map(|i| if i % 2 == 0 { i } else { lanes + i }).collect();
+        let ramp = e.shuffle(one, two, &pattern);
+        let sum = e.add(x, ramp);
+        e.store_raw(e.arg(1), sum);
+        e.finish()
+    }
+
+    fn object(name: &str, text: &str) -> Vec<u8> {
+        lower(&target(name).unwrap(), text, Stage::Obj).unwrap()
+    }
+
+    #[test]
+    fn images_run_and_constants_are_found() {
+        let target = target("native").unwrap();
+        let text = add_ramp(target.lanes, |e| e.arg(0));
+        let object = object("native", &text);
+        // Two objects, so that sections of the second are moved.
+        let other = self::object("native", &text.replace("@ramp", "@other"));
+        let image = image::layout([("other", other.as_slice()), ("ramp", object.as_slice())].into_iter()).unwrap();
+        let loaded = Loaded::load(&image).unwrap();
+        for name in ["ramp", "other"] {
+            let mut args = [Aligned::from_f32(&vec![0.5; target.lanes]), Aligned::new(4 * target.lanes)];
+            // SAFETY: two buffers of one vector each.
+            unsafe { loaded.run(image.offset(name).unwrap(), &mut args, 0..1, &mut Aligned::new(0)) };
+            let want: Vec<f32> = (0..target.lanes).map(|i| if i % 2 == 0 { 1.5 } else { 2.5 }).collect();
+            assert_eq!(args[1].to_f32(), want);
+        }
+    }
+
+    #[test]
+    fn every_target_assembles() {
+        for name in crate::TARGETS {
+            let lanes = target(name).unwrap().lanes;
+            let object = object(name, &add_ramp(lanes, |e| e.arg(0)));
+            assert!(image::layout([("ramp", object.as_slice())].into_iter()).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn calls_of_libraries_are_refused() {
+        let text = "module { llvm.func @cosf(f32) -> f32
+            func.func @k(%p: !llvm.ptr, %b: i64, %e: i64, %s: !llvm.ptr) {
+              %x = llvm.load %p : !llvm.ptr -> f32
+              %y = llvm.call @cosf(%x) : (f32) -> f32
+              llvm.store %y, %p : f32, !llvm.ptr
+              return } }";
+        let object = object("native", text);
+        let error = image::layout([("k", object.as_slice())].into_iter()).unwrap_err();
+        assert!(error.to_string().contains("cosf"), "{error}");
+    }
+
+    #[test]
+    fn mistakes_are_reported_with_their_reason() {
+        let target = target("native").unwrap();
+        let (stage, message) = lower(&target, "module { arith.nonsense }", Stage::Obj).unwrap_err();
+        assert_eq!(stage, "parsing MLIR");
+        assert!(message.contains("nonsense"), "{message}");
+    }
+}

@@ -1,0 +1,30 @@
+//! Code generation, one file per kernel family of [`KernelKind`].
+mod gemv;
+mod matmul;
+
+use crate::emit::Error;
+use rdc_ir::program::{Kernel, KernelKind, Target};
+
+/// Rows up to which a matmul is bound by reading its weight and goes to [`gemv`].
+const GEMV_ROWS: usize = 4;
+
+/// The MLIR module of a kernel: one function of the kernel's name, in the calling convention of [`rdc_ir::program`].
+///
+/// # Errors
+/// [`Error::Unsupported`] if the kernel has a form that its family has no code for.
+pub fn mlir(target: &Target, kernel: &Kernel) -> Result<String, Error> {
+    match kernel.kind {
+        KernelKind::Matmul { m, .. } if m <= GEMV_ROWS => gemv::emit(target, kernel),
+        KernelKind::Matmul { .. } => matmul::emit(target, kernel),
+        _ => Err(Error::unsupported(&kernel.name, format!("{:?}", kernel.kind))),
+    }
+}
+
+/// Bytes of scratch that a thread needs for a kernel ([`Kernel::scratch`]).
+pub fn scratch_bytes(kernel: &Kernel, target: &Target) -> usize {
+    match kernel.kind {
+        KernelKind::Matmul { m, .. } if m <= GEMV_ROWS => gemv::scratch(kernel, target),
+        KernelKind::Matmul { .. } => matmul::scratch(kernel, target),
+        _ => 0,
+    }
+}

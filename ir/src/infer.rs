@@ -156,6 +156,9 @@ pub fn concat(t: &[Type], a: &[Attr]) -> Types {
     let Some(first) = t.first() else { return Err("nothing to concatenate".into()) };
     let axis = axis_of(first, &a[0])?;
     let mut shape = first.shape.clone();
+    if first.cache {
+        return Err(format!("cannot join {first}"));
+    }
     for part in &t[1..] {
         let same = part.dtype == first.dtype
             && part.rank() == first.rank()
@@ -303,6 +306,7 @@ pub fn cache_update(t: &[Type], _: &[Attr]) -> Types {
     want(&t[2], DType::I32, "pos")?;
     want(&t[3], DType::I32, "slot")?;
     let fits = cache.cache
+        && cache.dtype == DType::F32
         && cache.rank() == 5
         && x.rank() == 4
         && cache.shape[1] == x.shape[0]

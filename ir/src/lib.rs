@@ -36,6 +36,7 @@ pub mod parse;
 pub mod print;
 pub mod program;
 pub mod types;
+pub mod verify;
 
 pub use builder::Builder;
 pub use entity::{EntityMap, OpId, ParamId, RegionId, ValueId};
@@ -44,3 +45,4 @@ pub use ops::{Attr, AttrKind, AttrSpec, OpInfo, Opcode};
 pub use parse::{ParseError, parse, parse_func};
 pub use print::print_func;
 pub use types::{DType, Type};
+pub use verify::{VerifyError, verify};

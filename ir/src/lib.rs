@@ -32,9 +32,11 @@ pub mod entity;
 pub mod infer;
 pub mod module;
 pub mod ops;
+pub mod packing;
 pub mod parse;
 pub mod print;
 pub mod program;
+pub mod tables;
 pub mod types;
 pub mod verify;
 

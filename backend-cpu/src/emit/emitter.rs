@@ -415,6 +415,11 @@ impl Emitter {
         let b = self.int(bits, a.ty);
         self.binary("", "shrui", a, b)
     }
+    /// arithmetic shift right by a constant
+    pub fn sar(&mut self, a: Val, bits: i64) -> Val {
+        let b = self.int(bits, a.ty);
+        self.binary("", "shrsi", a, b)
+    }
     /// Compares; the result has element i1.
     pub fn cmp(&mut self, how: Cmp, a: Val, b: Val) -> Val {
         let float = a.ty.is_float();

@@ -1,7 +1,12 @@
 //! Text emission: the MLIR builder, vector mathematics, and code for row operations.
+pub mod elementwise;
 pub mod emitter;
+pub mod math;
+mod rowgraph;
+pub mod rowops;
 
 pub use emitter::{Cmp, Elem, Emitter, Ty, Val};
+pub use rowops::{Epilogue, RowProgram};
 
 /// Why no code could be generated for a kernel.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,0 +1,265 @@
+//! Elementary functions as polynomials in plain vector arithmetic: the image has no external symbols, so no libm.
+//!
+//! Each function works on any number of lanes, passes NaN on, and is exact at 0 and ±infinity. Errors are those measured
+//! by the tests against f64: 2 ulp or less, except where a comment says otherwise. None needs a float-to-integer
+//! conversion of an unbounded value, which LLVM leaves undefined.
+use super::{Cmp, Elem, Emitter, Val};
+
+/// Horner's rule, highest coefficient first.
+fn poly(e: &mut Emitter, x: Val, coefficients: &[f32]) -> Val {
+    let n = x.lanes();
+    let mut acc = e.f32(coefficients[0], n);
+    for &c in &coefficients[1..] {
+        let c = e.f32(c, n);
+        acc = e.fma(acc, x, c);
+    }
+    acc
+}
+
+/// `(p, n)` with `e^x = p * 2^n`, n as `i32`: `x = n ln 2 + r` in two parts (Cody and Waite), |r| <= ln 2 / 2.
+fn exp_parts(e: &mut Emitter, x: Val) -> (Val, Val) {
+    let lanes = x.lanes();
+    // Adding 1.5 * 2^23 leaves the rounded integer in the low bits of the sum.
+    let magic = e.f32(12_582_912.0, lanes);
+    let log2e = e.f32(std::f32::consts::LOG2_E, lanes);
+    let shifted = e.fma(x, log2e, magic);
+    let n = e.sub(shifted, magic);
+    let (bits, magic_bits) = (e.bitcast(shifted, Elem::I32), e.bitcast(magic, Elem::I32));
+    let exponent = e.sub(bits, magic_bits);
+    let (high, low) = (e.f32(-0.693_359_4, lanes), e.f32(2.121_944_4e-4, lanes));
+    let r = e.fma(n, high, x);
+    let r = e.fma(n, low, r);
+    let q = poly(e, r, &[1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5]);
+    let (r2, one) = (e.mul(r, r), e.f32(1.0, lanes));
+    let tail = e.add(r, one);
+    (e.fma(q, r2, tail), exponent)
+}
+
+/// `2^n` for -126 <= n <= 127.
+fn power_of_two(e: &mut Emitter, n: Val) -> Val {
+    let bias = e.int(127, n.ty);
+    let biased = e.add(n, bias);
+    let bits = e.shl(biased, 23);
+    e.bitcast(bits, Elem::F32)
+}
+
+/// e^x. Subnormal results are exact to their spacing.
+pub fn exp(e: &mut Emitter, x: Val) -> Val {
+    // Beyond these bounds the result is infinity or zero; the scale is applied in halves so that both ends work.
+    let (low, high) = (e.f32(-104.0, x.lanes()), e.f32(89.0, x.lanes()));
+    let x = e.max_fast(low, x);
+    let x = e.min_fast(high, x);
+    let (p, n) = exp_parts(e, x);
+    let half = e.sar(n, 1);
+    let rest = e.sub(n, half);
+    let (a, b) = (power_of_two(e, half), power_of_two(e, rest));
+    let y = e.mul(p, a);
+    e.mul(y, b)
+}
+
+/// e^x for x <= 0, as softmax needs it: cheaper, and 0 where the result would be subnormal (x < -87.33).
+pub fn exp_nonpositive(e: &mut Emitter, x: Val) -> Val {
+    let low = e.f32(-87.33, x.lanes());
+    let bounded = e.max_fast(low, x);
+    let (p, n) = exp_parts(e, bounded);
+    let scale = power_of_two(e, n);
+    let y = e.mul(p, scale);
+    let zero = e.f32(0.0, x.lanes());
+    let tiny = e.cmp(Cmp::Lt, x, low);
+    e.select(tiny, zero, y)
+}
+
+/// Natural logarithm; NaN for x < 0, -infinity for 0.
+pub fn log(e: &mut Emitter, x: Val) -> Val {
+    let lanes = x.lanes();
+    let zero = e.f32(0.0, lanes);
+    // Subnormals are scaled up first.
+    let smallest = e.f32(f32::MIN_POSITIVE, lanes);
+    let subnormal = e.cmp(Cmp::Lt, x, smallest);
+    let two23 = e.f32(8_388_608.0, lanes);
+    let scaled = e.mul(x, two23);
+    let y = e.select(subnormal, scaled, x);
+    let shift = e.f32(-23.0, lanes);
+    let shift = e.select(subnormal, shift, zero);
+    // x = m * 2^n with sqrt(1/2) <= m < sqrt 2: subtract the bits of sqrt(1/2) so that the exponent field carries n.
+    let bits = e.bitcast(y, Elem::I32);
+    let root = e.int(std::f32::consts::FRAC_1_SQRT_2.to_bits().into(), bits.ty);
+    let offset = e.sub(bits, root);
+    let n = e.sar(offset, 23);
+    let exponent = e.shl(n, 23);
+    let mantissa = e.sub(bits, exponent);
+    let m = e.bitcast(mantissa, Elem::F32);
+    let n = e.int_to_float(n);
+    let n = e.add(n, shift);
+    let one = e.f32(1.0, lanes);
+    let f = e.sub(m, one);
+    let f2 = e.mul(f, f);
+    let q = poly(
+        e,
+        f,
+        &[
+            7.037_683_6e-2,
+            -1.151_461e-1,
+            1.167_699_9e-1,
+            -1.242_014_1e-1,
+            1.424_932_3e-1,
+            -1.666_805_8e-1,
+            2.000_071_5e-1,
+            -2.499_999_4e-1,
+            3.333_333e-1,
+        ],
+    );
+    let q = e.mul(q, f);
+    let q = e.mul(q, f2);
+    let (low, high, minus_half) = (e.f32(-2.121_944_4e-4, lanes), e.f32(0.693_359_4, lanes), e.f32(-0.5, lanes));
+    let q = e.fma(n, low, q);
+    let q = e.fma(f2, minus_half, q);
+    let q = e.add(f, q);
+    let y = e.fma(n, high, q);
+    // Zero, negative, infinite and NaN operands.
+    let (inf, minus_inf, nan) = (e.f32(f32::INFINITY, lanes), e.f32(f32::NEG_INFINITY, lanes), e.f32(f32::NAN, lanes));
+    let finite = e.cmp(Cmp::Lt, x, inf);
+    let y = e.select(finite, y, x);
+    let is_zero = e.cmp(Cmp::Eq, x, zero);
+    let y = e.select(is_zero, minus_inf, y);
+    let negative = e.cmp(Cmp::Lt, x, zero);
+    e.select(negative, nan, y)
+}
+
+/// Gives a magnitude the sign of x.
+fn copy_sign(e: &mut Emitter, magnitude: Val, x: Val) -> Val {
+    let bits = e.bitcast(x, Elem::I32);
+    let sign = e.int(i64::from(i32::MIN), bits.ty);
+    let sign = e.and(bits, sign);
+    let magnitude = e.bitcast(magnitude, Elem::I32);
+    let bits = e.or(magnitude, sign);
+    e.bitcast(bits, Elem::F32)
+}
+
+/// Hyperbolic tangent: an odd polynomial near 0, `1 - 2 / (e^2|x| + 1)` beyond.
+pub fn tanh(e: &mut Emitter, x: Val) -> Val {
+    let lanes = x.lanes();
+    let a = e.abs(x);
+    let x2 = e.mul(x, x);
+    let q = poly(e, x2, &[-5.704_988_7e-3, 2.063_908_9e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_2e-1]);
+    let x3 = e.mul(x2, x);
+    let small = e.fma(q, x3, x);
+    // 1 - 2 / (e^20 + 1) rounds to 1; the bound keeps the exponential finite.
+    let ten = e.f32(10.0, lanes);
+    let bounded = e.min_fast(ten, a);
+    let twice = e.add(bounded, bounded);
+    let power = exp(e, twice);
+    let one = e.f32(1.0, lanes);
+    let denominator = e.add(power, one);
+    let two = e.f32(2.0, lanes);
+    let quotient = e.div(two, denominator);
+    let large = e.sub(one, quotient);
+    let large = copy_sign(e, large, x);
+    let limit = e.f32(0.625, lanes);
+    let is_large = e.cmp(Cmp::Gt, a, limit);
+    e.select(is_large, large, small)
+}
+
+/// Gauss error function: an odd polynomial near 0, `1 - e^P(|x|)` beyond (coefficients of N. Juffa's `erff`).
+pub fn erf(e: &mut Emitter, x: Val) -> Val {
+    let lanes = x.lanes();
+    let a = e.abs(x);
+    let x2 = e.mul(x, x);
+    let q = poly(
+        e,
+        x2,
+        &[-5.967_617e-4, 4.991_194_2e-3, -2.676_813_5e-2, 1.128_199_25e-1, -3.761_253_4e-1, 1.283_791_7e-1],
+    );
+    let small = e.fma(q, x, x);
+    // erf(4) rounds to 1; the bound keeps the polynomial in its range.
+    let four = e.f32(4.0, lanes);
+    let t = e.min_fast(four, a);
+    let q = poly(
+        e,
+        t,
+        &[
+            -1.728_534_7e-5,
+            3.831_971_3e-4,
+            -3.883_964_4e-3,
+            2.425_462_2e-2,
+            -1.067_778_8e-1,
+            -6.348_467e-1,
+            -1.287_175_1e-1,
+        ],
+    );
+    let minus_t = e.neg(t);
+    let exponent = e.fma(q, t, minus_t);
+    let power = exp_nonpositive(e, exponent);
+    let one = e.f32(1.0, lanes);
+    let large = e.sub(one, power);
+    let large = copy_sign(e, large, x);
+    let limit = e.f32(0.927_734_4, lanes);
+    let is_large = e.cmp(Cmp::Gt, a, limit);
+    e.select(is_large, large, small)
+}
+
+/// `numerator / (1 + e^-x)`
+fn over_one_plus_exp(e: &mut Emitter, numerator: Val, x: Val) -> Val {
+    let minus = e.neg(x);
+    let power = exp(e, minus);
+    let one = e.f32(1.0, x.lanes());
+    let denominator = e.add(one, power);
+    e.div(numerator, denominator)
+}
+
+/// 1 / (1 + e^-x)
+pub fn sigmoid(e: &mut Emitter, x: Val) -> Val {
+    let one = e.f32(1.0, x.lanes());
+    over_one_plus_exp(e, one, x)
+}
+
+/// x * sigmoid(x)
+pub fn silu(e: &mut Emitter, x: Val) -> Val {
+    over_one_plus_exp(e, x, x)
+}
+
+/// x * (1 + erf(x / sqrt 2)) / 2. The sum cancels for x < 0: the error there is 1e-7 of |x|, not of the result.
+pub fn gelu(e: &mut Emitter, x: Val) -> Val {
+    let lanes = x.lanes();
+    let scale = e.f32(std::f32::consts::FRAC_1_SQRT_2, lanes);
+    let scaled = e.mul(x, scale);
+    let y = erf(e, scaled);
+    let (half, one) = (e.f32(0.5, lanes), e.f32(1.0, lanes));
+    let sum = e.add(y, one);
+    let half_x = e.mul(x, half);
+    e.mul(half_x, sum)
+}
+
+/// x * (1 + tanh(u)) / 2 with u = sqrt(2/pi) (x + 0.044715 x^3), computed as x * sigmoid(2u); an error of u grows by |2u|
+/// in the result.
+pub fn gelu_tanh(e: &mut Emitter, x: Val) -> Val {
+    let lanes = x.lanes();
+    let x2 = e.mul(x, x);
+    let twice = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
+    let (cubic, linear) = (e.f32((twice * 0.044715) as f32, lanes), e.f32(twice as f32, lanes));
+    let factor = e.fma(x2, cubic, linear);
+    let u2 = e.mul(factor, x);
+    over_one_plus_exp(e, x, u2)
+}
+
+/// 1 / sqrt(x), each operation correctly rounded
+pub fn rsqrt(e: &mut Emitter, x: Val) -> Val {
+    let root = e.sqrt(x);
+    let one = e.f32(1.0, x.lanes());
+    e.div(one, root)
+}
+
+/// Truncates to `i32`; beyond its range the nearest `i32`, and 0 for NaN.
+pub fn to_int(e: &mut Emitter, x: Val) -> Val {
+    let lanes = x.lanes();
+    let zero = e.f32(0.0, lanes);
+    let ordered = e.cmp(Cmp::Eq, x, x);
+    let y = e.select(ordered, x, zero);
+    let (low, high) = (e.f32(-2_147_483_648.0, lanes), e.f32(2_147_483_520.0, lanes));
+    let y = e.max_fast(y, low);
+    let y = e.min_fast(y, high);
+    let converted = e.float_to_int(y);
+    let most = e.int(i32::MAX.into(), converted.ty);
+    let above = e.cmp(Cmp::Gt, x, high);
+    e.select(above, most, converted)
+}

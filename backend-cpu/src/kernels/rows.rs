@@ -1,0 +1,47 @@
+//! Row operations without a matmul.
+//!
+//! Algorithm: each row is computed by itself in the sweeps that [`RowProgram`] plans; a task is a run of rows. Tiling: none
+//! but vectors, since a row and its intermediate values stay in the first-level cache. Bound: memory for elementwise
+//! chains and norms (each argument is read once, each result written once), division and polynomials for activations.
+use crate::emit::{Emitter, Error, RowProgram};
+use rdc_ir::ValueId;
+use rdc_ir::program::{Kernel, KernelKind, Target};
+
+/// The rows, rows per task and results of a kernel.
+fn form(kernel: &Kernel) -> Result<(usize, usize, Vec<ValueId>), Error> {
+    let func = &kernel.func;
+    let KernelKind::Rows { rows, rows_per_task } = kernel.kind else {
+        return Err(Error::unsupported(&kernel.name, "a kernel of another kind than rows"));
+    };
+    let yields = func.regions[func.body].yields.clone();
+    if rows_per_task == 0 || yields.iter().any(|&v| func.ty(v).cache) {
+        return Err(Error::unsupported(&kernel.name, "a cache or an empty task among rows"));
+    }
+    Ok((rows, rows_per_task, yields))
+}
+
+/// The kernel's MLIR module.
+pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
+    let (rows, rows_per_task, results) = form(kernel)?;
+    let program = RowProgram::new(&kernel.name, &kernel.func, rows, &results)?;
+    let arguments = kernel.func.args.len();
+    let mut e = Emitter::new(&kernel.name, arguments + results.len(), target.lanes);
+    e.tasks(|e, task| {
+        let lo = e.mul_const(task, rows_per_task);
+        let hi = e.add_const(lo, rows_per_task);
+        let all = e.i64(rows);
+        let hi = e.min(hi, all);
+        e.each(lo, hi, |e, row| {
+            let to: Vec<_> = (0..results.len()).map(|i| e.at(e.arg(arguments + i), row, program.stride(i))).collect();
+            program.emit(e, row, &to, e.scratch);
+        });
+    });
+    Ok(e.finish())
+}
+
+/// Bytes of scratch per thread.
+pub fn scratch(kernel: &Kernel) -> usize {
+    form(kernel)
+        .and_then(|(rows, _, results)| Ok(RowProgram::new(&kernel.name, &kernel.func, rows, &results)?.scratch()))
+        .unwrap_or(0)
+}

@@ -30,6 +30,7 @@
 pub mod builder;
 pub mod entity;
 pub mod infer;
+pub mod interp;
 pub mod module;
 pub mod ops;
 pub mod packing;

@@ -38,6 +38,8 @@ mod caches;
 mod ops;
 mod structure;
 
+pub use caches::kv_policy;
+
 use crate::entity::OpId;
 use crate::module::{ArgRole, Func, Init, Loc, Module};
 use crate::print::print_op;

@@ -1,11 +1,234 @@
-//! Matmuls of more than 4 rows.
-use crate::emit::Error;
+//! Matmuls of more than 4 rows: bound by arithmetic.
+//!
+//! A task is a block of rows times a range of panels. For each panel, for each block of `kc` of the inner size, the
+//! micro-kernel multiplies `mr` rows at a time with a `kc × nr` piece of the panel, which stays in the first-level cache;
+//! `mr × nr` sums stay in registers and, between inner blocks, in a tile of scratch. The epilogue then runs over the
+//! finished tile. bf16 and int8 pieces are widened to f32 once per task, into scratch, so there is one micro-kernel.
+//!
+//! The order of additions to an element depends on `kc` only, not on how rows and panels are cut into tasks.
+use super::matmul_form::Form;
+use super::matmul_rowops::{Finish, Prologue, Rows};
+use super::matmul_weights::widen;
+use crate::emit::{Cmp, Emitter, Error, Ty, Val};
+use rdc_ir::DType;
 use rdc_ir::program::{Kernel, Target};
 
-pub fn emit(_target: &Target, kernel: &Kernel) -> Result<String, Error> {
-    Err(Error::unsupported(&kernel.name, "matmul"))
+/// Steps of the inner size per iteration of the micro-kernel.
+const UNROLL: usize = 4;
+
+/// Scratch of a thread, in bytes from its start.
+struct Scratch {
+    /// `f32[kc, nr]`: a widened piece of the panel; at 0 is `f32[rows_per_task, nr]`, the sums of the current panel.
+    piece: usize,
+    /// `f32[rows_per_task, stride]`: the left operand, if it is computed.
+    left: usize,
+    /// Intermediate rows of the prologue.
+    rows: usize,
+    /// Bytes in all.
+    bytes: usize,
 }
 
-pub fn scratch(_kernel: &Kernel, _target: &Target) -> usize {
-    0
+fn layout(form: &Form, prologue: &Prologue) -> Scratch {
+    let piece = (form.rows_per_task * form.nr * 4).next_multiple_of(64);
+    let widened = if form.dtype == DType::F32 { 0 } else { form.kc * form.nr * 4 };
+    let left = piece + widened.next_multiple_of(64);
+    let computed = if form.x_argument().is_some() { 0 } else { form.rows_per_task * form.left_stride() };
+    let rows = left + computed;
+    Scratch { piece, left, rows, bytes: rows + prologue.scratch() }
+}
+
+/// Bytes of scratch.
+pub fn scratch(kernel: &Kernel, target: &Target) -> Result<usize, Error> {
+    let form = Form::new(target, kernel)?;
+    Ok(layout(&form, &Prologue::new(&form)?).bytes)
+}
+
+/// The kernel's module.
+pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
+    let form = Form::new(target, kernel)?;
+    let prologue = Prologue::new(&form)?;
+    let finish = Finish::new(&form)?;
+    let mut e = Emitter::new(form.name, form.pointers(), target.lanes);
+    let scratch = layout(&form, &prologue);
+    let rows_at = scratch.rows;
+    let gemm = Gemm { form: &form, mr: target.mr, finish: &finish, scratch };
+    e.tasks(|e, task| {
+        let (row_block, column_block) = e.div_rem(task, form.column_blocks);
+        let first = e.mul_const(row_block, form.rows_per_task);
+        let count = bounded(e, first, form.rows_per_task, form.m);
+        let (left, stride) = match form.x_argument() {
+            Some(x) => (e.at(e.arg(x), first, form.k * 4), form.k * 4),
+            None => (e.offset_const(e.scratch, gemm.scratch.left), form.left_stride()),
+        };
+        let rows = Rows { first, count, left, stride };
+        let zero = e.i64(0);
+        let store = e.cmp(Cmp::Eq, column_block, zero);
+        // The task before, if it belongs to this call and row block, has left its rows in scratch.
+        let fresh = e.cmp(Cmp::Eq, task, e.begin);
+        let due = e.or(fresh, store);
+        e.when(due, |e| {
+            let scratch = e.offset_const(e.scratch, rows_at);
+            prologue.emit(e, rows, store, scratch);
+        });
+        let panel = e.mul_const(column_block, form.panels_per_task);
+        let panels = bounded(e, panel, form.panels_per_task, form.panels);
+        let end = e.add(panel, panels);
+        e.each(panel, end, |e, panel| gemm.panel(e, rows, panel));
+    });
+    Ok(e.finish())
+}
+
+/// `min(step, size - start)`, as a constant if `step` divides `size`.
+fn bounded(e: &mut Emitter, start: Val, step: usize, size: usize) -> Val {
+    let whole = e.i64(step);
+    if size.is_multiple_of(step) {
+        return whole;
+    }
+    let size = e.i64(size);
+    let rest = e.sub(size, start);
+    e.min(whole, rest)
+}
+
+struct Gemm<'k> {
+    form: &'k Form<'k>,
+    mr: usize,
+    finish: &'k Finish<'k>,
+    scratch: Scratch,
+}
+
+impl Gemm<'_> {
+    /// One panel: all inner blocks, then the epilogue.
+    fn panel(&self, e: &mut Emitter, rows: Rows, panel: Val) {
+        let form = self.form;
+        let tile = e.scratch;
+        let weight = form.panel(e, panel);
+        e.repeat(form.k.div_ceil(form.kc), |e, block| {
+            let start = e.mul_const(block, form.kc);
+            let length = bounded(e, start, form.kc, form.k);
+            let left = e.at(rows.left, start, 4);
+            let piece = self.piece(e, weight, start, length);
+            let zero = e.i64(0);
+            let first = e.cmp(Cmp::Eq, block, zero);
+            self.rows(e, Rows { left, ..rows }, piece, length, tile, first);
+        });
+        let zero = e.i64(0);
+        e.each(zero, rows.count, |e, i| {
+            let row = e.add(rows.first, i);
+            let sums = e.at(tile, i, form.nr * 4);
+            self.finish.row(e, row, panel, sums);
+        });
+    }
+
+    /// The f32 piece of a panel that an inner block needs.
+    fn piece(&self, e: &mut Emitter, weight: Val, start: Val, length: Val) -> Val {
+        let form = self.form;
+        let from = e.at(weight, start, form.nr * form.dtype.bytes());
+        if form.dtype == DType::F32 {
+            return from;
+        }
+        let piece = e.offset_const(e.scratch, self.scratch.piece);
+        widen(e, form.dtype, form.nr, from, length, piece);
+        piece
+    }
+
+    /// The micro-kernel over all rows of the task.
+    fn rows(&self, e: &mut Emitter, rows: Rows, piece: Val, length: Val, tile: Val, first: Val) {
+        let form = self.form;
+        let (blocks, rest) = e.div_rem(rows.count, self.mr);
+        let micro = |e: &mut Emitter, count: usize, from: Val| {
+            let left = e.at(rows.left, from, rows.stride);
+            let sums = e.at(tile, from, form.nr * 4);
+            self.micro(e, count, left, rows.stride, piece, length, sums, first);
+        };
+        if form.rows_per_task >= self.mr {
+            let zero = e.i64(0);
+            e.each(zero, blocks, |e, block| {
+                let from = e.mul_const(block, self.mr);
+                micro(e, self.mr, from);
+            });
+        }
+        // Remainders of a whole row block and of the last one.
+        let mut remainders = vec![form.rows_per_task % self.mr, form.m % form.rows_per_task % self.mr];
+        remainders.sort_unstable();
+        remainders.dedup();
+        for count in remainders.into_iter().filter(|&r| r > 0) {
+            let wanted = e.i64(count);
+            let here = e.cmp(Cmp::Eq, rest, wanted);
+            e.when(here, |e| {
+                let from = e.mul_const(blocks, self.mr);
+                micro(e, count, from);
+            });
+        }
+    }
+
+    /// `count × nr` sums over `length` of the inner size, begun at zero or continued from the tile.
+    #[allow(clippy::too_many_arguments)]
+    fn micro(
+        &self,
+        e: &mut Emitter,
+        count: usize,
+        left: Val,
+        stride: usize,
+        piece: Val,
+        length: Val,
+        sums: Val,
+        first: Val,
+    ) {
+        let form = self.form;
+        let lanes = e.lanes;
+        let vectors = form.nr / lanes;
+        let total = count * vectors;
+        let zero = e.f32(0.0, lanes);
+        let address =
+            |e: &mut Emitter, i: usize| e.offset_const(sums, (i / vectors * form.nr + i % vectors * lanes) * 4);
+        let init = if form.k <= form.kc {
+            vec![zero; total]
+        } else {
+            let load = |e: &mut Emitter| {
+                (0..total)
+                    .map(|i| {
+                        let from = address(e, i);
+                        e.load_raw(from, Ty::f32(lanes))
+                    })
+                    .collect()
+            };
+            e.branch(first, &vec![Ty::f32(lanes); total], |_| vec![zero; total], load)
+        };
+        let step = |e: &mut Emitter, k: Val, sums: &[Val], unroll: usize| {
+            let (left, piece) = (e.at(left, k, 4), e.at(piece, k, form.nr * 4));
+            let mut sums = sums.to_vec();
+            for u in 0..unroll {
+                let weights: Vec<Val> = (0..vectors)
+                    .map(|v| {
+                        let from = e.offset_const(piece, (u * form.nr + v * lanes) * 4);
+                        e.load_raw(from, Ty::f32(lanes))
+                    })
+                    .collect();
+                for row in 0..count {
+                    let from = e.offset_const(left, row * stride + u * 4);
+                    let x = e.load_raw(from, Ty::f32(1));
+                    let x = e.splat(x, lanes);
+                    for (v, &w) in weights.iter().enumerate() {
+                        sums[row * vectors + v] = e.fma(x, w, sums[row * vectors + v]);
+                    }
+                }
+            }
+            sums
+        };
+        let start = e.i64(0);
+        let (whole, mut sums) = if form.k % UNROLL == 0 && form.kc % UNROLL == 0 {
+            (None, e.for_range(start, length, UNROLL, &init, |e, k, sums| step(e, k, sums, UNROLL)))
+        } else {
+            let (quarters, _) = e.div_rem(length, UNROLL);
+            let whole = e.mul_const(quarters, UNROLL);
+            (Some(whole), e.for_range(start, whole, UNROLL, &init, |e, k, sums| step(e, k, sums, UNROLL)))
+        };
+        if let Some(whole) = whole {
+            sums = e.for_range(whole, length, 1, &sums, |e, k, sums| step(e, k, sums, 1));
+        }
+        for (i, &sum) in sums.iter().enumerate() {
+            let to = address(e, i);
+            e.store_raw(to, sum);
+        }
+    }
 }

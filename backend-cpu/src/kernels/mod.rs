@@ -1,6 +1,12 @@
 //! Code generation, one file per kernel family of [`KernelKind`].
 mod gemv;
 mod matmul;
+mod matmul_form;
+mod matmul_rowops;
+#[cfg(test)]
+mod matmul_tests;
+mod matmul_weights;
+mod rows;
 
 use crate::emit::Error;
 use rdc_ir::program::{Kernel, KernelKind, Target};
@@ -16,15 +22,17 @@ pub fn mlir(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     match kernel.kind {
         KernelKind::Matmul { m, .. } if m <= GEMV_ROWS => gemv::emit(target, kernel),
         KernelKind::Matmul { .. } => matmul::emit(target, kernel),
+        KernelKind::Rows { .. } => rows::emit(target, kernel),
         _ => Err(Error::unsupported(&kernel.name, format!("{:?}", kernel.kind))),
     }
 }
 
-/// Bytes of scratch that a thread needs for a kernel ([`Kernel::scratch`]).
+/// Bytes of scratch that a thread needs for a kernel ([`Kernel::scratch`]); 0 for one that [`mlir`] refuses.
 pub fn scratch_bytes(kernel: &Kernel, target: &Target) -> usize {
     match kernel.kind {
-        KernelKind::Matmul { m, .. } if m <= GEMV_ROWS => gemv::scratch(kernel, target),
-        KernelKind::Matmul { .. } => matmul::scratch(kernel, target),
+        KernelKind::Matmul { m, .. } if m <= GEMV_ROWS => gemv::scratch(kernel, target).unwrap_or(0),
+        KernelKind::Matmul { .. } => matmul::scratch(kernel, target).unwrap_or(0),
+        KernelKind::Rows { .. } => rows::scratch(kernel),
         _ => 0,
     }
 }

@@ -1,4 +1,4 @@
-//! Runs compiled kernels in this process: for tests and benchmarks only.
+//! Code mapped executable, and buffers for it.
 //!
 //! `unsafe` here: code is mapped and called. The caller vouches that buffers fit the kernel's types ([`Loaded::run`]).
 use crate::CodeImage;

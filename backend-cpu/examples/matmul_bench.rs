@@ -1,0 +1,263 @@
+//! Matmul kernels against what the machine can do: f32 multiply-adds per second for many rows, read bandwidth for few.
+//!
+//!     cargo run --release -p rdc-backend-cpu --features testing --example matmul_bench [-- gemm | gemv | compile]
+use rdc_backend_cpu::testing::{Aligned, Runner, kernel, pack, quantise, random};
+use rdc_backend_cpu::{Error, target};
+use rdc_ir::program::{Kernel, KernelKind, Target};
+use rdc_ir::{ArgRole, Attr, Builder, DType, Func, Opcode, Type};
+use std::hint::black_box;
+use std::time::Instant;
+
+/// What surrounds the product in a case.
+#[derive(Clone, Copy, PartialEq)]
+enum Around {
+    Nothing,
+    /// RMS norm before, gate (silu, two parts) after.
+    NormGate,
+    /// RMS norm before.
+    Norm,
+    /// Residual addition after.
+    Residual,
+}
+
+fn case(target: &Target, (m, n, k): (usize, usize, usize), dtype: DType, around: Around) -> Kernel {
+    let parts = if around == Around::NormGate { 2 } else { 1 };
+    let nr = target.nr;
+    let mut func = Func::new("f");
+    let mut b = Builder::new(&mut func);
+    let x = b.arg("x", ArgRole::Input, Type::f32([m, k]));
+    let (inner, pair) = if dtype == DType::BF16 { (k.div_ceil(2), 2) } else { (k, 1) };
+    let w = b.arg("w", ArgRole::Input, Type::new(dtype, [n.div_ceil(nr), inner, nr, pair]));
+    let mut operands = vec![x, w];
+    if matches!(around, Around::Norm | Around::NormGate) {
+        let norm = b.arg("norm", ArgRole::Input, Type::f32([k]));
+        operands[0] = b.op(Opcode::RmsNorm, &[x, norm], vec![Attr::Float(1e-5)]);
+    }
+    if dtype == DType::I8 {
+        operands.push(b.arg("scale", ArgRole::Input, Type::f32([n])));
+    }
+    let attrs = vec![Attr::Int(n as i64), Attr::Int(k as i64), Attr::Int(parts)];
+    let y = b.op(Opcode::PackedMatmul, &operands, attrs);
+    let half = |b: &mut Builder, i: usize| {
+        let (start, end) = (i * n / 2, (i + 1) * n / 2);
+        b.op(Opcode::Slice, &[y], vec![Attr::Int(1), Attr::Int(start as i64), Attr::Int(end as i64)])
+    };
+    let out = match around {
+        Around::NormGate => {
+            let (gate, up) = (half(&mut b, 0), half(&mut b, 1));
+            let gate = b.op(Opcode::Silu, &[gate], vec![]);
+            b.op(Opcode::Mul, &[gate, up], vec![])
+        }
+        Around::Residual => {
+            let residual = b.arg("residual", ArgRole::Input, Type::f32([m, n]));
+            b.op(Opcode::Add, &[residual, y], vec![])
+        }
+        _ => y,
+    };
+    b.output("y", out, false);
+    let panels = n.div_ceil(nr);
+    let few = m <= 4;
+    let rows_per_task = if few { m } else { (target.mr * (96 / target.mr)).min(m) };
+    let panels_per_task = if few { 4.min(panels) } else { panels.div_ceil(2) };
+    let kind = KernelKind::Matmul { m, n, k, rows_per_task, panels_per_task, kc: 256 };
+    kernel("k", kind, func, m.div_ceil(rows_per_task) * panels.div_ceil(panels_per_task))
+}
+
+fn runner(target: &Target, kernel: &Kernel) -> Result<Runner, Error> {
+    let mut runner = Runner::new(target, kernel)?;
+    let func = &kernel.func;
+    let args = &func.regions[func.body].args;
+    for (i, &arg) in args.iter().enumerate() {
+        let ty = func.ty(arg);
+        runner.args[i] = match ty.dtype {
+            DType::F32 => Aligned::from_f32(&random(ty.elements(), i as u64 + 1)),
+            _ => {
+                let (n, k) = (ty.shape[0] * ty.shape[2], ty.shape[1] * ty.shape[3]);
+                let mut rows = random(n * k, i as u64 + 1);
+                if ty.dtype == DType::I8 {
+                    rows = quantise(&rows, k).0;
+                }
+                Aligned::from_bytes(&pack(&rows, (n, k), ty.dtype, target.nr, 1))
+            }
+        };
+    }
+    Ok(runner)
+}
+
+/// CPU time of this thread, which other work on the machine disturbs less than the clock on the wall.
+fn cpu_seconds() -> f64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a live timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut now) };
+    now.tv_sec as f64 + now.tv_nsec as f64 * 1e-9
+}
+
+/// Seconds of one call: the smallest and the median of several.
+fn time(mut f: impl FnMut(), runs: usize) -> (f64, f64) {
+    f();
+    let mut times: Vec<f64> = (0..runs)
+        .map(|_| {
+            let start = cpu_seconds();
+            f();
+            cpu_seconds() - start
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    (times[0], times[runs / 2])
+}
+
+/// Multiply-adds that depend on nothing but 12 accumulators; floating-point operations per second.
+#[cfg(target_arch = "x86_64")]
+fn peak(target: &Target) -> f64 {
+    use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_set1_ps, _mm512_fmadd_ps, _mm512_set1_ps};
+    #[target_feature(enable = "avx2,fma")]
+    fn narrow(steps: usize) {
+        let mut sums = [_mm256_set1_ps(1.0); 12];
+        let (a, b) = (_mm256_set1_ps(black_box(0.999)), _mm256_set1_ps(black_box(1e-9)));
+        for _ in 0..steps {
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(*sum, a, b);
+            }
+        }
+        black_box(sums);
+    }
+    #[target_feature(enable = "avx512f")]
+    fn wide(steps: usize) {
+        let mut sums = [_mm512_set1_ps(1.0); 12];
+        let (a, b) = (_mm512_set1_ps(black_box(0.999)), _mm512_set1_ps(black_box(1e-9)));
+        for _ in 0..steps {
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(*sum, a, b);
+            }
+        }
+        black_box(sums);
+    }
+    let steps = 400_000;
+    // SAFETY: `target` was made for this machine, with AVX-512 iff it has 16 lanes.
+    let best = time(|| unsafe { if target.lanes == 16 { wide(steps) } else { narrow(steps) } }, 9).0;
+    (steps * 12 * target.lanes * 2) as f64 / best
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn peak(_: &Target) -> f64 {
+    f64::NAN
+}
+
+/// Reads every byte once.
+fn read(bytes: &[u8]) {
+    let mut sums = [0u64; 32];
+    for chunk in bytes.chunks_exact(256) {
+        for (sum, word) in sums.iter_mut().zip(chunk.chunks_exact(8)) {
+            *sum ^= u64::from_le_bytes([word[0], word[1], word[2], word[3], word[4], word[5], word[6], word[7]]);
+        }
+    }
+    black_box(sums);
+}
+
+fn gemm(target: &Target) -> Result<(), Error> {
+    let shapes = [
+        ((512, 512, 512), Around::Nothing),
+        ((256, 1152, 384), Around::Nothing),
+        ((256, 1152, 384), Around::Norm),
+        ((256, 2048, 384), Around::NormGate),
+        ((256, 384, 1024), Around::Residual),
+        ((512, 5632, 1024), Around::Nothing),
+        ((512, 5632, 1024), Around::NormGate),
+        ((512, 1024, 2816), Around::Residual),
+    ];
+    for dtype in [DType::F32, DType::BF16, DType::I8] {
+        for (shape, around) in shapes {
+            let kernel = case(target, shape, dtype, around);
+            let mut runner = match runner(target, &kernel) {
+                Ok(runner) => runner,
+                Err(e) => {
+                    println!("{e}");
+                    continue;
+                }
+            };
+            let flops = 2.0 * shape.0 as f64 * shape.1 as f64 * shape.2 as f64;
+            let before = peak(target);
+            let (best, median) = time(|| runner.run(0..kernel.tasks), 9);
+            let peak = peak(target).max(before);
+            println!(
+                "{:4} {shape:?} {}: best {:.1} median {:.1} GFLOP/s = {:.1} % and {:.1} % of {:.1}",
+                dtype.name(),
+                ["plain", "norm, gate", "norm", "residual"][[
+                    Around::Nothing,
+                    Around::NormGate,
+                    Around::Norm,
+                    Around::Residual
+                ]
+                .iter()
+                .position(|&a| a == around)
+                .unwrap_or(0)],
+                flops / best / 1e9,
+                flops / median / 1e9,
+                100.0 * flops / best / peak,
+                100.0 * flops / median / peak,
+                peak / 1e9
+            );
+        }
+    }
+    Ok(())
+}
+
+fn gemv(target: &Target) -> Result<(), Error> {
+    // Weights of 128 KiB to 128 MiB.
+    for dtype in [DType::F32, DType::BF16, DType::I8] {
+        for (m, n, k, name) in [
+            (1, 512, 256, "L2"),
+            (1, 2048, 1024, "L3"),
+            (1, 16384, 2048, "DRAM"),
+            (2, 2048, 1024, "L3"),
+            (4, 2048, 1024, "L3"),
+        ] {
+            let kernel = case(target, (m, n, k), dtype, Around::Nothing);
+            let mut runner = runner(target, &kernel)?;
+            let bytes = runner.args[1].bytes().len();
+            let repeat = ((64 << 20) / bytes).clamp(1, 200);
+            let weights = runner.args[1].clone();
+            let run = time(|| (0..repeat).for_each(|_| runner.run(0..kernel.tasks)), 9);
+            let floor = time(|| (0..repeat).for_each(|_| read(weights.bytes())), 9);
+            println!(
+                "{:4} m = {m}, {n} x {k} ({name}, {} KiB): best {:.1} median {:.1} GB/s = {:.0} % and {:.0} % of reading",
+                dtype.name(),
+                bytes >> 10,
+                (bytes * repeat) as f64 / run.0 / 1e9,
+                (bytes * repeat) as f64 / run.1 / 1e9,
+                100.0 * floor.0 / run.0,
+                100.0 * floor.1 / run.1
+            );
+        }
+    }
+    Ok(())
+}
+
+fn compile(target: &Target) -> Result<(), Error> {
+    for (shape, around) in
+        [((512, 512, 512), Around::Nothing), ((250, 1150, 385), Around::Nothing), ((1, 512, 512), Around::Nothing)]
+    {
+        let kernel = case(target, shape, DType::F32, around);
+        for _ in 0..3 {
+            let start = Instant::now();
+            Runner::new(target, &kernel)?;
+            println!("compiling {shape:?}: {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    Ok(())
+}
+
+fn main() -> Result<(), Error> {
+    let target = target("native")?;
+    let what = std::env::args().nth(1).unwrap_or_default();
+    if what.is_empty() || what == "compile" {
+        compile(&target)?;
+    }
+    if what.is_empty() || what == "gemm" {
+        gemm(&target)?;
+    }
+    if what.is_empty() || what == "gemv" {
+        gemv(&target)?;
+    }
+    Ok(())
+}

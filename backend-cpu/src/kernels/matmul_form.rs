@@ -1,0 +1,176 @@
+//! The shape of a matmul kernel: its anchor, what comes before and after, and how its tasks are cut.
+use crate::emit::{Emitter, Error, Val};
+use rdc_ir::program::{Kernel, KernelKind, Target};
+use rdc_ir::{DType, Func, OpId, Opcode, ValueDef, ValueId};
+use std::collections::HashSet;
+
+/// A matmul kernel taken apart. Sizes are in elements; `n` counts the columns of the unsliced result.
+pub struct Form<'k> {
+    /// The kernel's name, for messages.
+    pub name: &'k str,
+    /// What it computes.
+    pub func: &'k Func,
+    /// Rows.
+    pub m: usize,
+    /// Columns.
+    pub n: usize,
+    /// Inner size.
+    pub k: usize,
+    /// Rows per task.
+    pub rows_per_task: usize,
+    /// Panels per task.
+    pub panels_per_task: usize,
+    /// Inner block size.
+    pub kc: usize,
+    /// Columns of a panel.
+    pub nr: usize,
+    /// Panels of the weight.
+    pub panels: usize,
+    /// Tasks of a row block.
+    pub column_blocks: usize,
+    /// Parts of the weight; a panel holds `nr / parts` columns of each.
+    pub parts: usize,
+    /// Element type of the weight.
+    pub dtype: DType,
+    /// Pointer index of the weight.
+    pub weight: usize,
+    /// Pointer index of the int8 scales.
+    pub scale: Option<usize>,
+    /// The left operand, reshapes looked through.
+    pub x: ValueId,
+    /// The `packed_matmul`.
+    pub anchor: OpId,
+    /// The values that depend on the product, itself included.
+    after: HashSet<ValueId>,
+}
+
+impl<'k> Form<'k> {
+    /// Takes a matmul kernel apart.
+    pub fn new(target: &Target, kernel: &'k Kernel) -> Result<Form<'k>, Error> {
+        let fail = |what: &str| Err(Error::unsupported(&kernel.name, what));
+        let KernelKind::Matmul { m, n, k, rows_per_task, panels_per_task, kc } = kernel.kind else {
+            return fail("a kernel of another kind than matmul");
+        };
+        let func = &kernel.func;
+        let ops = func.regions[func.body].ops.iter();
+        let mut anchors = ops.filter(|&&op| func.ops[op].opcode == Opcode::PackedMatmul);
+        let (Some(&anchor_id), None) = (anchors.next(), anchors.next()) else {
+            return fail("a matmul kernel without exactly one packed_matmul");
+        };
+        let anchor = &func.ops[anchor_id];
+        let argument = |value: ValueId| match func.values[value].def {
+            ValueDef::Arg(_, index) => Some(index),
+            ValueDef::Result(..) => None,
+        };
+        let Some(weight) = argument(anchor.operands[1]) else { return fail("a weight that is computed") };
+        let scale = anchor.operands.get(2).map(|&s| argument(s));
+        if scale == Some(None) {
+            return fail("scales that are computed");
+        }
+        let (nr, parts) = (target.nr, anchor.size("parts").max(1));
+        if nr % (parts * target.lanes) != 0 || n % parts != 0 || (parts > 1 && (n / parts) % (nr / parts) != 0) {
+            return fail("a number of parts that does not divide the panel into vectors");
+        }
+        let dtype = func.ty(anchor.operands[1]).dtype;
+        let product = anchor.results[0];
+        let x = see_through(func, anchor.operands[0]);
+        if func.ty(x).elements() != m * k || func.ty(product).elements() != m * n {
+            return fail("operands of another size than its kind says");
+        }
+        if rows_per_task == 0 || panels_per_task == 0 || kc == 0 {
+            return fail("an empty tile");
+        }
+        let panels = n.div_ceil(nr);
+        let form = Form {
+            name: &kernel.name,
+            func,
+            m,
+            n,
+            k,
+            rows_per_task: rows_per_task.min(m),
+            panels_per_task,
+            // Whole pairs of bf16, and no block longer than the inner size.
+            kc: kc.min(k).next_multiple_of(2),
+            nr,
+            panels,
+            column_blocks: panels.div_ceil(panels_per_task),
+            parts,
+            dtype,
+            weight,
+            scale: scale.flatten(),
+            x,
+            anchor: anchor_id,
+            after: dependents(func, product),
+        };
+        Ok(form)
+    }
+
+    /// Pointers of the calling convention: arguments, then results.
+    pub fn pointers(&self) -> usize {
+        self.func.args.len() + self.results().len()
+    }
+    /// The results.
+    fn results(&self) -> &'k [ValueId] {
+        &self.func.regions[self.func.body].yields
+    }
+    /// The pointer index of the left operand, if it is an argument and not computed.
+    pub fn x_argument(&self) -> Option<usize> {
+        match self.func.values[self.x].def {
+            ValueDef::Arg(_, index) => Some(index),
+            ValueDef::Result(..) => None,
+        }
+    }
+    /// Results that do not depend on the product, with their pointer indices.
+    pub fn prologue_results(&self) -> Vec<(ValueId, usize)> {
+        self.numbered_results().filter(|(v, _)| !self.after.contains(v)).collect()
+    }
+    /// Results that depend on the product, with their pointer indices.
+    pub fn epilogue_results(&self) -> Vec<(ValueId, usize)> {
+        self.numbered_results().filter(|(v, _)| self.after.contains(v)).collect()
+    }
+    fn numbered_results(&self) -> impl Iterator<Item = (ValueId, usize)> {
+        self.results().iter().enumerate().map(|(i, &v)| (v, self.func.args.len() + i))
+    }
+    /// Bytes of a weight panel.
+    pub fn panel_bytes(&self) -> usize {
+        match self.dtype {
+            DType::BF16 => self.k.next_multiple_of(2) * self.nr * 2,
+            other => self.k * self.nr * other.bytes(),
+        }
+    }
+    /// Address of a panel.
+    pub fn panel(&self, e: &mut Emitter, panel: Val) -> Val {
+        e.at(e.arg(self.weight), panel, self.panel_bytes())
+    }
+    /// Columns of the last panel if it is not full.
+    pub fn ragged(&self) -> Option<usize> {
+        Some(self.n % self.nr).filter(|&r| r != 0)
+    }
+    /// Bytes between rows of a computed left operand: an odd number of cache lines, so that rows do not fall on each
+    /// other in the cache.
+    pub fn left_stride(&self) -> usize {
+        ((self.k * 4).div_ceil(64) | 1) * 64
+    }
+}
+
+/// The value before reshapes.
+fn see_through(func: &Func, mut value: ValueId) -> ValueId {
+    while let Some(op) = func.def_op(value) {
+        if func.ops[op].opcode != Opcode::Reshape {
+            break;
+        }
+        value = func.ops[op].operands[0];
+    }
+    value
+}
+
+fn dependents(func: &Func, root: ValueId) -> HashSet<ValueId> {
+    let mut after = HashSet::from([root]);
+    for &op in &func.regions[func.body].ops {
+        let op = &func.ops[op];
+        if op.operands.iter().any(|v| after.contains(v)) {
+            after.extend(&op.results);
+        }
+    }
+    after
+}

@@ -1,0 +1,148 @@
+//! What surrounds a matmul: the row operations that make its left operand, and the epilogue on its result.
+use super::matmul_form::Form;
+use crate::emit::{Cmp, Emitter, Epilogue, Error, RowProgram, Ty, Val, rowops};
+use rdc_ir::{DType, ValueId};
+
+/// The rows of a block: `count` from `first` (both `i64`), and its left operand in memory.
+#[derive(Clone, Copy)]
+pub struct Rows {
+    /// First row.
+    pub first: Val,
+    /// How many.
+    pub count: Val,
+    /// Address of the first row of the left operand.
+    pub left: Val,
+    /// Bytes from one row of it to the next.
+    pub stride: usize,
+}
+
+/// The row operations before a matmul.
+pub struct Prologue<'k> {
+    form: &'k Form<'k>,
+    /// Computes the left operand only.
+    bare: Option<RowProgram<'k>>,
+    /// Computes and stores the results among the values before the matmul too.
+    storing: Option<RowProgram<'k>>,
+    /// Those results, by pointer index.
+    results: Vec<(ValueId, usize)>,
+}
+
+impl<'k> Prologue<'k> {
+    /// Plans the prologue of a kernel.
+    pub fn new(form: &'k Form<'k>) -> Result<Prologue<'k>, Error> {
+        let left: Vec<ValueId> = form.x_argument().map_or(vec![form.x], |_| vec![]);
+        let results = form.prologue_results();
+        let program = |targets: &[ValueId]| match targets {
+            [] => Ok(None),
+            _ => RowProgram::new(form.name, form.func, form.m, targets).map(Some),
+        };
+        let bare = program(&left)?;
+        let all: Vec<ValueId> = left.iter().copied().chain(results.iter().map(|r| r.0)).collect();
+        let storing = if results.is_empty() { None } else { program(&all)? };
+        Ok(Prologue { form, bare, storing, results })
+    }
+
+    /// Bytes of scratch for intermediate rows.
+    pub fn scratch(&self) -> usize {
+        [&self.bare, &self.storing].into_iter().flatten().map(RowProgram::scratch).max().unwrap_or(0)
+    }
+
+    /// Computes the left operand of a row block and, where `store` (`i1`) is true, the results among the values before the
+    /// matmul.
+    pub fn emit(&self, e: &mut Emitter, rows: Rows, store: Val, scratch: Val) {
+        match (&self.bare, &self.storing) {
+            (None, None) => {}
+            (Some(bare), None) => self.rows(e, bare, rows, false, scratch),
+            (None, Some(storing)) => e.when(store, |e| self.rows(e, storing, rows, true, scratch)),
+            (Some(bare), Some(storing)) => {
+                let with = |e: &mut Emitter| {
+                    self.rows(e, storing, rows, true, scratch);
+                    vec![]
+                };
+                let without = |e: &mut Emitter| {
+                    self.rows(e, bare, rows, false, scratch);
+                    vec![]
+                };
+                e.branch(store, &[], with, without);
+            }
+        }
+    }
+
+    fn rows(&self, e: &mut Emitter, program: &RowProgram, rows: Rows, store: bool, scratch: Val) {
+        let zero = e.i64(0);
+        e.each(zero, rows.count, |e, i| {
+            let row = e.add(rows.first, i);
+            let mut targets = Vec::new();
+            if self.bare.is_some() {
+                targets.push(e.at(rows.left, i, rows.stride));
+            }
+            if store {
+                for &(value, pointer) in &self.results {
+                    let bytes = self.form.func.ty(value).bytes() / self.form.m;
+                    targets.push(e.at(e.arg(pointer), row, bytes));
+                }
+            }
+            program.emit(e, row, &targets, scratch);
+        });
+    }
+}
+
+/// What follows a matmul: int8 scales, then elementwise operations and stores.
+pub struct Finish<'k> {
+    form: &'k Form<'k>,
+    epilogue: Epilogue<'k>,
+}
+
+impl<'k> Finish<'k> {
+    /// Plans the epilogue of a kernel.
+    pub fn new(form: &'k Form<'k>) -> Result<Finish<'k>, Error> {
+        let results = form.epilogue_results();
+        let epilogue = Epilogue::new(form.name, form.func, form.m, form.anchor, &results)?;
+        Ok(Finish { form, epilogue })
+    }
+
+    /// Finishes a row of a panel, whose sums lie at `sums`: `f32[nr]`. The last panel may be ragged.
+    pub fn row(&self, e: &mut Emitter, row: Val, panel: Val, sums: Val) {
+        let form = self.form;
+        let Some(ragged) = form.ragged() else {
+            return self.columns(e, row, panel, sums, form.nr);
+        };
+        if form.panels == 1 {
+            return self.columns(e, row, panel, sums, ragged);
+        }
+        let last = e.i64(form.panels - 1);
+        let is_last = e.cmp(Cmp::Eq, panel, last);
+        let short = |e: &mut Emitter| {
+            self.columns(e, row, panel, sums, ragged);
+            vec![]
+        };
+        let whole = |e: &mut Emitter| {
+            self.columns(e, row, panel, sums, form.nr);
+            vec![]
+        };
+        e.branch(is_last, &[], short, whole);
+    }
+
+    fn columns(&self, e: &mut Emitter, row: Val, panel: Val, sums: Val, columns: usize) {
+        let form = self.form;
+        let (part, width) = (form.n / form.parts, form.nr / form.parts);
+        let first = e.mul_const(panel, width);
+        let (full, tail) = rowops::pieces(columns / form.parts, e.lanes);
+        let full = (0..full).map(|v| (v * e.lanes, e.lanes)).collect::<Vec<_>>();
+        for (start, lanes) in full.into_iter().chain(tail) {
+            let column = e.add_const(first, start);
+            let product: Vec<Val> = (0..form.parts)
+                .map(|p| {
+                    let from = e.offset_const(sums, (p * width + start) * 4);
+                    let sum = e.load_raw(from, Ty::f32(lanes));
+                    let Some(scale) = form.scale else { return sum };
+                    let from = e.at(e.arg(scale), column, 4);
+                    let from = e.offset_const(from, p * part * 4);
+                    let scale = e.load(from, DType::F32, lanes);
+                    e.mul(sum, scale)
+                })
+                .collect();
+            self.epilogue.emit(e, row, column, &product);
+        }
+    }
+}

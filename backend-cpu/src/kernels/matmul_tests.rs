@@ -1,0 +1,284 @@
+//! Matmul kernels against plain loops in f64, with every prologue and epilogue that matters, in ragged shapes.
+use crate::testing::{Aligned, Runner, kernel, pack, quantise, random, via_bf16};
+use crate::{Options, compile, target, testing};
+use proptest::prelude::*;
+use rdc_ir::program::{Kernel, KernelKind, Target};
+use rdc_ir::{ArgRole, Attr, Builder, DType, Func, Opcode, Type, ValueId};
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Before {
+    /// The argument itself, seen as `[m, k]` through a reshape.
+    Reshape,
+    /// `rms_norm(x)`
+    Norm,
+    /// `h = x + x2` and `rms_norm(h)`, with `h` a result.
+    SumAndNorm,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum After {
+    /// The product.
+    Nothing,
+    /// `relu(y + bias) * scalar + residual`, and the product itself.
+    BiasReluResidual,
+    /// `silu(gate) * up` on two parts.
+    Gate,
+    /// `y * column + y`, a factor for each row.
+    Column,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    m: usize,
+    n: usize,
+    k: usize,
+    dtype: DType,
+    before: Before,
+    after: After,
+    rows_per_task: usize,
+    panels_per_task: usize,
+    kc: usize,
+}
+
+impl Case {
+    /// `n` is rounded up where the weight has parts.
+    fn new(target: &Target, (m, n, k): (usize, usize, usize), dtype: DType, before: Before, after: After) -> Case {
+        let n = if after == After::Gate { n.next_multiple_of(target.nr) } else { n };
+        Case { m, n, k, dtype, before, after, rows_per_task: 2 * target.mr, panels_per_task: 2, kc: 64 }
+    }
+
+    fn parts(&self) -> usize {
+        if self.after == After::Gate { 2 } else { 1 }
+    }
+
+    fn kernel(&self, target: &Target) -> Kernel {
+        let Case { m, n, k, .. } = *self;
+        let mut func = Func::new("f");
+        let mut b = Builder::new(&mut func);
+        let ints = |v: &[usize]| Attr::Ints(v.iter().map(|&x| x as i64).collect());
+        let input = |b: &mut Builder, name: &str, ty: Type| b.arg(name, ArgRole::Input, ty);
+        let x_shape = if self.before == Before::Reshape { vec![1, m, k] } else { vec![m, k] };
+        let x = input(&mut b, "x", Type::f32(x_shape));
+        let (inner, pair) = if self.dtype == DType::BF16 { (k.div_ceil(2), 2) } else { (k, 1) };
+        let w = input(&mut b, "w", Type::new(self.dtype, [n.div_ceil(target.nr), inner, target.nr, pair]));
+        let scale = input(&mut b, "scale", Type::f32([n]));
+        let norm = input(&mut b, "norm", Type::f32([k]));
+        let x2 = input(&mut b, "x2", Type::f32([m, k]));
+        let bias = input(&mut b, "bias", Type::f32([n]));
+        let scalar = input(&mut b, "scalar", Type::f32([]));
+        let residual = input(&mut b, "residual", Type::f32([m, n]));
+        let column = input(&mut b, "column", Type::f32([m, 1]));
+        let eps = || vec![Attr::Float(1e-5)];
+        let mut h = None;
+        let left = match self.before {
+            Before::Reshape => b.op(Opcode::Reshape, &[x], vec![ints(&[m, k])]),
+            Before::Norm => b.op(Opcode::RmsNorm, &[x, norm], eps()),
+            Before::SumAndNorm => {
+                let sum = b.op(Opcode::Add, &[x, x2], vec![]);
+                h = Some(sum);
+                b.op(Opcode::RmsNorm, &[sum, norm], eps())
+            }
+        };
+        let mut operands = vec![left, w];
+        if self.dtype == DType::I8 {
+            operands.push(scale);
+        }
+        let size = |v: usize| Attr::Int(v as i64);
+        let y = b.op(Opcode::PackedMatmul, &operands, vec![size(n), size(k), size(self.parts())]);
+        let out: Vec<ValueId> = match self.after {
+            After::Nothing => vec![y],
+            After::BiasReluResidual => {
+                let biased = b.op(Opcode::Add, &[y, bias], vec![]);
+                let positive = b.op(Opcode::Relu, &[biased], vec![]);
+                let scaled = b.op(Opcode::Mul, &[positive, scalar], vec![]);
+                vec![b.op(Opcode::Add, &[residual, scaled], vec![]), y]
+            }
+            After::Gate => {
+                let half = |b: &mut Builder, i| {
+                    b.op(Opcode::Slice, &[y], vec![size(1), size(i * n / 2), size((i + 1) * n / 2)])
+                };
+                let (gate, up) = (half(&mut b, 0), half(&mut b, 1));
+                let gate = b.op(Opcode::Silu, &[gate], vec![]);
+                vec![b.op(Opcode::Mul, &[gate, up], vec![])]
+            }
+            After::Column => {
+                let scaled = b.op(Opcode::Mul, &[y, column], vec![]);
+                vec![b.op(Opcode::Add, &[scaled, y], vec![])]
+            }
+        };
+        for (i, &value) in h.iter().chain(&out).enumerate() {
+            b.output(format!("out{i}"), value, false);
+        }
+        let Case { rows_per_task, panels_per_task, kc, .. } = *self;
+        let rows_per_task = if m <= super::GEMV_ROWS { m } else { rows_per_task };
+        let kind = KernelKind::Matmul { m, n, k, rows_per_task, panels_per_task, kc };
+        kernel("k", kind, func, m.div_ceil(rows_per_task) * n.div_ceil(target.nr).div_ceil(panels_per_task))
+    }
+
+    /// Runs the kernel, all tasks in `calls` calls, and compares each result with f64 loops.
+    fn check(&self, target: &Target, calls: usize) {
+        let Case { m, n, k, .. } = *self;
+        let kernel = self.kernel(target);
+        let mut runner = Runner::new(target, &kernel).unwrap();
+        let data = |i: usize, count| random(count, 7 + i as u64);
+        let (x, x2, norm) = (data(0, m * k), data(1, m * k), data(2, k));
+        let (bias, residual, column) = (data(3, n), data(4, m * n), data(5, m));
+        let mut weights = data(6, n * k);
+        let mut scales = vec![1.0; n];
+        match self.dtype {
+            DType::BF16 => weights.iter_mut().for_each(|w| *w = via_bf16(*w)),
+            DType::I8 => (weights, scales) = quantise(&weights, k),
+            _ => {}
+        }
+        let packed = pack(&weights, (n, k), self.dtype, target.nr, self.parts());
+        assert_eq!(runner.args[1].bytes().len(), packed.len());
+        let inputs = [&x, &vec![], &scales, &norm, &x2, &bias, &vec![0.5], &residual, &column];
+        for (i, values) in inputs.into_iter().enumerate() {
+            runner.args[i] = if i == 1 { Aligned::from_bytes(&packed) } else { Aligned::from_f32(values) };
+        }
+        for call in 0..calls {
+            runner.run(kernel.tasks * call / calls..kernel.tasks * (call + 1) / calls);
+        }
+
+        let h: Vec<f64> = (0..m * k)
+            .map(|i| if self.before == Before::SumAndNorm { f64::from(x[i] + x2[i]) } else { f64::from(x[i]) })
+            .collect();
+        let left: Vec<f64> = h
+            .chunks_exact(k)
+            .flat_map(|row| {
+                let mean = row.iter().map(|v| v * v).sum::<f64>() / k as f64;
+                let inverse = 1.0 / (mean + 1e-5).sqrt();
+                let plain = self.before == Before::Reshape;
+                row.iter().zip(&norm).map(move |(v, w)| if plain { *v } else { v * inverse * f64::from(*w) })
+            })
+            .collect();
+        let (mut product, mut bound) = (vec![0.0; m * n], vec![0.0; m * n]);
+        for i in 0..m {
+            for j in 0..n {
+                for c in 0..k {
+                    let term = left[i * k + c] * f64::from(weights[j * k + c]) * f64::from(scales[j]);
+                    product[i * n + j] += term;
+                    bound[i * n + j] += term.abs();
+                }
+            }
+        }
+        let mut wanted: Vec<Vec<f64>> = Vec::new();
+        if self.before == Before::SumAndNorm {
+            wanted.push(h);
+        }
+        let each = |f: &dyn Fn(usize, usize) -> f64| (0..m * n).map(|i| f(i / n, i % n)).collect::<Vec<f64>>();
+        match self.after {
+            After::Nothing => wanted.push(product),
+            After::BiasReluResidual => {
+                let y = each(&|i, j| {
+                    f64::from(residual[i * n + j]) + 0.5 * (product[i * n + j] + f64::from(bias[j])).max(0.0)
+                });
+                wanted.extend([y, product]);
+            }
+            After::Gate => wanted.push(
+                (0..m * n / 2)
+                    .map(|i| {
+                        let (gate, up) = (i / (n / 2) * n + i % (n / 2), i / (n / 2) * n + i % (n / 2) + n / 2);
+                        product[gate] / (1.0 + (-product[gate]).exp()) * product[up]
+                    })
+                    .collect(),
+            ),
+            After::Column => wanted.push(each(&|i, j| product[i * n + j] * (f64::from(column[i]) + 1.0))),
+        }
+        let tolerance = 2e-6 * bound.iter().fold(1.0, |a: f64, b| a.max(*b));
+        let tolerance = if self.after == After::Gate { tolerance * 4.0 } else { tolerance };
+        for (r, want) in wanted.iter().enumerate() {
+            let got = runner.args[9 + r].to_f32();
+            assert_eq!(got.len(), want.len());
+            for (i, (g, w)) in got.iter().zip(want).enumerate() {
+                assert!((f64::from(*g) - w).abs() <= tolerance, "{self:?}: result {r}[{i}] is {g}, not {w}");
+            }
+        }
+    }
+}
+
+const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::I8];
+const BEFORE: [Before; 3] = [Before::Reshape, Before::Norm, Before::SumAndNorm];
+const AFTER: [After; 4] = [After::Nothing, After::BiasReluResidual, After::Gate, After::Column];
+
+#[test]
+fn element_types_and_ragged_shapes() {
+    let target = target("native").unwrap();
+    for dtype in DTYPES {
+        for shape in [(1, 33, 5), (2, 48, 131), (3, 16, 64), (4, 7, 130), (5, 33, 9), (31, 50, 131), (25, 16, 128)] {
+            Case::new(&target, shape, dtype, Before::Reshape, After::Nothing).check(&target, 1);
+        }
+    }
+}
+
+#[test]
+fn prologues_and_epilogues() {
+    let target = target("native").unwrap();
+    for m in [2, 27] {
+        for before in BEFORE {
+            for after in AFTER {
+                for dtype in [DType::F32, DType::I8] {
+                    Case::new(&target, (m, 80, 70), dtype, before, after).check(&target, 3);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_how_tasks_are_cut() {
+    let target = target("native").unwrap();
+    for m in [3, 40] {
+        let mut results = Vec::new();
+        for (rows_per_task, panels_per_task, calls) in [(12, 1, 1), (7, 3, 2), (40, 9, 1), (13, 2, 5)] {
+            let case = Case::new(&target, (m, 130, 200), DType::F32, Before::Norm, After::Nothing);
+            let case = Case { rows_per_task, panels_per_task, ..case };
+            let kernel = case.kernel(&target);
+            let mut runner = Runner::new(&target, &kernel).unwrap();
+            for (i, arg) in runner.args.iter_mut().enumerate() {
+                *arg = Aligned::from_f32(&random(arg.bytes().len() / 4, i as u64));
+            }
+            for call in 0..calls {
+                runner.run(kernel.tasks * call / calls..kernel.tasks * (call + 1) / calls);
+            }
+            results.push(runner.args[9].to_f32());
+        }
+        results.iter().for_each(|r| assert_eq!(*r, results[0]));
+    }
+}
+
+#[test]
+fn every_target_compiles_to_the_same_bytes_each_time() {
+    for name in crate::TARGETS {
+        let target = target(name).unwrap();
+        let kernels: Vec<Kernel> = [(3, 40, 37), (31, 50, 130)]
+            .into_iter()
+            .enumerate()
+            .flat_map(|(i, shape)| DTYPES.map(|dtype| (i, shape, dtype)))
+            .map(|(i, shape, dtype)| {
+                let mut kernel = Case::new(&target, shape, dtype, Before::Norm, After::Gate).kernel(&target);
+                kernel.name = format!("k{i}_{}", dtype.name());
+                kernel
+            })
+            .collect();
+        let program = testing::program(&target, kernels);
+        let image = compile(&program, &Options::default()).unwrap();
+        assert_eq!(image.symbols.len(), 6, "{name}");
+        assert_eq!(image, compile(&program, &Options::default()).unwrap(), "{name}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn any_shape_and_cut(
+        (m, n, k) in (1usize..60, 1usize..90, 1usize..200),
+        (dtype, before, after) in (0usize..3, 0usize..3, 0usize..4),
+        (rows_per_task, panels_per_task, kc) in (1usize..40, 1usize..5, 1usize..100),
+        calls in 1usize..4,
+    ) {
+        let target = target("native").unwrap();
+        let case = Case::new(&target, (m, n, k), DTYPES[dtype], BEFORE[before], AFTER[after]);
+        Case { rows_per_task, panels_per_task, kc, ..case }.check(&target, calls);
+    }
+}

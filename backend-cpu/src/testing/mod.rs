@@ -1,0 +1,116 @@
+//! Runs compiled kernels in this process: for tests and benchmarks only.
+mod loader;
+
+use crate::{Error, Options, compile, scratch_bytes};
+use rdc_ir::program::{Dispatch, Kernel, KernelKind, Program, Target};
+use rdc_ir::{DType, Func};
+use std::ops::Range;
+
+pub use loader::{Aligned, Entry, Loaded};
+
+/// A kernel of a function, less what only schedules need.
+pub fn kernel(name: &str, kind: KernelKind, func: Func, tasks: usize) -> Kernel {
+    let dispatch = Dispatch::Static;
+    Kernel { name: name.into(), kind, func, tasks, dispatch, scratch: 0, flops: 0, bytes: 0 }
+}
+
+/// A program of kernels only.
+pub fn program(target: &Target, kernels: Vec<Kernel>) -> Program {
+    Program { name: "test".into(), target: target.clone(), weights: vec![], kernels, entries: vec![] }
+}
+
+/// A compiled kernel with its buffers.
+pub struct Runner {
+    code: Loaded,
+    offset: usize,
+    /// Arguments, then results that are not linear.
+    pub args: Vec<Aligned>,
+    scratch: Aligned,
+}
+
+impl Runner {
+    /// Compiles a kernel; arguments are zeros until set.
+    ///
+    /// # Errors
+    /// As [`compile`].
+    ///
+    /// # Panics
+    /// If the system refuses to map code.
+    pub fn new(target: &Target, kernel: &Kernel) -> Result<Runner, Error> {
+        let image = compile(&program(target, vec![kernel.clone()]), &Options::default())?;
+        let code = match Loaded::load(&image) {
+            Ok(code) => code,
+            Err(e) => panic!("mapping code: {e}"),
+        };
+        let region = &kernel.func.regions[kernel.func.body];
+        let results = region.yields.iter().filter(|&&v| !kernel.func.ty(v).cache);
+        let args = region.args.iter().chain(results).map(|&v| Aligned::new(kernel.func.ty(v).bytes())).collect();
+        let scratch = Aligned::new(scratch_bytes(kernel, target));
+        Ok(Runner { code, offset: image.symbols[0].offset, args, scratch })
+    }
+
+    /// Runs tasks of the kernel.
+    pub fn run(&mut self, tasks: Range<usize>) {
+        // SAFETY: the buffers were made from the kernel's types.
+        unsafe { self.code.run(self.offset, &mut self.args, tasks, &mut self.scratch) }
+    }
+}
+
+/// Packs rows of a weight as the `pack` op says (f32, bf16 or i8 as [`quantise`] gives it).
+pub fn pack(rows: &[f32], (n, k): (usize, usize), dtype: DType, nr: usize, parts: usize) -> Vec<u8> {
+    let pair = if dtype == DType::BF16 { 2 } else { 1 };
+    let (panels, inner, width) = (n.div_ceil(nr), k.div_ceil(pair), nr / parts);
+    let mut out = Vec::with_capacity(panels * inner * nr * pair * dtype.bytes());
+    for panel in 0..panels {
+        for i in 0..inner {
+            for c in 0..nr {
+                let row = (c / width) * (n / parts) + panel * width + c % width;
+                for p in 0..pair {
+                    let column = i * pair + p;
+                    let value = if row < n && column < k { rows[row * k + column] } else { 0.0 };
+                    match dtype {
+                        DType::BF16 => out.extend_from_slice(&bf16_bits(value).to_le_bytes()),
+                        DType::I8 => out.push((value as i8).cast_unsigned()),
+                        _ => out.extend_from_slice(&value.to_le_bytes()),
+                    }
+                }
+            }
+        }
+    }
+    out
+}
+
+/// The upper half of the nearest bf16, ties to even.
+fn bf16_bits(value: f32) -> u16 {
+    let bits = value.to_bits();
+    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
+}
+
+/// What remains of a float in bf16.
+pub fn via_bf16(value: f32) -> f32 {
+    f32::from_bits(u32::from(bf16_bits(value)) << 16)
+}
+
+/// Whole numbers -127..=127 and the scale of each row, as the `quantize` op.
+pub fn quantise(rows: &[f32], k: usize) -> (Vec<f32>, Vec<f32>) {
+    let scales: Vec<f32> = rows
+        .chunks_exact(k)
+        .map(|row| row.iter().fold(0f32, |m, v| m.max(v.abs())))
+        .map(|max| if max == 0.0 { 1.0 } else { max / 127.0 })
+        .collect();
+    let values = rows.iter().enumerate().map(|(i, v)| (v / scales[i / k]).round_ties_even()).collect();
+    (values, scales)
+}
+
+/// Pseudo-random numbers in -1..1.
+pub fn random(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..count)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}

@@ -1,4 +1,15 @@
 //! IR → IR and IR → `Program`.
+//!
+//! [`pipeline`] holds the order of the passes; each pass has a module of its own name whose documentation says what it does and
+//! why that is right.
+mod analysis;
+pub mod cse;
+pub mod dce;
+pub mod hoist;
+pub mod layout;
 pub mod options;
+pub mod pipeline;
+pub mod simplify;
 
 pub use options::{Error, Options, WeightType};
+pub use pipeline::{Observer, POINTS, Stage, iteration_flops, optimise};

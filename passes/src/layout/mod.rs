@@ -1,0 +1,316 @@
+//! Weight layout: products with weights read panels that are packed once.
+//!
+//! - `matmul(x, wᵀ)` whose `w` is made of blocks of parameters becomes `packed_matmul(x, pack(w))`. A product with any other
+//!   weight (transposed in the checkpoint, or computed from parameters) stays as it is.
+//! - Products of one input become one product over the stacked weights, followed by slices (query, key, value; gate, up).
+//! - If the result of a product falls into two halves that meet again element by element (a gated activation), its
+//!   weight is packed with the two halves side by side in each panel, so that they meet in registers.
+//! - A table that is a weight of a product too is read from that weight's panels.
+//! - The weights are stored in the type that the options ask for, see [`WeightType`]. int8 scales come from whole rows of a
+//!   parameter, so that they do not depend on how it is split. With bf16, what is left of the parameters is rounded as well.
+//!
+//! One weight has one layout in all functions, so that they share its memory: products are joined, and parts used, only if
+//! every function can do the same.
+//!
+//! Packing stays in the IR as operations on parameters; hoisting takes them out of loops.
+mod weight;
+
+use crate::analysis;
+use crate::options::WeightType;
+use rdc_ir::{Attr, Builder, DType, Func, Module, OpId, Opcode, RegionId, ValueId};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use weight::{Layout, Weight};
+
+/// Lays out the weights of every function for panels of width `nr`.
+pub fn run(module: &mut Module, dtype: WeightType, nr: usize) {
+    let surveys: Vec<Survey> = module.funcs.iter().map(|func| Survey::of(func, nr)).collect();
+    let plan = Plan::new(&surveys, dtype, nr);
+    for (i, survey) in surveys.iter().enumerate() {
+        let mut func = std::mem::replace(&mut module.funcs[i], Func::new(""));
+        let params: Vec<OpId> =
+            func.walk().into_iter().map(|(_, op)| op).filter(|&op| func.ops[op].opcode == Opcode::Param).collect();
+        rewrite(&mut func, module, survey, &plan);
+        if dtype == WeightType::Bf16 {
+            round(&mut func, &params);
+        }
+        module.funcs[i] = func;
+    }
+}
+
+/// Products of one input with weights made of blocks of parameters.
+struct Group {
+    /// The products, in order.
+    sites: Vec<OpId>,
+    /// Their weights.
+    weights: Vec<Weight>,
+    /// Whether the result, were the products joined, falls into two halves that meet again.
+    halves: bool,
+}
+
+impl Group {
+    fn joined(&self) -> Weight {
+        Weight::stack(&self.weights)
+    }
+}
+
+/// What a function does with weights.
+struct Survey {
+    /// Products that could be one, and single ones.
+    groups: Vec<Group>,
+    /// Gathers from weights made of blocks.
+    gathers: HashMap<OpId, Weight>,
+}
+
+impl Survey {
+    fn of(func: &Func, nr: usize) -> Survey {
+        let uses = Uses::of(func);
+        let mut survey = Survey { groups: Vec::new(), gathers: HashMap::new() };
+        let mut by_input: HashMap<(RegionId, ValueId), usize> = HashMap::new();
+        for (region, op) in func.walk() {
+            let data = &func.ops[op];
+            if data.opcode == Opcode::Gather {
+                survey.gathers.extend(Weight::read(func, data.operands[0]).map(|w| (op, w)));
+            }
+            if data.opcode != Opcode::Matmul || data.flag("trans_a") || !data.flag("trans_b") {
+                continue;
+            }
+            let (x, w, result) = (data.operands[0], data.operands[1], data.results[0]);
+            let Some(weight) = Weight::read(func, w) else { continue };
+            // A narrow product, or one whose result leaves the region as it is, would gain nothing and cost a copy.
+            let joins = weight.n() >= nr && !uses.yielded.contains(&result);
+            let index =
+                if joins { *by_input.entry((region, x)).or_insert(survey.groups.len()) } else { survey.groups.len() };
+            if index == survey.groups.len() {
+                survey.groups.push(Group { sites: vec![], weights: vec![], halves: false });
+            }
+            survey.groups[index].sites.push(op);
+            survey.groups[index].weights.push(weight);
+        }
+        for group in &mut survey.groups {
+            group.halves = uses.halves(func, group).is_some_and(|(a, b)| uses.meet(func, a, b));
+        }
+        survey
+    }
+}
+
+/// Who uses each value.
+struct Uses {
+    users: HashMap<ValueId, Vec<OpId>>,
+    yielded: HashSet<ValueId>,
+}
+
+impl Uses {
+    fn of(func: &Func) -> Uses {
+        let mut uses =
+            Uses { users: HashMap::new(), yielded: func.regions[func.body].yields.iter().copied().collect() };
+        for (_, op) in func.walk() {
+            for &operand in &func.ops[op].operands {
+                uses.users.entry(operand).or_default().push(op);
+            }
+            for &region in &func.ops[op].regions {
+                uses.yielded.extend(&func.regions[region].yields);
+            }
+        }
+        uses
+    }
+    fn users(&self, value: ValueId) -> &[OpId] {
+        self.users.get(&value).map_or(&[], Vec::as_slice)
+    }
+
+    /// The two halves that the result of a group falls into: the results of two products of equal width, or two slices.
+    fn halves(&self, func: &Func, group: &Group) -> Option<(ValueId, ValueId)> {
+        let result = |op: OpId| func.ops[op].results[0];
+        match group.sites[..] {
+            [a, b] if group.weights[0].n() == group.weights[1].n() => Some((result(a), result(b))),
+            [site] => {
+                let value = result(site);
+                let (axis, n) = (func.ty(value).rank() - 1, func.ty(value).last());
+                let &[a, b] = self.users(value) else { return None };
+                let range = |op: OpId| {
+                    let op = &func.ops[op];
+                    let last = op.opcode == Opcode::Slice && op.size("axis") == axis;
+                    last.then(|| (op.size("start"), op.size("end")))
+                };
+                let (low, high) = ((0, n / 2), (n / 2, n));
+                let whole = !self.yielded.contains(&value) && n % 2 == 0;
+                match (range(a)?, range(b)?) {
+                    (p, q) if whole && p == low && q == high => Some((result(a), result(b))),
+                    (p, q) if whole && p == high && q == low => Some((result(b), result(a))),
+                    _ => None,
+                }
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether two values are used by elementwise operations only, and one of these depends on both.
+    fn meet(&self, func: &Func, a: ValueId, b: ValueId) -> bool {
+        let elementwise = |&op: &OpId| {
+            let op = &func.ops[op];
+            op.opcode.is_elementwise() && func.ty(op.results[0]).shape == func.ty(a).shape
+        };
+        let reach = |from: ValueId| {
+            let mut seen = HashSet::new();
+            let mut work = vec![from];
+            while let Some(value) = work.pop() {
+                for &op in self.users(value).iter().filter(|op| elementwise(op)) {
+                    if seen.insert(op) {
+                        work.push(func.ops[op].results[0]);
+                    }
+                }
+            }
+            seen
+        };
+        let only = |v: ValueId| !self.yielded.contains(&v) && self.users(v).iter().all(elementwise);
+        only(a) && only(b) && !reach(a).is_disjoint(&reach(b))
+    }
+}
+
+/// What holds for all functions.
+struct Plan {
+    dtype: WeightType,
+    nr: usize,
+    /// The lists of weights that are joined.
+    joined: BTreeSet<Vec<Weight>>,
+    /// The weights, joined where they are, that are packed in two parts.
+    halved: BTreeSet<Weight>,
+    /// The tables that are read from panels.
+    packed_tables: BTreeSet<Weight>,
+}
+
+impl Plan {
+    fn new(surveys: &[Survey], dtype: WeightType, nr: usize) -> Plan {
+        let groups = || surveys.iter().flat_map(|s| &s.groups);
+        let factors: BTreeSet<&Weight> = groups().flat_map(|g| &g.weights).collect();
+        let tables: BTreeSet<&Weight> = surveys.iter().flat_map(|s| s.gathers.values()).collect();
+        // bf16 tables are always packed: the panels are half the size of the rounded f32 rows.
+        let packed_tables: BTreeSet<Weight> =
+            tables.into_iter().filter(|w| dtype == WeightType::Bf16 || factors.contains(w)).cloned().collect();
+        let mut groups_of: BTreeMap<&Weight, BTreeSet<&[Weight]>> = BTreeMap::new();
+        for group in groups() {
+            for weight in &group.weights {
+                groups_of.entry(weight).or_default().insert(&group.weights);
+            }
+        }
+        let joined: BTreeSet<Vec<Weight>> = groups()
+            .map(|g| &g.weights)
+            .filter(|weights| weights.len() > 1)
+            .filter(|weights| weights.iter().all(|w| groups_of[w].len() == 1 && !packed_tables.contains(w)))
+            .filter(|weights| weights.iter().collect::<BTreeSet<_>>().len() == weights.len())
+            .cloned()
+            .collect();
+        let mut halves: BTreeMap<Weight, bool> = BTreeMap::new();
+        for group in groups() {
+            if joined.contains(&group.weights) || group.weights.len() == 1 {
+                *halves.entry(group.joined()).or_insert(true) &= group.halves;
+            } else {
+                halves.extend(group.weights.iter().map(|w| (w.clone(), false)));
+            }
+        }
+        let fits = |w: &Weight| nr.is_multiple_of(2) && w.n().is_multiple_of(2) && (w.n() / 2).is_multiple_of(nr / 2);
+        let halved = halves.into_iter().filter(|(w, h)| *h && fits(w) && !packed_tables.contains(w)).map(|(w, _)| w);
+        Plan { dtype, nr, joined, halved: halved.collect(), packed_tables }
+    }
+    fn layout(&self, weight: &Weight) -> Layout {
+        Layout { nr: self.nr, parts: if self.halved.contains(weight) { 2 } else { 1 } }
+    }
+}
+
+/// The products to emit at an operation: several of them as one.
+struct Unit<'a> {
+    sites: &'a [OpId],
+    weights: &'a [Weight],
+}
+
+fn rewrite(func: &mut Func, module: &Module, survey: &Survey, plan: &Plan) {
+    let mut units: HashMap<OpId, Unit> = HashMap::new();
+    let mut gone: HashSet<OpId> = HashSet::new();
+    for group in &survey.groups {
+        let (sites, weights) = (&group.sites, &group.weights);
+        let chunk = if plan.joined.contains(weights) { sites.len() } else { 1 };
+        for (sites, weights) in sites.chunks(chunk).zip(weights.chunks(chunk)) {
+            units.insert(sites[0], Unit { sites, weights });
+            gone.extend(&sites[1..]);
+        }
+    }
+    let mut replaced = HashMap::new();
+    for region in analysis::regions_inside_out(func) {
+        for op in std::mem::take(&mut func.regions[region].ops) {
+            let mut b = Builder::at(func, region);
+            b.loc = b.func.ops[op].loc;
+            if let Some(unit) = units.get(&op) {
+                product(&mut b, module, plan, unit, &mut replaced);
+            } else if let Some(table) = survey.gathers.get(&op).filter(|w| plan.packed_tables.contains(w)) {
+                let packed = table.pack(&mut b, module, plan.dtype, plan.layout(table));
+                let operands: Vec<ValueId> =
+                    [packed.w, b.func.ops[op].operands[1]].into_iter().chain(packed.scale).collect();
+                let rows = b.op(Opcode::PackedGather, &operands, shape(table.n(), table.k(), 1));
+                replace(&mut b, op, rows, &mut replaced);
+            } else if !gone.contains(&op) {
+                func.regions[region].ops.push(op);
+            }
+        }
+    }
+    func.replace_uses(&replaced);
+}
+
+/// The attributes of an operation on a packed weight.
+fn shape(n: usize, k: usize, parts: usize) -> Vec<Attr> {
+    [n, k, parts].map(|n| Attr::Int(n as i64)).to_vec()
+}
+
+/// Appends one product for the sites, which share their input, and a slice for each.
+fn product(b: &mut Builder, module: &Module, plan: &Plan, unit: &Unit, replaced: &mut HashMap<ValueId, ValueId>) {
+    let weight = Weight::stack(unit.weights);
+    let layout = plan.layout(&weight);
+    let packed = weight.pack(b, module, plan.dtype, layout);
+    let x = b.func.ops[unit.sites[0]].operands[0];
+    let operands: Vec<ValueId> = [x, packed.w].into_iter().chain(packed.scale).collect();
+    let result = b.op(Opcode::PackedMatmul, &operands, shape(weight.n(), weight.k(), layout.parts));
+    let axis = b.func.ty(result).rank() - 1;
+    let mut start = 0;
+    for (&site, part) in unit.sites.iter().zip(unit.weights) {
+        b.loc = b.func.ops[site].loc;
+        let value = weight::slice(b, result, axis, (start, start + part.n()));
+        replace(b, site, value, replaced);
+        start += part.n();
+    }
+}
+
+fn replace(b: &mut Builder, op: OpId, new: ValueId, replaced: &mut HashMap<ValueId, ValueId>) {
+    let old = b.func.ops[op].results[0];
+    b.func.values[new].name = b.func.values[old].name.clone();
+    replaced.insert(old, new);
+}
+
+/// Rounds parameters to bf16 and back for all uses but the packing, which rounds by itself.
+fn round(func: &mut Func, params: &[OpId]) {
+    let rounded: HashMap<OpId, [OpId; 2]> = params
+        .iter()
+        .map(|&op| {
+            let (value, loc) = (func.ops[op].results[0], func.ops[op].loc);
+            let wide = func.ty(value).clone();
+            let narrow = rdc_ir::Type::new(DType::BF16, wide.shape.clone());
+            let to = vec![Attr::DType(DType::BF16)];
+            let down = func.make_op(Opcode::Cast, vec![], to, vec![narrow], vec![], loc);
+            let half = func.ops[down].results[0];
+            let back = vec![Attr::DType(DType::F32)];
+            let up = func.make_op(Opcode::Cast, vec![half], back, vec![wide], vec![], loc);
+            let name = func.values[value].name.clone();
+            func.values[func.ops[up].results[0]].name = name;
+            (op, [down, up])
+        })
+        .collect();
+    let replaced = rounded.iter().map(|(op, [_, up])| (func.ops[*op].results[0], func.ops[*up].results[0])).collect();
+    func.replace_uses(&replaced);
+    for (op, [down, _]) in &rounded {
+        func.ops[*down].operands = vec![func.ops[*op].results[0]];
+    }
+    for region in analysis::regions_inside_out(func) {
+        let ops = &func.regions[region].ops;
+        func.regions[region].ops = ops
+            .iter()
+            .flat_map(|&op| std::iter::once(op).chain(rounded.get(&op).into_iter().flatten().copied()))
+            .collect();
+    }
+}

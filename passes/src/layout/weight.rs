@@ -1,0 +1,195 @@
+//! Weights as stacked blocks of parameters: what makes two weights the same, and how the IR computes them.
+use crate::options::WeightType;
+use rdc_ir::{Attr, Builder, DType, Func, Module, Opcode, Type, ValueId};
+
+/// A block of a parameter seen as a matrix by its last axis.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Block {
+    /// Checkpoint name.
+    pub param: String,
+    /// Rows.
+    pub rows: (usize, usize),
+    /// Columns.
+    pub cols: (usize, usize),
+}
+
+/// A matrix `[n, k]` made of blocks below each other.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Weight {
+    /// The blocks; neighbours that are one block are one.
+    pub blocks: Vec<Block>,
+}
+
+impl Block {
+    fn height(&self) -> usize {
+        self.rows.1 - self.rows.0
+    }
+}
+
+impl Weight {
+    /// Rows.
+    pub fn n(&self) -> usize {
+        self.blocks.iter().map(Block::height).sum()
+    }
+    /// Columns.
+    pub fn k(&self) -> usize {
+        self.blocks.first().map_or(0, |b| b.cols.1 - b.cols.0)
+    }
+    /// Weights of one width below each other.
+    pub fn stack<'a>(weights: impl IntoIterator<Item = &'a Weight>) -> Weight {
+        let mut blocks: Vec<Block> = Vec::new();
+        for block in weights.into_iter().flat_map(|w| &w.blocks) {
+            match blocks.last_mut() {
+                Some(last) if last.param == block.param && last.cols == block.cols && last.rows.1 == block.rows.0 => {
+                    last.rows.1 = block.rows.1;
+                }
+                _ => blocks.push(block.clone()),
+            }
+        }
+        Weight { blocks }
+    }
+    fn rows(&self, start: usize, end: usize) -> Weight {
+        let mut offset = 0;
+        let mut blocks = Vec::new();
+        for block in &self.blocks {
+            let (from, to) = (start.max(offset), end.min(offset + block.height()));
+            if from < to {
+                let base = block.rows.0;
+                blocks.push(Block { rows: (base + from - offset, base + to - offset), ..block.clone() });
+            }
+            offset += block.height();
+        }
+        Weight { blocks }
+    }
+    fn cols(&self, start: usize, end: usize) -> Weight {
+        let cut = |b: &Block| Block { cols: (b.cols.0 + start, b.cols.0 + end), ..b.clone() };
+        Weight { blocks: self.blocks.iter().map(cut).collect() }
+    }
+
+    /// Reads a matrix that the IR makes of parameters by slices, concatenations and reshapes which keep rows whole.
+    pub fn read(func: &Func, value: ValueId) -> Option<Weight> {
+        if func.ty(value).rank() == 2 { read_rows(func, value) } else { None }
+    }
+
+    /// Appends the operations that pack it. Returns the packed weight and, for i8, the scale of each row.
+    pub fn pack(&self, b: &mut Builder, module: &Module, dtype: WeightType, layout: Layout) -> Packed {
+        let parts: Vec<Unpacked> = self.blocks.iter().map(|block| block.unpacked(b, module, dtype)).collect();
+        let w: Vec<ValueId> = parts.iter().map(|p| p.w).collect();
+        let scales: Vec<ValueId> = parts.iter().filter_map(|p| p.scale).collect();
+        let rows = concat(b, &w);
+        let stored = match dtype {
+            WeightType::Bf16 => b.op(Opcode::Cast, &[rows], vec![Attr::DType(DType::BF16)]),
+            WeightType::F32 | WeightType::I8 => rows,
+        };
+        let attrs = vec![Attr::Int(layout.nr as i64), Attr::Int(layout.parts as i64)];
+        let scale = (!scales.is_empty()).then(|| concat(b, &scales));
+        Packed { w: b.op(Opcode::Pack, &[stored], attrs), scale }
+    }
+}
+
+/// Width of a panel, and the parts that lie side by side in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// Width.
+    pub nr: usize,
+    /// Parts.
+    pub parts: usize,
+}
+
+/// A weight in panels.
+#[derive(Clone, Copy, Debug)]
+pub struct Packed {
+    /// The panels.
+    pub w: ValueId,
+    /// The scales of an i8 weight.
+    pub scale: Option<ValueId>,
+}
+
+/// A weight in rows, quantised if it has scales.
+struct Unpacked {
+    w: ValueId,
+    scale: Option<ValueId>,
+}
+
+impl Block {
+    /// The block's rows; in int8, with scales that come from whole rows of the parameter.
+    fn unpacked(&self, b: &mut Builder, module: &Module, dtype: WeightType) -> Unpacked {
+        let ty = module.param(&self.param).map_or_else(|| Type::f32([self.rows.1, self.cols.1]), |p| p.ty.clone());
+        let (n, k) = (ty.rows(), ty.last());
+        let param = b.param(&self.param, ty.clone());
+        let matrix = if ty.rank() == 2 {
+            param
+        } else {
+            b.op(Opcode::Reshape, &[param], vec![Attr::Ints(vec![n as i64, k as i64])])
+        };
+        let whole = match dtype {
+            WeightType::I8 => quantize(b, matrix),
+            WeightType::F32 | WeightType::Bf16 => Unpacked { w: matrix, scale: None },
+        };
+        let rows = slice(b, whole.w, 0, self.rows);
+        let scale = whole.scale.map(|s| slice(b, s, 0, self.rows));
+        Unpacked { w: slice(b, rows, 1, self.cols), scale }
+    }
+}
+
+fn quantize(b: &mut Builder, w: ValueId) -> Unpacked {
+    // `quantize` has two results; `op` returns the first.
+    let values = b.op(Opcode::Quantize, &[w], vec![]);
+    let scale = b.func.def_op(values).and_then(|op| b.func.ops[op].results.get(1).copied());
+    Unpacked { w: values, scale }
+}
+
+/// A slice, or the value itself if the range is the whole axis.
+pub fn slice(b: &mut Builder, value: ValueId, axis: usize, (start, end): (usize, usize)) -> ValueId {
+    if start == 0 && b.func.ty(value).shape[axis] == end {
+        return value;
+    }
+    b.op(Opcode::Slice, &[value], [axis, start, end].map(|n| Attr::Int(n as i64)).to_vec())
+}
+
+fn concat(b: &mut Builder, parts: &[ValueId]) -> ValueId {
+    match parts {
+        [only] => *only,
+        _ => b.op(Opcode::Concat, parts, vec![Attr::Int(0)]),
+    }
+}
+
+/// The rows of a value of any rank, seen as a matrix by its last axis.
+fn read_rows(func: &Func, value: ValueId) -> Option<Weight> {
+    let op = &func.ops[func.def_op(value)?];
+    let ty = func.ty(value);
+    if ty.rank() == 0 || ty.dtype != DType::F32 {
+        return None;
+    }
+    // Slices and concatenations of an axis take whole runs of rows only if all axes before it have size 1.
+    let outermost = |axis: usize, shape: &[usize]| shape[..axis].iter().all(|&n| n == 1);
+    match op.opcode {
+        Opcode::Param => {
+            let block = Block { param: op.text("name").into(), rows: (0, ty.rows()), cols: (0, ty.last()) };
+            Some(Weight { blocks: vec![block] })
+        }
+        Opcode::Reshape => {
+            let x = op.operands[0];
+            if func.ty(x).last() == ty.last() { read_rows(func, x) } else { None }
+        }
+        Opcode::Slice => {
+            let (x, axis, start, end) = (op.operands[0], op.size("axis"), op.size("start"), op.size("end"));
+            let shape = &func.ty(x).shape;
+            let inner = read_rows(func, x)?;
+            if axis + 1 == shape.len() {
+                return Some(inner.cols(start, end));
+            }
+            let unit: usize = shape[axis + 1..shape.len() - 1].iter().product();
+            outermost(axis, shape).then(|| inner.rows(start * unit, end * unit))
+        }
+        Opcode::Concat => {
+            let axis = op.size("axis");
+            if axis + 1 == ty.rank() || !outermost(axis, &ty.shape) {
+                return None;
+            }
+            let parts: Option<Vec<Weight>> = op.operands.iter().map(|&v| read_rows(func, v)).collect();
+            parts.map(|parts| Weight::stack(&parts))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,84 @@
+//! File tests: every `.rdir` file below this folder holds a module and, after a line `; ---`, what the pass named by the
+//! folder makes of it. `BLESS=1 cargo test -p rdc-passes --test files` writes what comes out into the files.
+//!
+//! A first line `; dtype bf16` or `; dtype i8` chooses the type of the weights. Loops are expected to run 8 times and
+//! panels are 4 wide.
+use rdc_ir::Module;
+use rdc_ir::program::Target;
+use rdc_passes::{Options, WeightType, cse, dce, hoist, layout, optimise, simplify};
+use std::path::{Path, PathBuf};
+
+const SEPARATOR: &str = "; ---\n";
+
+fn options(text: &str) -> Options {
+    let dtype = match text.lines().next() {
+        Some("; dtype bf16") => WeightType::Bf16,
+        Some("; dtype i8") => WeightType::I8,
+        _ => WeightType::F32,
+    };
+    let target = Target {
+        name: "test".into(),
+        triple: String::new(),
+        cpu: String::new(),
+        features: String::new(),
+        requires: vec![],
+        lanes: 2,
+        mr: 2,
+        nr: 4,
+        l1: 32 << 10,
+        l2: 256 << 10,
+    };
+    Options { target, dtype, expected_trips: 8 }
+}
+
+fn apply(pass: &str, mut module: Module, options: &Options) -> Module {
+    match pass {
+        "simplify" => {
+            simplify::run(&mut module, options.expected_trips);
+            dce::run(&mut module);
+        }
+        "hoist" => hoist::run(&mut module),
+        "cse" => cse::run(&mut module),
+        "dce" => dce::run(&mut module),
+        "layout" => {
+            layout::run(&mut module, options.dtype, options.target.nr);
+            dce::run(&mut module);
+        }
+        "pipeline" => module = optimise(module, options, &mut |_, _| {}).unwrap(),
+        other => panic!("no pass is called {other}"),
+    }
+    module
+}
+
+fn files() -> Vec<(String, PathBuf)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let mut files = Vec::new();
+    for folder in std::fs::read_dir(root).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()) {
+        let pass = folder.file_name().unwrap().to_string_lossy().into_owned();
+        let entries = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path());
+        files.extend(entries.filter(|p| p.extension().is_some_and(|e| e == "rdir")).map(|p| (pass.clone(), p)));
+    }
+    files.sort();
+    files
+}
+
+#[test]
+fn passes_give_the_text_in_the_files() {
+    let bless = std::env::var_os("BLESS").is_some();
+    let mut wrong = Vec::new();
+    for (pass, path) in files() {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let (input, expected) = text.split_once(SEPARATOR).unwrap_or((&text, ""));
+        let module = rdc_ir::parse(input).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        assert_eq!(rdc_ir::verify::verify_text(&module), None, "{}: the input is not valid", path.display());
+        let module = apply(&pass, module, &options(input));
+        let found = module.to_string();
+        assert_eq!(rdc_ir::verify::verify_text(&module), None, "{}: invalid result:\n{found}", path.display());
+        if bless {
+            std::fs::write(&path, format!("{input}{SEPARATOR}{found}")).unwrap();
+        } else if found != expected {
+            wrong.push(format!("{}: found\n{found}\nexpected\n{expected}", path.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

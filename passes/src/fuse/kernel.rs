@@ -1,0 +1,249 @@
+//! Makes a kernel of a group: a function of its own, with the values it takes and gives.
+use super::attention::bias_of;
+use super::graph::{Group, GroupKind};
+use super::tiles::{self, Tiled};
+use super::uses::{User, Uses, is_constant};
+use rdc_ir::program::{Dispatch, Kernel, KernelKind, Target};
+use rdc_ir::{Arg, ArgRole, Attr, DType, Func, Loc, OpId, Opcode, Output, RegionId, Type, ValueId};
+use std::collections::HashMap;
+
+/// What a launch passes for a pointer argument.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Operand {
+    /// A value.
+    Value(ValueId),
+    /// The slot that a cache update writes.
+    Slot(OpId),
+}
+
+/// A kernel and what a launch of it takes and gives.
+pub struct Built {
+    /// The kernel; its name has no number yet.
+    pub kernel: Kernel,
+    /// Its arguments.
+    pub args: Vec<Operand>,
+    /// Its results that have a pointer.
+    pub results: Vec<ValueId>,
+    /// The lines of model text it comes from.
+    pub locs: Vec<Loc>,
+}
+
+/// Makes the kernel of a group of `region`.
+pub fn build(func: &Func, uses: &Uses, region: RegionId, group: &Group, target: &Target) -> Built {
+    let mut maker = Maker { func, out: Func::new(""), map: HashMap::new(), slots: HashMap::new(), args: Vec::new() };
+    let heads = matches!(group.kind, GroupKind::KvWrite | GroupKind::Attention(_) | GroupKind::DecodeAttention(_));
+    for &op in &group.ops {
+        maker.op(op, heads);
+    }
+    let mut results = Vec::new();
+    for &op in &group.ops {
+        for (index, &value) in func.ops[op].results.iter().enumerate() {
+            let is_update = func.ops[op].opcode == Opcode::CacheUpdate;
+            let escapes = |user: &User| match *user {
+                User::Yield(_) => true,
+                User::Op(user) => uses.within(region, user).is_none_or(|user| !group.ops.contains(&user)),
+            };
+            // A view is read where it lies: in the cache.
+            let linear = is_update && index == 0;
+            if linear || !is_update && uses.of(value).iter().any(escapes) {
+                maker.result(value);
+                if !linear {
+                    results.push(value);
+                }
+            }
+        }
+    }
+    let tiled = tile(func, group, target);
+    let name = name(func, group, &tiled.kind);
+    let (out, args) = (maker.out, maker.args);
+    let flops = out.walk().iter().map(|&(_, op)| flops_of(&out, op)).fold(0, u64::saturating_add);
+    let bytes = bytes_of(&out);
+    let Tiled { kind, tasks, dispatch } = tiled;
+    let kernel = Kernel { name, kind, func: out, tasks, dispatch, scratch: 0, flops, bytes };
+    let mut locs: Vec<Loc> = group.ops.iter().map(|&op| func.ops[op].loc).filter(|loc| loc.line > 0).collect();
+    locs.sort_by_key(|loc| (loc.line, loc.col));
+    locs.dedup();
+    Built { kernel, args, results, locs }
+}
+
+struct Maker<'f> {
+    func: &'f Func,
+    out: Func,
+    map: HashMap<ValueId, ValueId>,
+    slots: HashMap<OpId, ValueId>,
+    args: Vec<Operand>,
+}
+
+impl Maker<'_> {
+    fn arg(&mut self, operand: Operand, ty: Type, role: ArgRole) -> ValueId {
+        let body = self.out.body;
+        self.out.args.push(Arg { name: format!("a{}", self.args.len()), role });
+        self.args.push(operand);
+        self.out.add_arg(body, ty, None)
+    }
+    fn append(&mut self, opcode: Opcode, operands: Vec<ValueId>, attrs: Vec<Attr>, results: Vec<Type>) -> Vec<ValueId> {
+        let op = self.out.make_op(opcode, operands, attrs, results, Vec::new(), Loc::default());
+        let body = self.out.body;
+        self.out.regions[body].ops.push(op);
+        self.out.ops[op].results.clone()
+    }
+    fn op(&mut self, id: OpId, heads: bool) {
+        let op = &self.func.ops[id];
+        let types: Vec<Type> = op.results.iter().map(|&v| self.func.ty(v).clone()).collect();
+        if op.opcode == Opcode::CacheUpdate {
+            self.update(id, types);
+            return;
+        }
+        let bias = bias_of(self.func, id).filter(|_| heads);
+        let operands: Vec<ValueId> = match bias {
+            // The head-shaped operand first, then the bias as [H, D].
+            Some((x, bias)) if !self.map.contains_key(&bias) => {
+                let ty = self.func.ty(bias);
+                let heads = ty.with_shape(&ty.shape[ty.rank() - 2..]);
+                vec![self.value(x), self.value_as(bias, heads)]
+            }
+            _ => op.operands.iter().map(|&v| self.operand(id, v)).collect(),
+        };
+        let results = self.append(op.opcode, operands, op.attrs.clone(), types);
+        self.map.extend(op.results.iter().copied().zip(results));
+    }
+    /// A cache update on the one slot it writes.
+    fn update(&mut self, id: OpId, mut types: Vec<Type>) {
+        let op = &self.func.ops[id];
+        types[0].shape[0] = 1;
+        let slot = Operand::Slot(id);
+        let cache = self.arg(slot, types[0].clone(), ArgRole::Cache);
+        let (x, pos) = (self.value(op.operands[1]), self.value(op.operands[2]));
+        let attrs = vec![Attr::Float(0.0), Attr::DType(DType::I32)];
+        let zero = self.append(Opcode::Constant, vec![], attrs, vec![Type::scalar(DType::I32)])[0];
+        let results = self.append(op.opcode, vec![cache, x, pos, zero], Vec::new(), types);
+        self.slots.insert(id, results[0]);
+        self.map.insert(op.results[1], results[1]);
+    }
+    /// The operand of an operation; keys and values from outside lie in a cache.
+    fn operand(&mut self, id: OpId, value: ValueId) -> ValueId {
+        let op = &self.func.ops[id];
+        let mut ty = self.func.ty(value).clone();
+        ty.cache = op.opcode == Opcode::Attention && op.operands[1..3].contains(&value);
+        self.value_as(value, ty)
+    }
+    fn value(&mut self, value: ValueId) -> ValueId {
+        self.value_as(value, self.func.ty(value).clone())
+    }
+    fn value_as(&mut self, value: ValueId, ty: Type) -> ValueId {
+        if let Some(&known) = self.map.get(&value) {
+            return known;
+        }
+        let new = if is_constant(self.func, value) {
+            let attrs = self.func.def_op(value).map(|op| self.func.ops[op].attrs.clone()).unwrap_or_default();
+            self.append(Opcode::Constant, vec![], attrs, vec![ty])[0]
+        } else {
+            self.arg(Operand::Value(value), ty, ArgRole::Input)
+        };
+        self.map.insert(value, new);
+        new
+    }
+    fn result(&mut self, value: ValueId) {
+        let update = self.func.def_op(value).and_then(|op| self.slots.get(&op));
+        let Some(&inner) = update.or_else(|| self.map.get(&value)) else { return };
+        let name = format!("r{}", self.out.outputs.len());
+        self.out.outputs.push(Output { name, stacked: false });
+        let body = self.out.body;
+        self.out.regions[body].yields.push(inner);
+    }
+}
+
+fn tile(func: &Func, group: &Group, target: &Target) -> Tiled {
+    let generic = Tiled { kind: KernelKind::Generic, tasks: 1, dispatch: Dispatch::Static };
+    match group.kind {
+        GroupKind::Rows(rows) => tiles::rows(rows),
+        GroupKind::Matmul(op) => {
+            let (op, x) = (&func.ops[op], func.ty(func.ops[op].operands[0]));
+            let nr = func.ty(op.operands[1]).shape[2];
+            tiles::matmul(x.rows(), op.size("n"), op.size("k"), nr, target)
+        }
+        GroupKind::KvWrite => {
+            let is_update = |op: &&OpId| func.ops[**op].opcode == Opcode::CacheUpdate;
+            let x = group.ops.iter().find(is_update).map(|&op| func.ty(func.ops[op].operands[1]));
+            x.map_or(generic, |x| tiles::kv_write(x.shape[0] * x.shape[1]))
+        }
+        GroupKind::Attention(op) => {
+            let q = &func.ty(func.ops[op].operands[0]).shape;
+            tiles::attention(q[1], q[0] * q[2])
+        }
+        GroupKind::DecodeAttention(op) => {
+            let k = &func.ty(func.ops[op].operands[1]).shape;
+            Tiled { kind: KernelKind::DecodeAttention, tasks: k[0] * k[2], dispatch: Dispatch::Static }
+        }
+        GroupKind::Open | GroupKind::Generic | GroupKind::Loop(_) | GroupKind::Alias => generic,
+    }
+}
+
+fn dims(shape: &[usize]) -> String {
+    if shape.is_empty() {
+        return "scalar".into();
+    }
+    shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x")
+}
+
+/// What the kernel does, for symbols and people.
+fn name(func: &Func, group: &Group, kind: &KernelKind) -> String {
+    let result = |op: OpId| func.ops[op].results.last().map(|&v| func.ty(v));
+    match (group.kind, kind) {
+        (GroupKind::Matmul(op), KernelKind::Matmul { m, n, k, .. }) => {
+            format!("matmul_{}_{m}x{n}x{k}", func.ty(func.ops[op].operands[1]).dtype.name())
+        }
+        (GroupKind::Attention(op), _) => format!("attention_{}", attention_dims(func, op)),
+        (GroupKind::DecodeAttention(op), _) => format!("decode_attention_{}", attention_dims(func, op)),
+        (GroupKind::KvWrite, _) => {
+            let view = group.ops.iter().rev().find(|op| func.ops[**op].opcode == Opcode::CacheUpdate);
+            let x = view.map(|&op| dims(&func.ty(func.ops[op].operands[1]).shape));
+            format!("kv_write_{}", x.unwrap_or_default())
+        }
+        _ => {
+            let mut words: Vec<&str> = group.ops.iter().map(|&op| func.ops[op].opcode.info().mnemonic).collect();
+            words.dedup();
+            words.truncate(3);
+            let last = group.ops.last().and_then(|&op| result(op));
+            format!("{}_{}", words.join("_"), last.map(|ty| dims(&ty.shape)).unwrap_or_default())
+        }
+    }
+}
+
+/// Batch, queries, keys, heads, head size.
+fn attention_dims(func: &Func, op: OpId) -> String {
+    let (q, k) = (&func.ty(func.ops[op].operands[0]).shape, &func.ty(func.ops[op].operands[1]).shape);
+    dims(&[q[0], q[1], k[1], q[2], q[3]])
+}
+
+fn flops_of(func: &Func, op: OpId) -> u64 {
+    let op = &func.ops[op];
+    let types = |values: &[ValueId]| values.iter().map(|&v| func.ty(v)).collect::<Vec<_>>();
+    (op.opcode.info().flops)(op, &types(&op.operands), &types(&op.results))
+}
+
+/// Bytes of arguments and results. Of a table only the rows looked up count, of a cache that is only written the rows
+/// written.
+fn bytes_of(func: &Func) -> u64 {
+    let mut bytes = 0;
+    let body = &func.regions[func.body];
+    let attends = body.ops.iter().any(|&op| func.ops[op].opcode == Opcode::Attention);
+    for &arg in &body.args {
+        let table_of = |op: &&OpId| {
+            let op = &func.ops[**op];
+            matches!(op.opcode, Opcode::Gather | Opcode::PackedGather) && op.operands[0] == arg
+        };
+        let written_by = |op: &&OpId| func.ops[**op].opcode == Opcode::CacheUpdate && func.ops[**op].operands[0] == arg;
+        let ty = func.ty(arg);
+        if let Some(&op) = body.ops.iter().find(table_of) {
+            let rows = func.ty(func.ops[op].results[0]);
+            bytes += rows.elements().min(ty.elements()) * ty.dtype.bytes();
+        } else if let Some(&op) = body.ops.iter().find(written_by).filter(|_| !attends) {
+            bytes += func.ty(func.ops[op].operands[1]).bytes();
+        } else {
+            bytes += ty.bytes();
+        }
+    }
+    bytes += body.yields.iter().map(|&v| func.ty(v)).filter(|ty| !ty.cache).map(Type::bytes).sum::<usize>();
+    bytes as u64
+}

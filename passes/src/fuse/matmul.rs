@@ -1,0 +1,85 @@
+//! What a matmul takes with it: elementwise work on its result, row operations before its left operand.
+use super::graph::{GroupId, GroupKind, UseGraph};
+use super::rows;
+use rdc_ir::{Func, OpId, Opcode, ValueId};
+
+/// Makes a group of every packed matmul, with its epilogue. Epilogues go first, so that a residual addition belongs to
+/// the matmul that feeds it and not to the prologue of the next.
+pub fn epilogues(graph: &mut UseGraph) {
+    for op in graph.ops() {
+        if graph.func.ops[op].opcode == Opcode::PackedMatmul
+            && let Some(group) = graph.group(op)
+        {
+            graph.set_kind(group, GroupKind::Matmul(op));
+        }
+    }
+    for op in graph.ops() {
+        if let Some(group) = graph.group(op)
+            && graph.kind(group) == GroupKind::Matmul(op)
+        {
+            epilogue(graph, group, op);
+        }
+    }
+}
+
+fn epilogue(graph: &mut UseGraph, group: GroupId, anchor: OpId) {
+    let func = graph.func;
+    let result = func.ops[anchor].results[0];
+    let mut work = vec![result];
+    let parts = func.ops[anchor].size("parts");
+    if parts > 1 {
+        let users = graph.users_here(result);
+        if !users.iter().all(|&op| is_part(func, op, result, parts)) {
+            return;
+        }
+        work.clear();
+        for slice in users {
+            if let Some(other) = graph.group(slice)
+                && graph.try_join(group, other)
+            {
+                work.push(func.ops[slice].results[0]);
+            }
+        }
+    }
+    while let Some(value) = work.pop() {
+        for op in graph.users_here(value) {
+            let Some(other) = graph.group(op) else { continue };
+            let fits = rows::is_elementwise(func, op) && func.ty(func.ops[op].results[0]).shape == func.ty(value).shape;
+            if fits && graph.kind(other) == GroupKind::Open && graph.try_join(group, other) {
+                work.push(func.ops[op].results[0]);
+            }
+        }
+    }
+}
+
+/// Whether an operation cuts exactly one of `parts` parts out of the last axis.
+fn is_part(func: &Func, op: OpId, whole: ValueId, parts: usize) -> bool {
+    let (op, ty) = (&func.ops[op], func.ty(whole));
+    let each = ty.last() / parts;
+    op.opcode == Opcode::Slice
+        && op.size("axis") + 1 == ty.rank()
+        && op.size("start") % each == 0
+        && op.size("end") == op.size("start") + each
+}
+
+/// Takes the row operations that make the left operand into each matmul. What others need of them becomes a result.
+pub fn prologues(graph: &mut UseGraph) {
+    for anchor in graph.ops() {
+        let Some(group) = graph.group(anchor) else { continue };
+        if graph.kind(group) != GroupKind::Matmul(anchor) {
+            continue;
+        }
+        let func = graph.func;
+        let x = func.ops[anchor].operands[0];
+        let rows = func.ty(x).rows();
+        let mut work = vec![x];
+        while let Some(value) = work.pop() {
+            let Some(op) = func.def_op(value) else { continue };
+            let Some(other) = graph.group(op) else { continue };
+            let fits = graph.kind(other) == GroupKind::Open && rows::rows_of(func, op) == Some(rows);
+            if fits && graph.try_join(group, other) {
+                work.extend(&func.ops[op].operands);
+            }
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Tile sizes: how a kernel's work is cut into tasks. A pure function of shapes and target, so that results depend on
+//! neither the number of threads nor the moment.
+use rdc_ir::program::{Dispatch, KernelKind, Target};
+
+/// Rows up to which a matmul is bound by reading the weight.
+const FEW_ROWS: usize = 4;
+/// Tasks aimed at where the work has no natural grain.
+const TASKS: usize = 32;
+
+/// A kind with its tiles, the number of tasks and how they are handed out.
+pub struct Tiled {
+    /// The kind.
+    pub kind: KernelKind,
+    /// Number of tasks.
+    pub tasks: usize,
+    /// How they are handed out.
+    pub dispatch: Dispatch,
+}
+
+/// Row operations over `rows` rows.
+pub fn rows(rows: usize) -> Tiled {
+    let rows_per_task = rows.div_ceil(TASKS).max(1);
+    let tasks = rows.div_ceil(rows_per_task);
+    Tiled { kind: KernelKind::Rows { rows, rows_per_task }, tasks, dispatch: Dispatch::Static }
+}
+
+/// Writing `tokens` tokens to caches.
+pub fn kv_write(tokens: usize) -> Tiled {
+    let tokens_per_task = tokens.div_ceil(TASKS).max(1);
+    let tasks = tokens.div_ceil(tokens_per_task);
+    Tiled { kind: KernelKind::KvWrite { tokens, tokens_per_task }, tasks, dispatch: Dispatch::Static }
+}
+
+/// Attention of `queries` queries for each of `heads` heads (over all batches).
+pub fn attention(queries: usize, heads: usize) -> Tiled {
+    let q_rows = if heads * queries.div_ceil(64) >= TASKS { 64 } else { 32 }.min(queries.max(1));
+    let tasks = heads * queries.div_ceil(q_rows);
+    Tiled { kind: KernelKind::Attention { q_rows, kv_block: 64 }, tasks, dispatch: Dispatch::Dynamic }
+}
+
+/// A matmul `[m, k] x [k, n]` over panels of `nr` columns.
+pub fn matmul(m: usize, n: usize, k: usize, nr: usize, target: &Target) -> Tiled {
+    let panels = n.div_ceil(nr);
+    let blocks = k.div_ceil(512).max(1);
+    let kc = k.div_ceil(blocks).next_multiple_of(2);
+    let (rows_per_task, panels_per_task, dispatch) = if m <= FEW_ROWS {
+        // A thread streams one contiguous share of the weight; a share ends at a whole number of panels.
+        (m, panels.div_ceil(2 * TASKS).max(2).min(panels), Dispatch::Static)
+    } else {
+        let (rows, columns) = blocks_of(m, panels, k, target);
+        (rows, columns, Dispatch::Dynamic)
+    };
+    let tasks = m.div_ceil(rows_per_task) * panels.div_ceil(panels_per_task);
+    let kind = KernelKind::Matmul { m, n, k, rows_per_task, panels_per_task, kc };
+    Tiled { kind, tasks, dispatch }
+}
+
+/// Rows and panels of a task. Tall blocks reuse a panel of the weight more often, and a block with all its columns
+/// computes its prologue once; but a few threads must be able to share the tasks evenly, and a row block must stay in the
+/// second-level cache.
+fn blocks_of(m: usize, panels: usize, k: usize, target: &Target) -> (usize, usize) {
+    let mr = target.mr.max(1);
+    let (least, most) = (48usize.next_multiple_of(mr), 96 / mr * mr);
+    let fits = |rows: usize| rows * k * 4 <= target.l2 / 2;
+    let mut heights: Vec<usize> = (least..=most.max(least)).step_by(mr).filter(|&rows| fits(rows)).collect();
+    if heights.is_empty() {
+        heights.push(least);
+    }
+    let mut best = (f64::INFINITY, least, panels);
+    for rows in heights.into_iter().map(|rows| rows.min(m.next_multiple_of(mr))) {
+        for split in 1..=panels.min(8) {
+            let columns = panels.div_ceil(split);
+            let (row_blocks, column_blocks) = (m.div_ceil(rows), panels.div_ceil(columns));
+            let tasks = row_blocks * column_blocks;
+            // Rows of padding in the last block, an uneven last round for 2 and 4 threads, and the prologue again for
+            // each column block.
+            let padding = (m.next_multiple_of(mr) as f64) / m as f64;
+            let round = |threads: usize| (tasks.div_ceil(threads) * threads) as f64 / tasks as f64;
+            let ragged = (column_blocks * columns) as f64 / panels as f64 * (row_blocks * rows) as f64 / m as f64;
+            let few = if tasks < 8 { 8.0 / tasks as f64 } else { 1.0 };
+            let uneven = 1.0 + (ragged - 1.0) / row_blocks.max(column_blocks) as f64;
+            let cost = padding * (round(2) + 0.5 * round(4)) * few * uneven * (1.0 + 0.004 * column_blocks as f64)
+                + 0.1 * mr as f64 / rows as f64;
+            if cost < best.0 {
+                best = (cost, rows, columns);
+            }
+        }
+    }
+    (best.1, best.2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::testing::target;
+
+    fn tiles(m: usize, n: usize, k: usize) -> (usize, usize, usize, usize) {
+        let target = target();
+        let tiled = matmul(m, n, k, target.nr, &target);
+        match tiled.kind {
+            KernelKind::Matmul { rows_per_task, panels_per_task, kc, .. } => {
+                (rows_per_task, panels_per_task, kc, tiled.tasks)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn one_row_streams_the_weight_in_even_shares() {
+        assert_eq!(tiles(1, 1024, 384), (1, 2, 384, 32));
+        assert_eq!(tiles(1, 65536, 5280), (1, 64, 480, 64));
+        assert_eq!(tiles(1, 1, 128), (1, 1, 128, 1));
+    }
+
+    #[test]
+    fn many_rows_give_enough_tasks() {
+        for (m, n, k) in [(128, 384, 128), (256, 2048, 384), (512, 5632, 1024), (512, 1024, 2816), (5, 64, 16)] {
+            let (rows, panels, kc, tasks) = tiles(m, n, k);
+            assert!(rows % 6 == 0 && rows <= 96 && panels >= 1 && kc % 2 == 0 && kc <= 512, "{m} {n} {k}");
+            assert!(tasks >= 8.min(n.div_ceil(16)), "{m} {n} {k}: {tasks}");
+            assert!(tasks == m.div_ceil(rows) * n.div_ceil(16).div_ceil(panels));
+        }
+    }
+
+    #[test]
+    fn every_row_is_in_one_task() {
+        for n in [1, 31, 32, 33, 1000] {
+            let tiled = rows(n);
+            assert!(matches!(tiled.kind, KernelKind::Rows { rows_per_task, .. } if rows_per_task * tiled.tasks >= n));
+            assert!(tiled.tasks <= n);
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! Runs a program's schedule on real memory, kernels by the reference interpreter, and checks the plan on the way:
+//! - a launch reads bytes only if the last write to them was to the buffer that it reads;
+//! - between two barriers no launch writes what another touches;
+//! - no launch writes over its own arguments.
+//!
+//! Memory starts as NaNs. The walk follows the runtime's rules for loops and their barriers.
+#![allow(clippy::unwrap_used)]
+use rdc_ir::interp::{self, Data, Inputs, Tensor};
+use rdc_ir::packing::{Element, Packing, row_scale};
+use rdc_ir::program::{Entry, Launch, LoopStep, Offset, Piece, Place, Program, Step, Weight, WeightSource};
+use rdc_ir::{DType, Module, Opcode, Type, tables};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// Tensors by name.
+pub type Tensors = HashMap<String, Rc<Tensor<f32>>>;
+
+/// What a run of an entry gives.
+pub struct Outcome {
+    /// Outputs by name; stacked ones are whole.
+    pub outputs: HashMap<String, Tensor<f32>>,
+    /// Caches by name.
+    pub caches: HashMap<String, Tensor<f32>>,
+    /// Carried tensors after each iteration.
+    pub states: Vec<Vec<Tensor<f32>>>,
+}
+
+/// Runs an entry.
+pub fn run(program: &Program, entry: &str, params: &Tensors, args: &Tensors) -> Outcome {
+    let entry = program.entries.iter().find(|e| e.name == entry).unwrap();
+    let weights = program.weights.iter().map(|w| evaluate(w, params)).collect();
+    let spaces = Spaces::new(entry);
+    let table = (0..entry.buffers.len()).collect();
+    let mut machine = Machine {
+        program,
+        entry,
+        weights,
+        spaces,
+        table,
+        cells: HashMap::new(),
+        open: Vec::new(),
+        count: 0,
+        states: Vec::new(),
+    };
+    for (input, buffer) in entry.inputs.iter().map(|i| (i, &entry.buffers[i.buffer])) {
+        let tensor = args.get(&input.name).unwrap();
+        machine.store(input.buffer, 0, &buffer.ty, tensor);
+    }
+    machine.steps(&entry.steps, 0);
+    let outputs = entry.outputs.iter().map(|o| {
+        let buffer = &entry.buffers[o.buffer];
+        (o.name.clone(), machine.load(o.buffer, 0, &buffer.ty, true))
+    });
+    let outputs = outputs.collect();
+    let caches = entry.inputs.iter().filter(|i| entry.buffers[i.buffer].ty.cache);
+    let caches =
+        caches.map(|i| (i.name.clone(), machine.load(i.buffer, 0, &entry.buffers[i.buffer].ty, false))).collect();
+    Outcome { outputs, caches, states: machine.states }
+}
+
+/// The bytes of the arena, inputs and outputs, and for each byte of the arena the buffer last written there.
+struct Spaces {
+    memory: HashMap<Space, Vec<u8>>,
+    owner: Vec<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Space {
+    Arena,
+    Input(usize),
+    Output(usize),
+}
+
+impl Spaces {
+    fn new(entry: &Entry) -> Spaces {
+        let mut memory = HashMap::from([(Space::Arena, vec![0xff; entry.arena])]);
+        for buffer in &entry.buffers {
+            let bytes = vec![0xff; buffer.ty.bytes()];
+            match buffer.place {
+                Place::Input(i) => memory.insert(Space::Input(i), bytes),
+                Place::Output(i) => memory.insert(Space::Output(i), bytes),
+                Place::Arena(at) => {
+                    assert!(at % 64 == 0 && at + buffer.ty.bytes() <= entry.arena, "{} leaves the arena", buffer.name);
+                    None
+                }
+                _ => None,
+            };
+        }
+        Spaces { memory, owner: vec![usize::MAX; entry.arena] }
+    }
+}
+
+/// Memory touched since the last barrier: by which launch, where, and whether it was written.
+#[derive(Clone, Copy, Debug)]
+struct Touch {
+    launch: usize,
+    space: Space,
+    from: usize,
+    to: usize,
+    write: bool,
+}
+
+struct Machine<'p> {
+    program: &'p Program,
+    entry: &'p Entry,
+    weights: Vec<Tensor<f32>>,
+    spaces: Spaces,
+    /// Which buffer's memory each buffer now has.
+    table: Vec<usize>,
+    /// Thread-private scalars.
+    cells: HashMap<usize, Tensor<f32>>,
+    open: Vec<Touch>,
+    count: usize,
+    states: Vec<Vec<Tensor<f32>>>,
+}
+
+impl Machine<'_> {
+    fn steps(&mut self, steps: &[Step], step: usize) {
+        for node in steps {
+            self.count += 1;
+            match node {
+                Step::Launch(launch) => {
+                    self.launch(launch, step);
+                    if launch.barrier {
+                        self.open.clear();
+                    }
+                }
+                Step::Copy { dst, src } => {
+                    let ty = &self.entry.buffers[*src].ty;
+                    let tensor = self.load(*src, 0, ty, true);
+                    assert_eq!(ty.bytes(), self.entry.buffers[*dst].ty.bytes());
+                    self.touch(*src, 0, ty.bytes(), false);
+                    self.touch(*dst, 0, ty.bytes(), true);
+                    self.store(*dst, 0, ty, &tensor);
+                    self.open.clear();
+                }
+                Step::Loop(inner) => self.repeat(inner),
+            }
+        }
+    }
+    fn repeat(&mut self, inner: &LoopStep) {
+        let scalar = Type::scalar(DType::I32);
+        self.touch(inner.steps, 0, 4, false);
+        let steps = self.load(inner.steps, 0, &scalar, true).ints()[0] as usize;
+        assert!(steps <= inner.max_steps);
+        let meets = |step: &Step| match step {
+            Step::Launch(launch) => launch.barrier,
+            Step::Copy { .. } => true,
+            Step::Loop(_) => false,
+        };
+        let writes = |step: &Step, buffer: usize| match step {
+            Step::Launch(launch) => launch.args.iter().any(|a| a.buffer == buffer),
+            Step::Copy { dst, .. } => *dst == buffer,
+            Step::Loop(_) => true,
+        };
+        let ends_met = inner.body.last().is_some_and(meets);
+        let mut trips = 0;
+        while trips < steps {
+            self.cells.insert(inner.step, Tensor::int(trips as i32));
+            self.cells.insert(inner.is_last, Tensor::bool(trips + 1 == steps));
+            self.steps(&inner.body, trips);
+            trips += 1;
+            if !ends_met && (inner.done.is_some() || !inner.body.iter().any(meets)) {
+                self.open.clear();
+            }
+            let mut done = false;
+            if let Some(buffer) = inner.done {
+                self.count += 1;
+                self.touch(buffer, 0, 1, false);
+                done = self.load(buffer, 0, &Type::scalar(DType::Bool), true).bools()[0];
+                let before = inner.body.iter().position(|s| writes(s, buffer)).unwrap();
+                if !inner.body[..before].iter().any(meets) {
+                    self.open.clear();
+                }
+            }
+            for &(a, b) in &inner.swaps {
+                assert_eq!(self.entry.buffers[a].ty, self.entry.buffers[b].ty);
+                self.table.swap(a, b);
+            }
+            let carried = inner.carried.iter().map(|&b| self.load(b, 0, &self.entry.buffers[b].ty, true));
+            self.states.push(carried.collect());
+            if done {
+                break;
+            }
+        }
+        self.cells.insert(inner.trips, Tensor::int(trips as i32));
+        for step in &inner.body {
+            let Step::Launch(launch) = step else { continue };
+            for arg in &launch.args {
+                if let Offset::Step { stride } = arg.offset {
+                    let ty = self.entry.buffers[arg.buffer].ty.clone();
+                    let rest = Type::new(DType::Bool, [ty.bytes().saturating_sub(trips * stride)]);
+                    self.store(arg.buffer, trips * stride, &rest, &Tensor::zeros(&rest));
+                }
+            }
+        }
+    }
+    fn launch(&mut self, launch: &Launch, step: usize) {
+        let kernel = &self.program.kernels[launch.kernel];
+        let (func, body) = (&kernel.func, &kernel.func.regions[kernel.func.body]);
+        let offset = |offset: Offset| match offset {
+            Offset::Fixed(bytes) => bytes,
+            Offset::Step { stride } => step * stride,
+            Offset::Slot { policy, layer, layers, base, stride } => (base + policy.slot(step, layer, layers)) * stride,
+        };
+        let updated =
+            |v| body.ops.iter().any(|&op| func.ops[op].opcode == Opcode::CacheUpdate && func.ops[op].operands[0] == v);
+        let mut inputs = Inputs::default();
+        for ((arg, at), &value) in func.args.iter().zip(&launch.args).zip(&body.args) {
+            let (ty, write) = (func.ty(value), updated(value));
+            self.touch(at.buffer, offset(at.offset), ty.bytes(), write);
+            let tensor = self.load(at.buffer, offset(at.offset), ty, !write);
+            inputs.args.insert(arg.name.clone(), Rc::new(tensor));
+        }
+        let module = Module { funcs: vec![func.clone()], ..Module::default() };
+        let results = interp::run(&module, &func.name, &inputs, &mut interp::Options::default())
+            .unwrap_or_else(|e| panic!("{}: {e}", kernel.name));
+        let mut pointers = launch.args[body.args.len()..].iter();
+        for (&value, (_, tensor)) in body.yields.iter().zip(&results.tensors) {
+            let ty = func.ty(value);
+            let at = if ty.cache {
+                let update = &func.ops[func.def_op(value).unwrap()];
+                let index = body.args.iter().position(|&v| v == update.operands[0]).unwrap();
+                &launch.args[index]
+            } else {
+                let at = pointers.next().unwrap();
+                self.touch(at.buffer, offset(at.offset), ty.bytes(), true);
+                at
+            };
+            self.store(at.buffer, offset(at.offset), ty, tensor);
+        }
+        assert!(pointers.next().is_none());
+    }
+
+    fn place(&self, buffer: usize, offset: usize, bytes: usize) -> Option<(Space, usize)> {
+        let at = &self.entry.buffers[self.table[buffer]];
+        assert!(offset + bytes <= at.ty.bytes(), "{offset} + {bytes} is outside of {} ({})", at.name, at.ty);
+        match at.place {
+            Place::Arena(start) => Some((Space::Arena, start + offset)),
+            Place::Input(i) => Some((Space::Input(i), offset)),
+            Place::Output(i) => Some((Space::Output(i), offset)),
+            _ => None,
+        }
+    }
+    fn touch(&mut self, buffer: usize, offset: usize, bytes: usize, write: bool) {
+        let Some((space, from)) = self.place(buffer, offset, bytes) else {
+            assert!(!write, "a weight or cell is written");
+            return;
+        };
+        let new = Touch { launch: self.count, space, from, to: from + bytes, write };
+        for old in &self.open {
+            let meets = old.space == space && old.from < new.to && new.from < old.to && (write || old.write);
+            assert!(!meets, "race on buffer {buffer}: {old:?} and {new:?}");
+        }
+        self.open.push(new);
+    }
+    /// A tensor of that type from a buffer. `checked`: it must have been written there.
+    fn load(&self, buffer: usize, offset: usize, ty: &Type, checked: bool) -> Tensor<f32> {
+        let at = &self.entry.buffers[self.table[buffer]];
+        match at.place {
+            Place::Weight(w) => return part(&self.weights[w], offset, ty),
+            Place::Step | Place::IsLast | Place::Trips => return self.cells[&buffer].clone(),
+            _ => {}
+        }
+        let (space, from) = self.place(buffer, offset, ty.bytes()).unwrap();
+        if space == Space::Arena && checked {
+            let owners = &self.spaces.owner[from..from + ty.bytes()];
+            let wrong = owners.iter().find(|&&o| o != self.table[buffer]);
+            assert!(wrong.is_none(), "{} is overwritten or unwritten: {wrong:?}", at.name);
+        }
+        let bytes = &self.spaces.memory[&space][from..from + ty.bytes()];
+        let words = || bytes.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
+        let data = match ty.dtype {
+            DType::F32 => Data::Float(words().map(f32::from_le_bytes).collect()),
+            DType::I32 => Data::Int(words().map(i32::from_le_bytes).collect()),
+            DType::Bool => Data::Bool(bytes.iter().map(|&b| b != 0).collect()),
+            DType::BF16 | DType::I8 => panic!("{ty} in memory"),
+        };
+        swap_heads(Tensor { ty: ty.clone(), data }, false)
+    }
+    fn store(&mut self, buffer: usize, offset: usize, ty: &Type, tensor: &Tensor<f32>) {
+        let (space, from) = self.place(buffer, offset, ty.bytes()).unwrap();
+        let tensor = swap_heads(Tensor { ty: ty.clone(), data: tensor.data.clone() }, true);
+        let bytes: Vec<u8> = match &tensor.data {
+            Data::Float(v) => v.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Data::Int(v) => v.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Data::Bool(v) => v.iter().map(|&v| v as u8).collect(),
+            Data::Byte(_) => panic!("{ty} in memory"),
+        };
+        self.spaces.memory.get_mut(&space).unwrap()[from..from + bytes.len()].copy_from_slice(&bytes);
+        if space == Space::Arena {
+            self.spaces.owner[from..from + bytes.len()].fill(self.table[buffer]);
+        }
+    }
+}
+
+/// Between logical `[.., T, H, D]` and physical `[.., H, T, D]` of a cache.
+fn swap_heads(tensor: Tensor<f32>, to_physical: bool) -> Tensor<f32> {
+    if !tensor.ty.cache {
+        return tensor;
+    }
+    let &[ref lead @ .., t, h, d] = &tensor.ty.shape[..] else { panic!("{}", tensor.ty) };
+    let mut out = vec![0.0; tensor.ty.elements()];
+    for block in 0..lead.iter().product::<usize>() {
+        for (i, j) in (0..t).flat_map(|i| (0..h).map(move |j| (i, j))) {
+            let (logical, physical) = ((block * t + i) * h + j, (block * h + j) * t + i);
+            let (to, from) = if to_physical { (physical, logical) } else { (logical, physical) };
+            out[to * d..][..d].copy_from_slice(&tensor.floats()[from * d..][..d]);
+        }
+    }
+    Tensor { data: Data::Float(out), ty: tensor.ty }
+}
+
+fn part(weight: &Tensor<f32>, offset: usize, ty: &Type) -> Tensor<f32> {
+    let first = offset / weight.ty.dtype.bytes();
+    let data = match &weight.data {
+        Data::Float(v) => Data::Float(v[first..first + ty.elements()].to_vec()),
+        Data::Byte(v) => Data::Byte(v[first..first + ty.elements()].to_vec()),
+        _ => panic!("{ty}"),
+    };
+    Tensor { ty: ty.clone(), data }
+}
+
+/// Evaluates a recipe.
+pub fn evaluate(weight: &Weight, params: &Tensors) -> Tensor<f32> {
+    let whole = |values: Vec<f32>| Tensor::floats_of(weight.ty.clone(), values);
+    let row = |pieces: &[Piece], mut n: usize| -> Vec<f32> {
+        let piece = pieces.iter().find(|p| {
+            let len = p.rows.1 - p.rows.0;
+            let here = n < len;
+            n -= if here { 0 } else { len };
+            here
+        });
+        let piece = piece.unwrap();
+        let param = &params[&piece.param];
+        let width = param.ty.last();
+        param.floats()[(piece.rows.0 + n) * width..][..width].to_vec()
+    };
+    let scales = |pieces: &[Piece]| -> Vec<f32> {
+        let n = pieces.iter().map(|p| p.rows.1 - p.rows.0).sum();
+        (0..n).map(|i| row_scale(&row(pieces, i))).collect()
+    };
+    match &weight.source {
+        WeightSource::Param { name, via_bf16: false } => whole(params[name].floats().to_vec()),
+        WeightSource::Param { name, via_bf16: true } => {
+            whole(params[name].floats().iter().map(|&v| interp::Real::to_bf16(v)).collect())
+        }
+        WeightSource::RopeTable { len, dim, base } => whole(tables::rope_table(*len, *dim, *base)),
+        WeightSource::SinusoidTable { len, dim, base } => whole(tables::sinusoid_table(*len, *dim, *base)),
+        WeightSource::Scales { pieces } => whole(scales(pieces)),
+        WeightSource::Packed { pieces, n, k, nr, parts } => {
+            let (packing, all) = (Packing::new(weight.ty.dtype, *n, *k, *nr, *parts), scales(pieces));
+            let element = match weight.ty.dtype {
+                DType::F32 => Element::F32,
+                DType::BF16 => Element::BF16,
+                _ => Element::I8(&all),
+            };
+            let cut = |i: usize, out: &mut [f32]| {
+                let mut first = i;
+                let piece = pieces.iter().find(|p| {
+                    let len = p.rows.1 - p.rows.0;
+                    let here = first < len;
+                    first -= if here { 0 } else { len };
+                    here
+                });
+                let cols = piece.unwrap().cols;
+                out.copy_from_slice(&row(pieces, i)[cols.0..cols.1]);
+            };
+            let mut bytes = vec![0; weight.ty.bytes()];
+            packing.pack_panels(element, 0..packing.panels(), cut, &mut bytes);
+            let data = match weight.ty.dtype {
+                DType::F32 => {
+                    Data::Float(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+                }
+                DType::BF16 => Data::Float(
+                    bytes
+                        .chunks_exact(2)
+                        .map(|b| f32::from_bits((u16::from_le_bytes([b[0], b[1]]) as u32) << 16))
+                        .collect(),
+                ),
+                _ => Data::Byte(bytes.iter().map(|&b| b as i8).collect()),
+            };
+            Tensor { ty: weight.ty.clone(), data }
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Planning: a module after layout and hoisting becomes a `Program`: weights, kernels, memory and a schedule.
+//!
+//! Each function is normalised, its regions are grouped into kernels (`crate::fuse`), and every value gets a place:
+//! weights, constants in code, the caller's memory, or the arena. Values are written once, so a buffer of the arena lives
+//! from its launch to its last reader; a value of outside that a loop uses lives through the loop. A carried value has two
+//! buffers, exchanged after each iteration. Buffers that never live at the same time share memory. Last, a launch gets a
+//! barrier only where a later one reads or writes memory that it touches.
+mod arena;
+mod barriers;
+mod entry;
+mod kernels;
+pub mod summary;
+pub mod weights;
+
+#[cfg(test)]
+pub mod check;
+#[cfg(test)]
+pub mod testing;
+#[cfg(test)]
+mod tests;
+
+use crate::{Error, Options};
+use rdc_ir::Module;
+use rdc_ir::program::Program;
+
+/// Builds the program of a module whose weights are packed for `options.target`.
+///
+/// # Errors
+/// If a packed weight is made otherwise than from blocks of parameters, if a cache slot is neither constant nor a
+/// `kv_slot` of the loop around, or if a cache is read by anything but attention.
+pub fn build(module: &Module, options: &Options) -> Result<Program, Error> {
+    let mut weights = weights::Weights::default();
+    let mut kernels = kernels::Kernels::default();
+    let mut entries = Vec::new();
+    for func in &module.funcs {
+        let func = crate::fuse::normalise::normalise(func);
+        entries.push(entry::plan(&func, &options.target, &mut weights, &mut kernels)?);
+    }
+    Ok(Program {
+        name: module.name.clone(),
+        target: options.target.clone(),
+        weights: weights.finish(),
+        kernels: kernels.finish(),
+        entries,
+    })
+}

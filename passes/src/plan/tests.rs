@@ -1,0 +1,169 @@
+#![allow(clippy::unwrap_used)]
+use super::check::{self, Tensors};
+use super::testing::{Sizes, function, module, options};
+use rdc_ir::interp::{self, Inputs, Tensor};
+use rdc_ir::program::{Entry, KernelKind, Program, Step};
+use rdc_ir::{ArgRole, DType, Func, Module, Type};
+use std::rc::Rc;
+
+/// Numbers between -1 and 1 that look random.
+fn noise(seed: usize, count: usize) -> Vec<f32> {
+    let mut state = (seed as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 40) as f32 / (1u64 << 23) as f32) - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn params(module: &Module) -> Tensors {
+    let tensor = |(i, p): (usize, &rdc_ir::Param)| {
+        let values = Tensor::from_f32(p.ty.shape.clone(), &noise(i + 1, p.ty.elements()));
+        (p.name.clone(), Rc::new(values))
+    };
+    module.params.values().enumerate().map(tensor).collect()
+}
+
+fn args(func: &Func, pos: i32, steps: i32) -> Tensors {
+    let body = &func.regions[func.body];
+    let values = func.args.iter().zip(&body.args).enumerate().map(|(i, (arg, &value))| {
+        let ty = func.ty(value);
+        let ints = |v: i32| Tensor::from_i32(ty.shape.clone(), &vec![v; ty.elements()]);
+        let tensor = match arg.role {
+            ArgRole::Ids => {
+                let ids: Vec<i32> = (0..ty.elements()).map(|i| (i * 7 % 23) as i32).collect();
+                Tensor::from_i32(ty.shape.clone(), &ids)
+            }
+            ArgRole::Position => ints(pos),
+            ArgRole::Steps => Tensor::int(steps),
+            _ if ty.dtype == DType::I32 => ints(3),
+            _ => Tensor::floats_of(ty.clone(), noise(100 + i, ty.elements())),
+        };
+        (arg.name.clone(), Rc::new(tensor))
+    });
+    values.collect()
+}
+
+/// Plans a function and runs it both ways.
+#[track_caller]
+fn agrees(func: Func, pos: i32, steps: &[i32]) -> Program {
+    let name = func.name.clone();
+    let module = module(vec![func]);
+    assert_eq!(rdc_ir::verify::verify_text(&module), None);
+    let program = super::build(&module, &options()).unwrap();
+    let params = params(&module);
+    for &steps in steps {
+        let args = args(&module.funcs[0], pos, steps);
+        let inputs = Inputs { params: params.clone(), args: args.clone() };
+        let want =
+            interp::run(&module, &name, &inputs, &mut interp::Options { record: true, ..Default::default() }).unwrap();
+        let got = check::run(&program, &name, &params, &args);
+        for (name, want) in &want.tensors {
+            let got = got.outputs.get(name).or(got.caches.get(name)).unwrap_or_else(|| panic!("no output {name}"));
+            same(name, steps, got, want);
+        }
+        let want: Vec<_> = want.loops.iter().flat_map(|l| &l.states).flatten().collect();
+        let got: Vec<_> = got.states.iter().flatten().collect();
+        assert_eq!(want.len(), got.len());
+        want.iter().zip(got).for_each(|(want, got)| same("states", steps, got, want));
+    }
+    program
+}
+
+#[track_caller]
+fn same(name: &str, steps: i32, got: &Tensor<f32>, want: &Tensor<f32>) {
+    assert_eq!(got.ty.shape, want.ty.shape, "{name}");
+    for (i, (got, want)) in got.to_f64().iter().zip(want.to_f64()).enumerate() {
+        assert!((got - want).abs() <= 1e-5 * want.abs().max(1.0), "{name}[{i}] after {steps} steps: {got}, not {want}");
+    }
+}
+
+/// The kinds of the kernels launched, loop bodies in brackets.
+fn kinds(program: &Program, steps: &[Step]) -> String {
+    let word = |step: &Step| match step {
+        Step::Copy { .. } => "copy".to_string(),
+        Step::Loop(inner) => format!("[{}]", kinds(program, &inner.body)),
+        Step::Launch(launch) => match program.kernels[launch.kernel].kind {
+            KernelKind::Rows { .. } => "rows",
+            KernelKind::Matmul { .. } => "matmul",
+            KernelKind::KvWrite { .. } => "kv",
+            KernelKind::Attention { .. } => "attention",
+            KernelKind::DecodeAttention => "decode",
+            KernelKind::Generic => "generic",
+        }
+        .to_string(),
+    };
+    steps.iter().map(word).collect::<Vec<_>>().join(" ")
+}
+
+fn schedule(program: &Program) -> String {
+    let Entry { steps, .. } = &program.entries[0];
+    kinds(program, steps)
+}
+
+#[test]
+fn prefill_takes_six_launches_a_block() {
+    let program = agrees(function("prefill", &Sizes::default()), 0, &[0, 1, 2, 4]);
+    assert_eq!(
+        schedule(&program),
+        "rows matmul kv attention matmul matmul matmul matmul copy [matmul matmul kv attention matmul matmul matmul \
+         matmul kv attention matmul matmul matmul rows] matmul generic"
+    );
+}
+
+#[test]
+fn decode_takes_five_launches_a_block() {
+    let sizes = Sizes { s: 1, ..Sizes::default() };
+    let program = agrees(function("decode", &sizes), 3, &[0, 1, 3, 4]);
+    assert_eq!(
+        schedule(&program),
+        "rows matmul decode matmul matmul matmul matmul copy [matmul matmul decode matmul matmul matmul \
+         matmul decode matmul matmul matmul rows] matmul generic"
+    );
+}
+
+#[test]
+fn every_policy_addresses_its_slots() {
+    for policy in [("full", 0), ("modulo", 2), ("block", 3), ("anchor", 0)] {
+        for s in [1, 3] {
+            let sizes = Sizes { s, policy, max_steps: 10, groups: 2, ..Sizes::default() };
+            agrees(function("f", &sizes), 2, &[0, 10]);
+        }
+    }
+}
+
+#[test]
+fn batches_exits_and_weight_types() {
+    for (dtype, exit, b) in [(DType::BF16, true, 2), (DType::I8, false, 3), (DType::F32, true, 1)] {
+        for s in [1, 4] {
+            agrees(function("f", &Sizes { dtype, exit, b, s, ..Sizes::default() }), 1, &[0, 1, 4]);
+        }
+    }
+}
+
+#[test]
+fn attention_without_caches_writes_its_own() {
+    for b in [1, 2] {
+        let program = agrees(function("f", &Sizes { cached: false, b, ..Sizes::default() }), 0, &[0, 2]);
+        assert!(schedule(&program).contains("kv attention"));
+    }
+}
+
+#[test]
+fn equal_layers_share_kernels() {
+    let of = |layers, max_steps| {
+        let func = function("f", &Sizes { layers, max_steps, ..Sizes::default() });
+        super::build(&module(vec![func]), &options()).unwrap()
+    };
+    let (two, five) = (of(2, 4), of(5, 30));
+    assert_eq!(two.kernels.len(), five.kernels.len());
+    assert_eq!(two.entries[0].arena, five.entries[0].arena, "memory depends on neither layers nor steps");
+}
+
+#[test]
+fn a_program_is_the_same_each_time() {
+    let build = || super::build(&module(vec![function("f", &Sizes::default())]), &options()).unwrap();
+    assert_eq!(build(), build());
+    let types: Vec<Type> = build().weights.iter().map(|w| w.ty.clone()).collect();
+    assert!(types.iter().all(|ty| ty.elements() > 0));
+}

@@ -1,0 +1,237 @@
+//! Constant buffers: values that depend on parameters only, as recipes that the artifact writer evaluates.
+//!
+//! A recipe covers what layout and hoisting leave: a parameter (perhaps rounded to bf16) or a contiguous part of one,
+//! packed stacks of parameter blocks, their int8 scales, and position tables. Any other arithmetic on parameters is not
+//! a weight; it runs as ordinary kernels, outside the loops because hoisting put it there.
+use crate::Error;
+use crate::fuse::uses::{User, Uses, alias};
+use rdc_ir::infer::packed_type;
+use rdc_ir::program::{Piece, Weight, WeightSource};
+use rdc_ir::{DType, Func, OpId, Opcode, Type, ValueDef, ValueId};
+use std::collections::{HashMap, HashSet};
+
+/// A value found in a constant buffer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    /// The whole buffer.
+    pub weight: Weight,
+    /// Where the value begins in it, in bytes.
+    pub offset: usize,
+}
+
+/// The constant buffer that holds a value, if the value depends on parameters only and a recipe expresses it.
+pub fn stored(func: &Func, value: ValueId) -> Option<Stored> {
+    let (found, dtype) = find(func, value)?;
+    // A half-way cast to bf16 is no buffer of its own: vectors are stored as f32 always.
+    (dtype == found.weight.ty.dtype).then_some(found)
+}
+
+/// Operations that need no kernel because they are evaluated when weights are written: constants, values with a recipe,
+/// and the steps towards them.
+pub fn leaves(func: &Func, uses: &Uses) -> HashSet<OpId> {
+    let mut leaves = HashSet::new();
+    for (_, id) in func.walk().into_iter().rev() {
+        let op = &func.ops[id];
+        let only_for_leaves = |v: ValueId| {
+            let users = uses.of(v);
+            !users.is_empty() && users.iter().all(|u| matches!(u, User::Op(op) if leaves.contains(op)))
+        };
+        let leaf = op.opcode == Opcode::Constant
+            || !op.results.is_empty() && op.results.iter().all(|&v| only_for_leaves(v) || stored(func, v).is_some());
+        if leaf {
+            leaves.insert(id);
+        }
+    }
+    leaves
+}
+
+/// An error for a packed weight that no recipe expresses.
+pub fn unsupported(func: &Func, value: ValueId) -> Error {
+    let op = func.def_op(value).map(|op| &func.ops[op]);
+    let what = op.map_or("an argument", |op| op.opcode.info().mnemonic);
+    Error::Unsupported {
+        message: format!(
+            "`{}` uses a packed weight made by `{what}`; it must be packed from blocks of parameters stacked by rows",
+            func.name
+        ),
+        loc: op.map(|op| op.loc).unwrap_or_default(),
+    }
+}
+
+/// The buffer, and the element type that the value has at this point of a cast chain.
+fn find(func: &Func, value: ValueId) -> Option<(Stored, DType)> {
+    let ValueDef::Result(id, index) = func.values[value].def else { return None };
+    let op = &func.ops[id];
+    let whole = |name: String, ty: &Type, source: WeightSource| {
+        Some((Stored { weight: Weight { name, ty: ty.clone(), source }, offset: 0 }, ty.dtype))
+    };
+    let ty = func.ty(value);
+    match op.opcode {
+        Opcode::Param => {
+            let name = op.text("name").to_string();
+            whole(name.clone(), ty, WeightSource::Param { name, via_bf16: false })
+        }
+        Opcode::RopeTable => {
+            let (len, dim, base) = (op.size("len"), op.size("dim"), op.float("base"));
+            whole(format!("rope_table_{len}x{dim}"), ty, WeightSource::RopeTable { len, dim, base })
+        }
+        Opcode::SinusoidTable => {
+            let (len, dim, base) = (op.size("len"), op.size("dim"), op.float("base"));
+            whole(format!("sinusoid_table_{len}x{dim}"), ty, WeightSource::SinusoidTable { len, dim, base })
+        }
+        Opcode::Cast => {
+            let (mut found, from) = find(func, op.operands[0])?;
+            let WeightSource::Param { via_bf16, .. } = &mut found.weight.source else { return None };
+            match (from, op.attr("dtype").as_dtype()) {
+                (DType::F32, DType::BF16) => *via_bf16 = true,
+                (DType::BF16, DType::F32) => {}
+                (a, b) if a == b => {}
+                _ => return None,
+            }
+            Some((found, op.attr("dtype").as_dtype()))
+        }
+        Opcode::Reshape | Opcode::Slice => {
+            let (source, offset) = alias(func, id)?;
+            let (mut found, dtype) = find(func, source)?;
+            // The buffer holds f32 even where the chain is at bf16.
+            found.offset += offset / func.ty(source).dtype.bytes() * found.weight.ty.dtype.bytes();
+            Some((found, dtype))
+        }
+        Opcode::Quantize if index == 1 => {
+            let pieces = pieces(func, op.operands[0])?.pieces;
+            whole(format!("{}.scale", name_of(&pieces)), ty, WeightSource::Scales { pieces })
+        }
+        Opcode::Concat if op.int("axis") == 0 => {
+            let mut all = Vec::new();
+            for &part in &op.operands {
+                let (found, _) = find(func, part)?;
+                let WeightSource::Scales { pieces } = &found.weight.source else { return None };
+                if found.weight.ty != *func.ty(part) {
+                    return None;
+                }
+                all.extend(pieces.iter().cloned());
+            }
+            whole(format!("{}.scale", name_of(&all)), ty, WeightSource::Scales { pieces: all })
+        }
+        Opcode::Pack => {
+            let rows = pieces(func, op.operands[0])?;
+            let (shape, nr, parts) = (&func.ty(op.operands[0]).shape, op.size("nr"), op.size("parts"));
+            let (n, k) = (shape[0], shape[1]);
+            debug_assert_eq!(*ty, packed_type(rows.dtype, n, k, nr));
+            let name = format!("{}.packed_{}", name_of(&rows.pieces), rows.dtype.name());
+            whole(name, ty, WeightSource::Packed { pieces: rows.pieces, n, k, nr, parts })
+        }
+        _ => None,
+    }
+}
+
+fn name_of(pieces: &[Piece]) -> String {
+    let mut names: Vec<&str> = pieces.iter().map(|p| p.param.as_str()).collect();
+    names.dedup();
+    names.join("+")
+}
+
+/// Blocks of parameters stacked by rows, over a value seen as rank 2 by its last axis.
+struct Rows {
+    pieces: Vec<Piece>,
+    dtype: DType,
+    /// Whether every piece takes all columns of its parameter.
+    whole_rows: bool,
+}
+
+fn pieces(func: &Func, value: ValueId) -> Option<Rows> {
+    let ValueDef::Result(id, index) = func.values[value].def else { return None };
+    let op = &func.ops[id];
+    let ty = func.ty(value);
+    let inner = |i: usize| pieces(func, *op.operands.get(i)?);
+    match op.opcode {
+        Opcode::Param => Some(Rows {
+            pieces: vec![Piece { param: op.text("name").into(), rows: (0, ty.rows()), cols: (0, ty.last()) }],
+            dtype: DType::F32,
+            whole_rows: true,
+        }),
+        Opcode::Cast => {
+            let from = inner(0)?;
+            match (from.dtype, op.attr("dtype").as_dtype()) {
+                (DType::F32, DType::BF16) => Some(Rows { dtype: DType::BF16, ..from }),
+                (a, b) if a == b => Some(from),
+                _ => None,
+            }
+        }
+        // Scales come from whole rows, so quantising part of a row is another number.
+        Opcode::Quantize if index == 0 => {
+            let from = inner(0)?;
+            (from.dtype == DType::F32 && from.whole_rows).then_some(Rows { dtype: DType::I8, ..from })
+        }
+        Opcode::Reshape => inner(0).filter(|_| func.ty(op.operands[0]).last() == ty.last()),
+        Opcode::Slice => {
+            let (from, source) = (inner(0)?, func.ty(op.operands[0]));
+            let (axis, start, end) = (op.size("axis"), op.size("start"), op.size("end"));
+            if axis + 1 == source.rank() && axis > 0 {
+                let cut = |p: Piece| Piece { cols: (p.cols.0 + start, p.cols.0 + end), ..p };
+                let whole_rows = from.whole_rows && start == 0 && end == source.last();
+                return Some(Rows { pieces: from.pieces.into_iter().map(cut).collect(), whole_rows, ..from });
+            }
+            if axis + 1 == source.rank() || source.shape[..axis].iter().any(|&n| n != 1) {
+                return None;
+            }
+            let rows_each: usize = source.shape[axis + 1..source.rank() - 1].iter().product();
+            let pieces = rows_between(from.pieces, start * rows_each, end * rows_each);
+            Some(Rows { pieces, ..from })
+        }
+        Opcode::Concat => {
+            let axis = op.size("axis");
+            if axis + 1 >= ty.rank() || ty.shape[..axis].iter().any(|&n| n != 1) {
+                return None;
+            }
+            let mut all = inner(0)?;
+            for i in 1..op.operands.len() {
+                let next = inner(i)?;
+                if next.dtype != all.dtype {
+                    return None;
+                }
+                all.pieces.extend(next.pieces);
+                all.whole_rows &= next.whole_rows;
+            }
+            Some(all)
+        }
+        _ => None,
+    }
+}
+
+/// Rows `start..end` of a stack.
+fn rows_between(pieces: Vec<Piece>, start: usize, end: usize) -> Vec<Piece> {
+    let mut at = 0;
+    let mut out = Vec::new();
+    for piece in pieces {
+        let len = piece.rows.1 - piece.rows.0;
+        let (from, to) = (start.max(at), end.min(at + len));
+        if from < to {
+            out.push(Piece { rows: (piece.rows.0 + from - at, piece.rows.0 + to - at), ..piece });
+        }
+        at += len;
+    }
+    out
+}
+
+/// The program's constant buffers, each once.
+#[derive(Default)]
+pub struct Weights {
+    list: Vec<Weight>,
+    known: HashMap<String, usize>,
+}
+
+impl Weights {
+    /// The index of a weight, added if it is new.
+    pub fn index(&mut self, weight: Weight) -> usize {
+        let key = format!("{:?}{:?}", weight.ty, weight.source);
+        *self.known.entry(key).or_insert_with(|| {
+            self.list.push(weight);
+            self.list.len() - 1
+        })
+    }
+    /// All of them.
+    pub fn finish(self) -> Vec<Weight> {
+        self.list
+    }
+}

@@ -1,0 +1,77 @@
+//! The metadata of an artifact.
+use rdc_ir::program::{KvPolicy, Program};
+use rdc_ir::{Init, Param, Type};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Everything about a compiled model but its code and weights. Stored as JSON; maps are ordered, so equal metadata is
+/// equal bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Meta {
+    /// Version of the compiler that wrote it.
+    pub compiler: String,
+    /// Sizes, constants and flags of the model text as resolved, by name, as text.
+    pub sizes: BTreeMap<String, String>,
+    /// Steps of the loop unless `--steps` says otherwise.
+    pub default_steps: usize,
+    /// The most steps of the loop (R_max).
+    pub max_steps: usize,
+    /// Positions of the KV cache; 0 if the model has no context.
+    pub context: usize,
+    /// Rows of a batch.
+    pub batch: usize,
+    /// Chunk lengths that functions exist for, the longest first.
+    pub chunks: Vec<usize>,
+    /// Read-outs; the first is the default and its functions have no suffix.
+    pub readouts: Vec<Readout>,
+    /// `--dtype`: `f32`, `bf16` or `i8`.
+    pub dtype: String,
+    /// Which KV slot a layer call uses.
+    pub kv: KvPolicy,
+    /// The parameters by checkpoint name.
+    pub params: Vec<ParamInfo>,
+    /// Flags of the compilation that a run may repeat, by name without dashes.
+    pub options: BTreeMap<String, String>,
+    /// Numbers for `rdc inspect` that only the compiler knows (operations hoisted out of the loop, …).
+    pub report: serde_json::Value,
+    /// Byte offset in the code section of each kernel, by name.
+    pub symbols: BTreeMap<String, u64>,
+    /// The program.
+    pub program: Program,
+}
+
+/// A read-out of a model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Readout {
+    /// Its name.
+    pub name: String,
+    /// The names of its outputs.
+    pub outputs: Vec<String>,
+}
+
+/// A parameter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ParamInfo {
+    /// Its name in a checkpoint.
+    pub name: String,
+    /// Other names of the same tensor.
+    pub aliases: Vec<String>,
+    /// Its type.
+    pub ty: Type,
+    /// How it is drawn if the artifact holds no weights.
+    pub init: Init,
+    /// Whether it belongs to a stack of layers.
+    pub in_stack: bool,
+}
+
+impl From<&Param> for ParamInfo {
+    fn from(p: &Param) -> ParamInfo {
+        ParamInfo {
+            name: p.name.clone(),
+            aliases: p.aliases.clone(),
+            ty: p.ty.clone(),
+            init: p.init,
+            in_stack: p.in_stack,
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Runs the schedules of a program.
+//!
+//! All threads walk the same list of steps. A launch is cut into tasks, of which each thread takes a share; the cut does not
+//! depend on the number of threads, so results do not either. State that differs between threads (the addresses that a loop
+//! exchanges, the step, a thread's count of barriers) is each thread's own and needs no synchronisation.
+mod plan;
+mod walk;
+
+use crate::Error;
+use crate::barrier::Barrier;
+use crate::memory::{Buffer, Shared};
+use crate::model::Model;
+use crate::profile::{LaunchInfo, Profile};
+use crate::threads::Pool;
+use plan::{Plan, plan};
+use rdc_ir::program::Place;
+use std::sync::{Arc, Mutex, PoisonError};
+use walk::{Claim, Context, Worker};
+
+/// Executes entries of one model, one call at a time, with its own threads and memory.
+pub struct Executor {
+    model: Arc<Model>,
+    pool: Pool,
+    barrier: Barrier,
+    plans: Vec<Plan>,
+    claims: Vec<Claim>,
+    launches: Vec<LaunchInfo>,
+    workers: Vec<Mutex<Worker>>,
+    arena: Buffer,
+    profile: Option<Profile>,
+}
+
+/// What a call reports beside its outputs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Iterations of the last loop of the schedule (0 if it has none).
+    pub trips: usize,
+}
+
+/// Copies of a loop's carried tensors: for each iteration the bytes of each carried tensor that is not a cache.
+pub type States = Vec<Vec<Vec<u8>>>;
+
+impl Executor {
+    /// An executor with `threads` threads.
+    ///
+    /// # Errors
+    /// If the system gives no threads or memory.
+    pub fn new(model: Arc<Model>, threads: usize) -> Result<Executor, Error> {
+        let threads = threads.max(1);
+        let program = model.program();
+        let (mut plans, mut launches, mut dynamic) = (Vec::new(), Vec::new(), 0);
+        for entry in &program.entries {
+            plans.push(plan(&model, entry, &mut launches, &mut dynamic));
+        }
+        let arena = program.entries.iter().map(|e| e.arena).max().unwrap_or(0);
+        let scratch = program.kernels.iter().map(|k| k.scratch).max().unwrap_or(0);
+        let cells = plans.iter().map(|p| p.cells).max().unwrap_or(0);
+        let workers = (0..threads)
+            .map(|thread| Ok(Mutex::new(Worker::new(thread, scratch, cells, dynamic)?)))
+            .collect::<Result<_, Error>>()?;
+        let pool = Pool::new(threads).map_err(|e| Error::Program(format!("cannot start {threads} threads: {e}")))?;
+        Ok(Executor {
+            pool,
+            barrier: Barrier::new(threads),
+            plans,
+            claims: (0..dynamic).map(|_| Claim::default()).collect(),
+            launches,
+            workers,
+            arena: Buffer::zeroed(arena)?,
+            profile: None,
+            model,
+        })
+    }
+    /// The model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+    /// The number of threads.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+    /// Bytes of each output of an entry.
+    pub fn output_bytes(&self, entry: usize) -> Vec<usize> {
+        let entry = &self.model.program().entries[entry];
+        entry.outputs.iter().map(|o| entry.buffers[o.buffer].ty.bytes()).collect()
+    }
+    /// Whether the loop of an entry can end before its steps are done.
+    pub fn exits_early(&self, entry: usize) -> bool {
+        self.plans[entry].exits_early
+    }
+    /// Records times from now on.
+    pub fn start_profile(&mut self) {
+        self.profile = Some(Profile::new(self.launches.clone(), self.threads()));
+    }
+    /// Ends the recording and returns it.
+    pub fn take_profile(&mut self) -> Option<Profile> {
+        self.profile.take()
+    }
+    /// Runs an entry. `inputs` are its inputs in order, each as long as its type; KV caches are updated in place, and other
+    /// inputs may be overwritten (a loop may use the memory of its initial state). `outputs` receive the results, each as long as
+    /// [`Executor::output_bytes`] says. With `states` every iteration's carried tensors are appended to it.
+    ///
+    /// # Errors
+    /// If the number or the lengths of inputs or outputs are wrong.
+    pub fn run(
+        &mut self,
+        entry: usize,
+        inputs: &mut [&mut Buffer],
+        outputs: &mut [Buffer],
+        states: Option<&mut States>,
+    ) -> Result<Outcome, Error> {
+        let program = self.model.program();
+        let Some(described) = program.entries.get(entry) else {
+            return Err(Error::Program(format!("there is no entry {entry}")));
+        };
+        let length = |buffer: usize| described.buffers[buffer].ty.bytes();
+        let fits = inputs.len() == described.inputs.len()
+            && outputs.len() == described.outputs.len()
+            && described.inputs.iter().zip(inputs.iter()).all(|(d, b)| length(d.buffer) == b.len())
+            && described.outputs.iter().zip(outputs.iter()).all(|(d, b)| length(d.buffer) == b.len());
+        if !fits {
+            return Err(Error::Program(format!(
+                "memory for entry {} does not fit its inputs and outputs",
+                described.name
+            )));
+        }
+        let arena = self.arena.shared();
+        let addresses: Vec<Shared> = described
+            .buffers
+            .iter()
+            .map(|buffer| match buffer.place {
+                Place::Arena(offset) => Shared(arena.0.wrapping_add(offset)),
+                Place::Weight(index) => self.model.weight_address(index),
+                Place::Input(index) => inputs[index].shared(),
+                Place::Output(index) => outputs[index].shared(),
+                // Each thread puts its own.
+                Place::Step | Place::IsLast | Place::Trips => Shared(std::ptr::null_mut()),
+            })
+            .collect();
+        let plan = &self.plans[entry];
+        let states = states.map(Mutex::new);
+        let context = Context {
+            plan,
+            barrier: &self.barrier,
+            claims: &self.claims,
+            states: states.as_ref(),
+            origin: self.profile.as_ref().map(|p| p.origin()),
+        };
+        let workers = &self.workers;
+        self.pool.run(&|thread| {
+            let mut worker = workers[thread].lock().unwrap_or_else(PoisonError::into_inner);
+            worker.enter(&addresses, plan);
+            // SAFETY: every address is of memory as long as its buffer's type says: the arena, a weight and the callers' buffers,
+            // which the lengths above and `validate::program` make sure of, and which this function holds borrowed
+            // exclusively (weights are only read). All threads of the barrier are in this call.
+            unsafe { worker.walk(&context) };
+        });
+        let mut worker = self.workers[0].lock().unwrap_or_else(PoisonError::into_inner);
+        worker.collect(described, outputs);
+        let trips = worker.trips;
+        drop(worker);
+        if let Some(profile) = &mut self.profile {
+            for (thread, worker) in self.workers.iter().enumerate() {
+                let mut worker = worker.lock().unwrap_or_else(PoisonError::into_inner);
+                profile.add(thread, &mut worker.events);
+            }
+        }
+        Ok(Outcome { trips })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

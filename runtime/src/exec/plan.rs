@@ -1,0 +1,176 @@
+//! Schedules with everything looked up that can be before a call.
+use crate::code::KernelFn;
+use crate::model::Model;
+use crate::profile::LaunchInfo;
+use rdc_ir::program::{Dispatch, Entry, Launch, LoopStep, Offset, Place, Step};
+
+/// A prepared entry.
+pub(super) struct Plan {
+    pub nodes: Vec<Node>,
+    /// Thread-private buffers and their cells.
+    pub private: Vec<(usize, usize)>,
+    /// Number of those cells.
+    pub cells: usize,
+    pub exits_early: bool,
+}
+
+pub(super) enum Node {
+    Launch(LaunchNode),
+    Copy { dst: usize, src: usize, bytes: usize },
+    Loop(Box<LoopNode>),
+}
+
+pub(super) struct LaunchNode {
+    /// Index over all entries, for the profile.
+    pub id: u32,
+    pub kernel: KernelFn,
+    pub tasks: usize,
+    /// Index of its claim counter, if tasks are claimed.
+    pub claim: Option<usize>,
+    pub args: Box<[(usize, Offset)]>,
+    pub barrier: bool,
+}
+
+pub(super) struct LoopNode {
+    pub steps: usize,
+    pub max_steps: usize,
+    pub step: usize,
+    pub is_last: usize,
+    pub trips: usize,
+    pub body: Vec<Node>,
+    /// A barrier after the body, where it does not end with one and something relies on it.
+    pub barrier: bool,
+    pub swaps: Vec<(usize, usize)>,
+    pub done: Option<Done>,
+    /// Carried tensors that are not caches: buffer and bytes.
+    pub carried: Vec<(usize, usize)>,
+    /// Stacked results whose entries beyond the trips must be zero: buffer, bytes per step, bytes.
+    pub stacked: Vec<(usize, usize, usize)>,
+}
+
+pub(super) struct Done {
+    pub buffer: usize,
+    /// Whether the threads must meet after they have read it, since the next iteration would write it first thing.
+    pub barrier: bool,
+}
+
+/// Prepares an entry of a validated program. Launches are numbered on from `launches`, claim counters from `dynamic`.
+pub(super) fn plan(model: &Model, entry: &Entry, launches: &mut Vec<LaunchInfo>, dynamic: &mut usize) -> Plan {
+    let private = |place| matches!(place, Place::Step | Place::IsLast | Place::Trips);
+    let private: Vec<(usize, usize)> = entry
+        .buffers
+        .iter()
+        .enumerate()
+        .filter(|(_, b)| private(b.place))
+        .enumerate()
+        .map(|(cell, (b, _))| (b, cell))
+        .collect();
+    let cells = private.len();
+    let mut planner = Planner { model, entry, launches, dynamic, exits_early: false };
+    let nodes = planner.nodes(&entry.steps);
+    let exits_early = planner.exits_early;
+    Plan { nodes, private, cells, exits_early }
+}
+
+struct Planner<'a> {
+    model: &'a Model,
+    entry: &'a Entry,
+    launches: &'a mut Vec<LaunchInfo>,
+    dynamic: &'a mut usize,
+    exits_early: bool,
+}
+
+impl Planner<'_> {
+    fn nodes(&mut self, steps: &[Step]) -> Vec<Node> {
+        let node = |step: &Step| match step {
+            Step::Launch(launch) => Node::Launch(self.launch(launch)),
+            Step::Copy { dst, src } => Node::Copy { dst: *dst, src: *src, bytes: self.bytes(*dst) },
+            Step::Loop(inner) => Node::Loop(Box::new(self.loop_node(inner))),
+        };
+        steps.iter().map(node).collect()
+    }
+    fn bytes(&self, buffer: usize) -> usize {
+        self.entry.buffers[buffer].ty.bytes()
+    }
+    fn launch(&mut self, launch: &Launch) -> LaunchNode {
+        let kernel = &self.model.program().kernels[launch.kernel];
+        let id = self.launches.len() as u32;
+        self.launches.push(LaunchInfo {
+            entry: self.entry.name.clone(),
+            kernel: launch.kernel,
+            locs: launch.locs.clone(),
+        });
+        let claim = (kernel.dispatch == Dispatch::Dynamic).then(|| {
+            *self.dynamic += 1;
+            *self.dynamic - 1
+        });
+        LaunchNode {
+            id,
+            kernel: self.model.kernel(launch.kernel),
+            tasks: kernel.tasks,
+            claim,
+            args: launch.args.iter().map(|a| (a.buffer, a.offset)).collect(),
+            barrier: launch.barrier,
+        }
+    }
+    fn loop_node(&mut self, inner: &LoopStep) -> LoopNode {
+        let body = self.nodes(&inner.body);
+        let meets = |node: &Node| match node {
+            Node::Launch(launch) => launch.barrier,
+            Node::Copy { .. } => true,
+            // It may run no iteration.
+            Node::Loop(_) => false,
+        };
+        // The counters of claimed tasks need one barrier between two executions of a launch, an exit one before it is read.
+        let ends_met = body.last().is_some_and(meets);
+        let barrier = !ends_met && (inner.done.is_some() || !body.iter().any(meets));
+        let done = inner.done.map(|buffer| {
+            self.exits_early = true;
+            let writer = |node: &Node| match node {
+                Node::Launch(launch) => launch.args.iter().any(|a| a.0 == buffer),
+                Node::Copy { dst, .. } => *dst == buffer,
+                Node::Loop(_) => true,
+            };
+            let before = body.iter().position(writer).unwrap_or(0);
+            Done { buffer, barrier: !body[..before].iter().any(meets) }
+        });
+        let carried = inner.carried.iter().filter(|&&b| !self.entry.buffers[b].ty.cache).map(|&b| (b, self.bytes(b)));
+        LoopNode {
+            steps: inner.steps,
+            max_steps: inner.max_steps,
+            step: inner.step,
+            is_last: inner.is_last,
+            trips: inner.trips,
+            barrier,
+            swaps: inner.swaps.clone(),
+            done,
+            carried: carried.collect(),
+            stacked: self.stacked(&inner.body),
+            body,
+        }
+    }
+    /// Stacked results of a loop that the schedule reads: those are read whole, entries that no iteration wrote as zeros. A result
+    /// that only the caller sees is cut instead.
+    fn stacked(&self, body: &[Step]) -> Vec<(usize, usize, usize)> {
+        let mut stacked = Vec::new();
+        for step in body {
+            let Step::Launch(launch) = step else { continue };
+            for arg in &launch.args {
+                if let Offset::Step { stride } = arg.offset
+                    && self.is_read_whole(arg.buffer, &self.entry.steps)
+                    && !stacked.iter().any(|s: &(usize, usize, usize)| s.0 == arg.buffer)
+                {
+                    stacked.push((arg.buffer, stride, self.bytes(arg.buffer)));
+                }
+            }
+        }
+        stacked
+    }
+    fn is_read_whole(&self, buffer: usize, steps: &[Step]) -> bool {
+        steps.iter().any(|step| match step {
+            Step::Launch(l) => l.args.iter().any(|a| a.buffer == buffer && matches!(a.offset, Offset::Fixed(_))),
+            Step::Copy { src, .. } => *src == buffer,
+            Step::Loop(inner) => self.is_read_whole(buffer, &inner.body),
+        })
+    }
+}

@@ -1,0 +1,188 @@
+//! Checks that a program holds together, so that running its schedule touches no memory but its own. What kernels do with
+//! their pointers is the back end's word.
+use rdc_ir::entity::Entity;
+use rdc_ir::program::{Entry, LaunchArg, LoopStep, Offset, Place, Program, Step};
+use rdc_ir::{ArgRole, DType, Type};
+
+/// Bytes of a tensor, if that is a number.
+pub(crate) fn bytes(ty: &Type) -> Option<usize> {
+    let total = ty.shape.iter().try_fold(ty.dtype.bytes(), |b, &n| b.checked_mul(n));
+    total.filter(|&b| b <= isize::MAX as usize)
+}
+
+/// Checks a program. The error says what is wrong, for people who write compilers.
+pub(crate) fn program(program: &Program) -> Result<(), String> {
+    for weight in &program.weights {
+        bytes(&weight.ty).ok_or_else(|| format!("weight {} is too large", weight.name))?;
+    }
+    for kernel in &program.kernels {
+        let values = kernel.func.values.len();
+        let regions = kernel.func.regions.values();
+        let ids = regions.flat_map(|r| r.args.iter().chain(&r.yields));
+        let ops = kernel.func.ops.values();
+        let ids = ids.chain(ops.flat_map(|o| o.operands.iter().chain(&o.results)));
+        if ids.into_iter().any(|v| v.index() >= values) || kernel.func.regions.get(kernel.func.body).is_none() {
+            return Err(format!("kernel {} refers to a value that it does not have", kernel.name));
+        }
+        if kernel.tasks > u32::MAX as usize || kernel.scratch > isize::MAX as usize {
+            return Err(format!("kernel {} is too large", kernel.name));
+        }
+    }
+    program.entries.iter().try_for_each(|e| entry(program, e).map_err(|m| format!("entry {}: {m}", e.name)))
+}
+
+fn entry(program: &Program, entry: &Entry) -> Result<(), String> {
+    let checker = Checker { program, entry };
+    for (index, buffer) in entry.buffers.iter().enumerate() {
+        let size = bytes(&buffer.ty).ok_or_else(|| format!("buffer {} is too large", buffer.name))?;
+        let fits = match buffer.place {
+            Place::Arena(offset) => offset % 64 == 0 && offset.checked_add(size).is_some_and(|end| end <= entry.arena),
+            Place::Weight(w) => program.weights.get(w).is_some_and(|w| bytes(&w.ty) == Some(size)),
+            Place::Input(i) => entry.inputs.get(i).is_some_and(|input| input.buffer == index),
+            Place::Output(i) => entry
+                .outputs
+                .get(i)
+                .and_then(|o| entry.buffers.get(o.buffer))
+                .is_some_and(|o| bytes(&o.ty).is_some_and(|room| size <= room)),
+            Place::Step | Place::Trips => buffer.ty == Type::scalar(DType::I32),
+            Place::IsLast => buffer.ty == Type::scalar(DType::Bool),
+        };
+        if !fits {
+            return Err(format!("buffer {} ({}) does not fit its place {:?}", buffer.name, buffer.ty, buffer.place));
+        }
+    }
+    if entry.arena > isize::MAX as usize {
+        return Err("the arena is too large".into());
+    }
+    for (index, input) in entry.inputs.iter().enumerate() {
+        if checker.place(input.buffer)? != Place::Input(index) {
+            return Err(format!("input {} is not in the caller's memory", input.name));
+        }
+        let ty = &entry.buffers[input.buffer].ty;
+        let role_fits = match input.role {
+            ArgRole::Ids => ty.dtype == DType::I32 && ty.rank() == 2,
+            ArgRole::Position => ty.dtype == DType::I32 && ty.rank() == 1,
+            ArgRole::Steps => *ty == Type::scalar(DType::I32),
+            ArgRole::State(_) => ty.dtype == DType::F32 && ty.rank() == 3,
+            ArgRole::Cache => ty.rank() == 5,
+            ArgRole::Input => true,
+        };
+        if !role_fits {
+            return Err(format!("input {} has type {ty}, which does not fit its role", input.name));
+        }
+    }
+    for output in &entry.outputs {
+        checker.place(output.buffer)?;
+    }
+    checker.steps(&entry.steps, None)
+}
+
+struct Checker<'a> {
+    program: &'a Program,
+    entry: &'a Entry,
+}
+
+impl Checker<'_> {
+    fn place(&self, buffer: usize) -> Result<Place, String> {
+        Ok(self.buffer(buffer)?.place)
+    }
+    fn buffer(&self, buffer: usize) -> Result<&rdc_ir::program::Buffer, String> {
+        self.entry.buffers.get(buffer).ok_or_else(|| format!("there is no buffer {buffer}"))
+    }
+    fn steps(&self, steps: &[Step], around: Option<&LoopStep>) -> Result<(), String> {
+        for step in steps {
+            match step {
+                Step::Launch(launch) => {
+                    let kernel = self.program.kernels.get(launch.kernel);
+                    let kernel = kernel.ok_or_else(|| format!("there is no kernel {}", launch.kernel))?;
+                    let body = kernel.func.regions.get(kernel.func.body);
+                    let (arguments, results) = body.map_or((0, 0), |b| {
+                        let linear = b.yields.iter().filter(|v| kernel.func.ty(**v).cache).count();
+                        (b.args.len(), b.yields.len() - linear)
+                    });
+                    if launch.args.len() != arguments + results {
+                        return Err(format!(
+                            "kernel {} takes {} pointers, a launch gives {}",
+                            kernel.name,
+                            arguments + results,
+                            launch.args.len()
+                        ));
+                    }
+                    for (index, arg) in launch.args.iter().enumerate() {
+                        self.argument(arg, around)?;
+                        let written = index >= arguments;
+                        if written && !self.writable(arg.buffer)? {
+                            return Err(format!("kernel {} would write buffer {}", kernel.name, arg.buffer));
+                        }
+                    }
+                }
+                Step::Copy { dst, src } => {
+                    let (to, from) = (self.buffer(*dst)?, self.buffer(*src)?);
+                    if bytes(&to.ty) != bytes(&from.ty) || !self.writable(*dst)? {
+                        return Err(format!("buffer {} cannot be copied to {}", from.name, to.name));
+                    }
+                }
+                Step::Loop(inner) => self.loop_step(inner)?,
+            }
+        }
+        Ok(())
+    }
+    /// Whether kernels may write a buffer: memory of the schedule, or of the caller if it is a cache.
+    fn writable(&self, buffer: usize) -> Result<bool, String> {
+        Ok(match self.place(buffer)? {
+            Place::Arena(_) | Place::Output(_) => true,
+            Place::Input(i) => self.entry.inputs.get(i).is_some_and(|i| i.role == ArgRole::Cache),
+            Place::Weight(_) | Place::Step | Place::IsLast | Place::Trips => false,
+        })
+    }
+    fn argument(&self, arg: &LaunchArg, around: Option<&LoopStep>) -> Result<(), String> {
+        let buffer = self.buffer(arg.buffer)?;
+        let size = bytes(&buffer.ty).unwrap_or(0);
+        let last_step = around.map_or(0, |l| l.max_steps.saturating_sub(1));
+        let reach = match arg.offset {
+            Offset::Fixed(offset) => Some(offset),
+            Offset::Step { stride } => last_step.checked_mul(stride),
+            Offset::Slot { policy, layer, layers, base, stride } => {
+                use rdc_ir::program::KvPolicy::{Block, Modulo};
+                if layer >= layers || layers > u32::MAX as usize || matches!(policy, Modulo(0) | Block(0)) {
+                    return Err(format!("buffer {}: layer {layer} of {layers} under {policy:?}", buffer.name));
+                }
+                let calls = last_step.checked_add(1).and_then(|s| s.checked_mul(layers));
+                let slots = calls.map(|_| policy.slots(last_step + 1, layers));
+                slots.and_then(|s| base.checked_add(s.max(1))?.checked_mul(stride)).map(|end| end - stride)
+            }
+        };
+        // The last byte addressed first must exist; empty tensors have none.
+        if reach.is_some_and(|r| r < size || (r == 0 && size == 0)) {
+            Ok(())
+        } else {
+            Err(format!("an offset {:?} goes beyond buffer {} ({})", arg.offset, buffer.name, buffer.ty))
+        }
+    }
+    fn loop_step(&self, inner: &LoopStep) -> Result<(), String> {
+        let steps = self.buffer(inner.steps)?;
+        let cells = [(inner.step, Place::Step), (inner.is_last, Place::IsLast), (inner.trips, Place::Trips)];
+        for (buffer, place) in cells {
+            if self.place(buffer)? != place {
+                return Err(format!("buffer {buffer} of the loop is not a {place:?} cell"));
+            }
+        }
+        if steps.ty != Type::scalar(DType::I32) || inner.max_steps > i32::MAX as usize {
+            return Err("the loop's number of steps is not an i32".into());
+        }
+        for &(a, b) in &inner.swaps {
+            let (a, b) = (self.buffer(a)?, self.buffer(b)?);
+            let fixed = |p| matches!(p, Place::Step | Place::IsLast | Place::Trips | Place::Weight(_));
+            if a.ty != b.ty || fixed(a.place) || fixed(b.place) {
+                return Err(format!("buffers {} and {} cannot be exchanged", a.name, b.name));
+            }
+        }
+        if let Some(done) = inner.done
+            && self.buffer(done)?.ty != Type::scalar(DType::Bool)
+        {
+            return Err("the loop's exit is not a bool".into());
+        }
+        inner.carried.iter().try_for_each(|&b| self.buffer(b).map(|_| ()))?;
+        self.steps(&inner.body, Some(inner))
+    }
+}

@@ -28,6 +28,7 @@
 //! reference interpreter's.
 
 pub mod builder;
+pub mod cost;
 pub mod entity;
 pub mod infer;
 pub mod interp;
@@ -38,6 +39,8 @@ pub mod parse;
 pub mod print;
 pub mod program;
 pub mod tables;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod types;
 pub mod verify;
 

@@ -54,7 +54,7 @@ pub type Observer<'a, T> = Box<dyn FnMut(&Event<'_, T>) + 'a>;
 pub struct Options<'a, T> {
     /// Whether to record the carried values of loops.
     pub record: bool,
-    /// The iterations of each loop in order of execution, as [`Outputs::trips`] of an earlier run: exits are taken there
+    /// The iterations of each loop in the order in which they begin, as [`Outputs::trips`] of an earlier run: exits are taken there
     /// instead of where the body says. Loops beyond the list run as usual.
     pub replay: Vec<usize>,
     /// Called after each operation.
@@ -81,7 +81,7 @@ pub struct LoopStates<T> {
 pub struct Outputs<T> {
     /// The outputs by name, in order. Stacked ones have `max_steps` entries, zero at and beyond the trips.
     pub tensors: Vec<(String, Rc<Tensor<T>>)>,
-    /// Iterations of each loop, in order of execution (a loop inside a loop counts each time, after its own inner loops).
+    /// Iterations of each loop, in the order in which they began (a loop inside a loop counts each time).
     pub trips: Vec<usize>,
     /// If asked for, one record for each entry of `trips`.
     pub loops: Vec<LoopStates<T>>,
@@ -228,9 +228,13 @@ impl<T: Real> Machine<'_, '_, T> {
         // Only `carried` may hold the caches, or they would be copied at each update.
         drop(operands);
         let mut stacked: Vec<Tensor<T>> = types[carried.len() + 1..].iter().map(Tensor::zeros).collect();
-        let mut states = Vec::new();
         let replay = self.replay.pop_front();
         let limit = replay.unwrap_or(requested).min(requested);
+        let index = self.outputs.trips.len();
+        self.outputs.trips.push(0);
+        if self.options.record {
+            self.outputs.loops.push(LoopStates { op: id, states: Vec::new() });
+        }
         let mut trips = 0;
         while trips < limit {
             self.set(region.args[0], Rc::new(Tensor::int(trips as i32)));
@@ -249,16 +253,14 @@ impl<T: Real> Machine<'_, '_, T> {
                 stack.set_entry(trips - 1, &entry);
             }
             if self.options.record {
-                states.push(carried.iter().filter(|t| !t.ty.cache).cloned().collect());
+                let state = carried.iter().filter(|t| !t.ty.cache).cloned().collect();
+                self.outputs.loops[index].states.push(state);
             }
             if replay.is_none() && done.is_some_and(|d| d.bools() == [true]) {
                 break;
             }
         }
-        self.outputs.trips.push(trips);
-        if self.options.record {
-            self.outputs.loops.push(LoopStates { op: id, states });
-        }
+        self.outputs.trips[index] = trips;
         carried.push(Rc::new(Tensor::int(trips as i32)));
         carried.extend(stacked.into_iter().map(Rc::new));
         Ok(carried)

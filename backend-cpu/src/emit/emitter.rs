@@ -216,8 +216,7 @@ impl Emitter {
     }
     /// An integer of an integer type, in every lane.
     pub fn int(&mut self, value: i64, ty: Ty) -> Val {
-        let text = if ty.elem == Elem::I1 { (value != 0).to_string() } else { value.to_string() };
-        self.constant(ty, value as u64, text)
+        self.constant(ty, value as u64, value.to_string())
     }
     /// An offset or counter.
     pub fn i64(&mut self, value: usize) -> Val {
@@ -292,11 +291,11 @@ impl Emitter {
         };
         self.store_raw(pointer, raw);
     }
-    /// Asks for the cache line at `pointer` to be brought into the first-level cache.
-    pub fn prefetch(&mut self, pointer: Val) {
-        let p = pointer.name();
+    /// Asks for the cache line at `pointer` to be brought into the cache of a level (1, 2 or 3).
+    pub fn prefetch(&mut self, pointer: Val, level: usize) {
+        let (p, hint) = (pointer.name(), 4 - level.clamp(1, 3));
         self.line(format_args!(
-            "\"llvm.intr.prefetch\"({p}) <{{cache = 1 : i32, hint = 3 : i32, rw = 0 : i32}}> : (!llvm.ptr) -> ()"
+            "\"llvm.intr.prefetch\"({p}) <{{cache = 1 : i32, hint = {hint} : i32, rw = 0 : i32}}> : (!llvm.ptr) -> ()"
         ));
     }
 
@@ -522,6 +521,19 @@ impl Emitter {
         }
         self.def(to, format_args!("vector.shuffle {}, {} {lanes:?} : {t}, {t}", a.name(), b.name()))
     }
+    /// Scalars as the lanes of a vector.
+    pub fn from_lanes(&mut self, lanes: &[Val]) -> Val {
+        if let [one] = lanes {
+            return *one;
+        }
+        let to = Ty { lanes: lanes.len(), ..lanes[0].ty };
+        self.def(to, format_args!("vector.from_elements {} : {}", Self::names(lanes), to.text()))
+    }
+    /// 0, 1, 2, … as `i32`.
+    pub fn iota(&mut self, lanes: usize) -> Val {
+        let values: Vec<Val> = (0..lanes as i64).map(|i| self.int(i, Ty::new(Elem::I32, 1))).collect();
+        self.from_lanes(&values)
+    }
     /// One lane as a scalar.
     pub fn lane(&mut self, a: Val, lane: usize) -> Val {
         if a.lanes() == 1 {
@@ -531,9 +543,16 @@ impl Emitter {
         self.def(to, format_args!("vector.extract {}[{lane}] : {} from {}", a.name(), to.text(), a.ty.text()))
     }
     /// Folds the lanes (a power of two of them) to a scalar, halves first: the order is fixed by the number of lanes.
-    pub fn fold(&mut self, a: Val, mut op: impl FnMut(&mut Emitter, Val, Val) -> Val) -> Val {
+    pub fn fold(&mut self, a: Val, op: impl FnMut(&mut Emitter, Val, Val) -> Val) -> Val {
+        self.fold_by(a, 1, op)
+    }
+    /// The sums of lanes that are `lanes` (a power of two) apart, halves first.
+    pub fn fold_to(&mut self, a: Val, lanes: usize) -> Val {
+        self.fold_by(a, lanes, Emitter::add)
+    }
+    fn fold_by(&mut self, a: Val, lanes: usize, mut op: impl FnMut(&mut Emitter, Val, Val) -> Val) -> Val {
         let mut v = a;
-        while v.lanes() > 1 {
+        while v.lanes() > lanes {
             let half = v.lanes() / 2;
             let low = self.shuffle(v, v, &(0..half).collect::<Vec<_>>());
             let high = self.shuffle(v, v, &(half..2 * half).collect::<Vec<_>>());

@@ -2,6 +2,8 @@
 pub mod elementwise;
 pub mod emitter;
 pub mod math;
+#[cfg(test)]
+mod math_tests;
 mod rowgraph;
 pub mod rowops;
 

@@ -1,12 +1,22 @@
 //! Code generation, one file per kernel family of [`KernelKind`].
+mod attention;
+mod decode_attention;
 mod gemv;
+mod heads;
+mod kv_write;
 mod matmul;
 mod matmul_form;
 mod matmul_rowops;
 #[cfg(test)]
 mod matmul_tests;
 mod matmul_weights;
+#[cfg(test)]
+mod oracle;
 mod rows;
+#[cfg(test)]
+mod rows_tests;
+#[cfg(test)]
+mod attention_tests;
 
 use crate::emit::Error;
 use rdc_ir::program::{Kernel, KernelKind, Target};
@@ -23,6 +33,9 @@ pub fn mlir(target: &Target, kernel: &Kernel) -> Result<String, Error> {
         KernelKind::Matmul { m, .. } if m <= GEMV_ROWS => gemv::emit(target, kernel),
         KernelKind::Matmul { .. } => matmul::emit(target, kernel),
         KernelKind::Rows { .. } => rows::emit(target, kernel),
+        KernelKind::KvWrite { .. } => kv_write::emit(target, kernel),
+        KernelKind::Attention { .. } => attention::emit(target, kernel),
+        KernelKind::DecodeAttention => decode_attention::emit(target, kernel),
         _ => Err(Error::unsupported(&kernel.name, format!("{:?}", kernel.kind))),
     }
 }
@@ -33,6 +46,8 @@ pub fn scratch_bytes(kernel: &Kernel, target: &Target) -> usize {
         KernelKind::Matmul { m, .. } if m <= GEMV_ROWS => gemv::scratch(kernel, target).unwrap_or(0),
         KernelKind::Matmul { .. } => matmul::scratch(kernel, target).unwrap_or(0),
         KernelKind::Rows { .. } => rows::scratch(kernel),
+        KernelKind::Attention { .. } => attention::scratch(kernel, target),
+        KernelKind::DecodeAttention => decode_attention::scratch(kernel, target),
         _ => 0,
     }
 }

@@ -1,0 +1,438 @@
+//! Attention of a chunk of several tokens (flash attention).
+//!
+//! Algorithm: a task is a batch row, a head and a block of `q_rows` queries, made by their chain and scaled in scratch. It
+//! goes through the keys in blocks of `kv_block`, up to the last key that any of its queries sees, with the online softmax
+//! of Milakov and Gimelshein: scores of the block, new maximum and sum of each row, then the block's share of the result,
+//! the earlier share scaled down. Only blocks that cross the diagonal, or the end, are masked.
+//!
+//! Tiling: both products are register-blocked, [`Tile::rows`] queries by a few vectors, the operand with queries broadcast
+//! from scratch. For the scores, the block of keys is transposed into scratch first (vectors run over keys), which costs
+//! about `lanes / 2 / q_rows` of the product; values are read in place (vectors run over columns). Bound: arithmetic, the
+//! two products plus about 20 instructions per vector of exponentials.
+use super::heads::{Attend, Token, all_pieces};
+use crate::emit::{Cmp, Elem, Emitter, Error, Ty, Val, math};
+use rdc_ir::program::{Kernel, KernelKind, Target};
+
+/// The register tile of both products.
+#[derive(Clone, Copy)]
+struct Tile {
+    rows: usize,
+    /// Vectors of columns.
+    vectors: usize,
+}
+
+impl Tile {
+    /// 12 of 16 accumulators with AVX2, 16 of 32 with AVX-512, 24 of 32 with NEON.
+    fn new(lanes: usize) -> Tile {
+        match lanes {
+            16 => Tile { rows: 8, vectors: 2 },
+            4 => Tile { rows: 6, vectors: 4 },
+            _ => Tile { rows: 6, vectors: 2 },
+        }
+    }
+}
+
+/// Sizes, and byte offsets into scratch.
+struct Layout {
+    tile: Tile,
+    /// Queries of a task; `rows` of them with padding to whole tiles.
+    q_rows: usize,
+    rows: usize,
+    /// Keys of a block; `columns` of them with padding to whole tiles.
+    kv_block: usize,
+    columns: usize,
+    dim: usize,
+    queries: usize,
+    keys: usize,
+    scores: usize,
+    sums: usize,
+    maxima: usize,
+    totals: usize,
+    factors: usize,
+    bytes: usize,
+}
+
+impl Layout {
+    fn new(kernel: &Kernel, a: &Attend, lanes: usize) -> Result<Layout, Error> {
+        let KernelKind::Attention { q_rows, kv_block } = kernel.kind else {
+            return Err(Error::unsupported(&kernel.name, "a kernel of another kind than attention"));
+        };
+        if q_rows == 0 || kv_block == 0 {
+            return Err(Error::unsupported(&kernel.name, "an empty tile"));
+        }
+        let tile = Tile::new(lanes);
+        let (q_rows, kv_block) = (q_rows.min(a.steps), kv_block.min(a.context));
+        let rows = q_rows.next_multiple_of(tile.rows);
+        let columns = kv_block.next_multiple_of(tile.vectors * lanes);
+        let dim = a.query.dim;
+        let mut bytes = 0;
+        let mut take = |floats: usize| {
+            let at = bytes;
+            bytes += (floats * 4).next_multiple_of(64);
+            at
+        };
+        Ok(Layout {
+            tile,
+            q_rows,
+            rows,
+            kv_block,
+            columns,
+            dim,
+            queries: take(rows * dim),
+            keys: take(dim * columns),
+            scores: take(rows * columns),
+            sums: take(rows * dim),
+            maxima: take(rows),
+            totals: take(rows),
+            factors: take(rows),
+            bytes,
+        })
+    }
+}
+
+/// Bytes of scratch per thread.
+pub fn scratch(kernel: &Kernel, target: &Target) -> usize {
+    Attend::new(kernel).and_then(|a| Ok(Layout::new(kernel, &a, target.lanes)?.bytes)).unwrap_or(0)
+}
+
+/// The kernel's MLIR module.
+pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
+    let a = Attend::new(kernel)?;
+    if !a.updates.is_empty() {
+        return Err(Error::unsupported(&kernel.name, "cache updates with an attention of several tokens"));
+    }
+    let layout = Layout::new(kernel, &a, target.lanes)?;
+    let mut e = Emitter::new(&kernel.name, a.pointers, target.lanes);
+    let blocks = a.steps.div_ceil(layout.q_rows);
+    e.tasks(|e, task| {
+        let (slab, block) = e.div_rem(task, blocks);
+        let (batch, head) = e.div_rem(slab, a.query.heads);
+        let first = e.mul_const(block, layout.q_rows);
+        block_of_queries(e, &a, &layout, (batch, head, first));
+    });
+    Ok(e.finish())
+}
+
+/// Queries `first ..` of one head.
+fn block_of_queries(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, first): (Val, Val, Val)) {
+    let [queries, keys, scores, sums] = [l.queries, l.keys, l.scores, l.sums].map(|o| e.offset_const(e.scratch, o));
+    let (all, most) = (e.i64(a.steps), e.i64(l.q_rows));
+    let left = e.sub(all, first);
+    let count = e.min(left, most);
+    // Rows of padding repeat the last query: their results are finite and unused.
+    let (end, one) = (e.add(first, count), e.i64(1));
+    let last_row = e.sub(end, one);
+    let tile_rows = e.i64(l.tile.rows);
+    let whole = e.add_const(count, l.tile.rows - 1);
+    let padding = e.rem(whole, tile_rows);
+    let rows = e.sub(whole, padding);
+    let zero = e.i64(0);
+    e.each(zero, rows, |e, row| {
+        let step = e.add(first, row);
+        let step = e.min(step, last_row);
+        let token = Token::of(e, batch, step, a.steps);
+        let to = e.at(queries, row, l.dim * 4);
+        a.query.emit(e, token, head, Some(a.scale), to);
+        for (column, lanes) in all_pieces(l.dim, e.lanes) {
+            let place = e.at(sums, row, l.dim * 4);
+            let place = e.offset_const(place, column * 4);
+            let none = e.f32(0.0, lanes);
+            e.store_raw(place, none);
+        }
+        let (minus_inf, none) = (e.f32(f32::NEG_INFINITY, 1), e.f32(0.0, 1));
+        for (offset, value) in [(l.maxima, minus_inf), (l.totals, none)] {
+            let place = e.offset_const(e.scratch, offset);
+            let place = e.at(place, row, 4);
+            e.store_raw(place, value);
+        }
+    });
+    // The position of the block's first query, and the end of the keys that its last one sees.
+    let context = e.i64(a.context);
+    let (position, limit) = if a.causal {
+        let token = Token { index: first, batch, step: first };
+        let position = token.position(e, a.pos);
+        let position = e.max(position, zero);
+        let end = e.add(position, count);
+        (position, e.min(end, context))
+    } else {
+        (context, context)
+    };
+    let group = e.div_rem(head, a.heads_per_group()).0;
+    let slab = e.mul_const(batch, a.groups);
+    let slab = e.add(slab, group);
+    let bytes = a.context * l.dim * 4;
+    let (key_slab, value_slab) = (e.at(e.arg(a.keys), slab, bytes), e.at(e.arg(a.values), slab, bytes));
+    e.for_range(zero, limit, l.kv_block, &[], |e, key, _| {
+        let (left, most) = (e.sub(limit, key), e.i64(l.kv_block));
+        let visible = e.min(left, most);
+        let width = l.tile.vectors * e.lanes;
+        let (whole, width_value) = (e.add_const(visible, width - 1), e.i64(width));
+        let padding = e.rem(whole, width_value);
+        let columns = e.sub(whole, padding);
+        let key_rows = e.at(key_slab, key, l.dim * 4);
+        transpose(e, l, (key_rows, keys), visible, columns);
+        multiply(e, l, Product::Scores { queries, keys, scores }, rows, columns);
+        // The first query sees the whole block, and the block fills its tiles: nothing to mask.
+        let end = e.add(key, columns);
+        let seen = e.add(position, one);
+        let below_diagonal = e.cmp(Cmp::Le, end, seen);
+        let filled = e.cmp(Cmp::Eq, columns, visible);
+        let clear = e.and(below_diagonal, filled);
+        let softmax = |e: &mut Emitter, masked: bool| {
+            // Row r sees this many keys of the block, and none beyond `visible`.
+            let seen = e.sub(seen, key);
+            online_softmax(e, l, scores, rows, columns, masked.then_some((seen, visible)));
+            vec![]
+        };
+        e.branch(clear, &[], |e| softmax(e, false), |e| softmax(e, true));
+        let value_rows = e.at(value_slab, key, l.dim * 4);
+        multiply(e, l, Product::Values { scores, values: value_rows, sums }, rows, visible);
+        vec![]
+    });
+    let totals = e.offset_const(e.scratch, l.totals);
+    e.each(zero, count, |e, row| {
+        let place = e.at(totals, row, 4);
+        let total = e.load_raw(place, Ty::f32(1));
+        let one = e.f32(1.0, 1);
+        let inverse = e.div(one, total);
+        let step = e.add(first, row);
+        let token = Token::of(e, batch, step, a.steps);
+        let slab = e.mul_const(token.index, a.query.heads);
+        let slab = e.add(slab, head);
+        let to = e.at(e.arg(a.result), slab, l.dim * 4);
+        let from = e.at(sums, row, l.dim * 4);
+        for (column, lanes) in all_pieces(l.dim, e.lanes) {
+            let place = e.offset_const(from, column * 4);
+            let value = e.load_raw(place, Ty::f32(lanes));
+            let inverse = e.splat(inverse, lanes);
+            let value = e.mul(value, inverse);
+            let place = e.offset_const(to, column * 4);
+            e.store_raw(place, value);
+        }
+    });
+}
+
+/// `to[d][j] = from[j][d]` for `visible` keys, and zeros up to `columns`.
+fn transpose(e: &mut Emitter, l: &Layout, (from, to): (Val, Val), visible: Val, columns: Val) {
+    let n = e.lanes;
+    let stride = l.columns * 4;
+    let (zero, lanes) = (e.i64(0), e.i64(n));
+    let rest = e.rem(visible, lanes);
+    let whole = e.sub(visible, rest);
+    let full = l.dim / n * n;
+    e.for_range(zero, whole, n, &[], |e, key, _| {
+        let from = e.at(from, key, l.dim * 4);
+        let to = e.at(to, key, 4);
+        let (lo, hi) = (e.i64(0), e.i64(full));
+        e.for_range(lo, hi, n, &[], |e, column, _| {
+            let from = e.at(from, column, 4);
+            let rows: Vec<Val> = (0..n)
+                .map(|i| {
+                    let place = e.offset_const(from, i * l.dim * 4);
+                    e.load_raw(place, Ty::f32(n))
+                })
+                .collect();
+            let to = e.at(to, column, stride);
+            for (i, row) in transposed(e, rows).into_iter().enumerate() {
+                let place = e.offset_const(to, i * stride);
+                e.store_raw(place, row);
+            }
+            vec![]
+        });
+        for column in full..l.dim {
+            let lanes: Vec<Val> = (0..n)
+                .map(|i| {
+                    let place = e.offset_const(from, (i * l.dim + column) * 4);
+                    e.load_raw(place, Ty::f32(1))
+                })
+                .collect();
+            let row = e.from_lanes(&lanes);
+            let place = e.offset_const(to, column * stride);
+            e.store_raw(place, row);
+        }
+        vec![]
+    });
+    e.each(whole, columns, |e, key| {
+        let inside = e.cmp(Cmp::Lt, key, visible);
+        let from = e.at(from, key, l.dim * 4);
+        let to = e.at(to, key, 4);
+        e.repeat(l.dim, |e, column| {
+            let place = e.at(from, column, 4);
+            let value =
+                e.branch(inside, &[Ty::f32(1)], |e| vec![e.load_raw(place, Ty::f32(1))], |e| vec![e.f32(0.0, 1)]);
+            let place = e.at(to, column, stride);
+            e.store_raw(place, value[0]);
+        });
+    });
+}
+
+/// The transpose of a square of vectors: blocks of falling size change places.
+fn transposed(e: &mut Emitter, mut rows: Vec<Val>) -> Vec<Val> {
+    let n = rows.len();
+    let mut size = n / 2;
+    while size > 0 {
+        for i in (0..n).filter(|i| i & size == 0) {
+            let (a, b) = (rows[i], rows[i + size]);
+            let low = (0..n).map(|j| if j & size == 0 { j } else { n + j - size }).collect::<Vec<_>>();
+            let high = (0..n).map(|j| if j & size == 0 { j + size } else { n + j }).collect::<Vec<_>>();
+            (rows[i], rows[i + size]) = (e.shuffle(a, b, &low), e.shuffle(a, b, &high));
+        }
+        size /= 2;
+    }
+    rows
+}
+
+/// The two matrix products; addresses in scratch, but `values`.
+#[derive(Clone, Copy)]
+enum Product {
+    /// `scores = queries . keys`
+    Scores { queries: Val, keys: Val, scores: Val },
+    /// `sums = sums * factors + scores . values`
+    Values { scores: Val, values: Val, sums: Val },
+}
+
+/// Emits a product over `rows` rows. `extent` is the number of columns for the scores, the inner size for the values.
+fn multiply(e: &mut Emitter, l: &Layout, product: Product, rows: Val, extent: Val) {
+    let zero = e.i64(0);
+    let n = e.lanes;
+    e.for_range(zero, rows, l.tile.rows, &[], |e, row, _| {
+        match product {
+            Product::Scores { queries, keys, scores } => {
+                let width = l.tile.vectors * n;
+                let left = e.at(queries, row, l.dim * 4);
+                let out = e.at(scores, row, l.columns * 4);
+                let columns: Vec<(usize, usize)> = (0..l.tile.vectors).map(|v| (v * n, n)).collect();
+                e.for_range(zero, extent, width, &[], |e, column, _| {
+                    let right = e.at(keys, column, 4);
+                    let inner = e.i64(l.dim);
+                    let none: Vec<Val> = (0..l.tile.rows * columns.len()).map(|_| e.f32(0.0, n)).collect();
+                    let tile = micro_kernel(e, l, (left, l.dim), (right, l.columns), inner, &columns, none);
+                    let out = e.at(out, column, 4);
+                    for (i, value) in tile.into_iter().enumerate() {
+                        let (r, c) = (i / columns.len(), i % columns.len());
+                        let place = e.offset_const(out, (r * l.columns + columns[c].0) * 4);
+                        e.store_raw(place, value);
+                    }
+                    vec![]
+                });
+            }
+            Product::Values { scores, values, sums } => {
+                let left = e.at(scores, row, l.columns * 4);
+                let out = e.at(sums, row, l.dim * 4);
+                let factors = e.offset_const(e.scratch, l.factors);
+                let factors = e.at(factors, row, 4);
+                for columns in all_pieces(l.dim, n).chunks(l.tile.vectors) {
+                    let mut start = Vec::new();
+                    for r in 0..l.tile.rows {
+                        let place = e.offset_const(factors, r * 4);
+                        let factor = e.load_raw(place, Ty::f32(1));
+                        for &(column, lanes) in columns {
+                            let place = e.offset_const(out, (r * l.dim + column) * 4);
+                            let value = e.load_raw(place, Ty::f32(lanes));
+                            let factor = e.splat(factor, lanes);
+                            start.push(e.mul(value, factor));
+                        }
+                    }
+                    let tile = micro_kernel(e, l, (left, l.columns), (values, l.dim), extent, columns, start);
+                    for (i, value) in tile.into_iter().enumerate() {
+                        let (r, c) = (i / columns.len(), i % columns.len());
+                        let place = e.offset_const(out, (r * l.dim + columns[c].0) * 4);
+                        e.store_raw(place, value);
+                    }
+                }
+            }
+        }
+        vec![]
+    });
+}
+
+/// `tile + left . right` for a tile of rows by vectors; operands are (address, row stride in floats).
+fn micro_kernel(
+    e: &mut Emitter,
+    l: &Layout,
+    (left, left_stride): (Val, usize),
+    (right, right_stride): (Val, usize),
+    inner: Val,
+    columns: &[(usize, usize)],
+    start: Vec<Val>,
+) -> Vec<Val> {
+    let zero = e.i64(0);
+    e.for_range(zero, inner, 1, &start, |e, k, tile| {
+        let right = e.at(right, k, right_stride * 4);
+        let left = e.at(left, k, 4);
+        let vectors: Vec<Val> = columns
+            .iter()
+            .map(|&(column, lanes)| {
+                let place = e.offset_const(right, column * 4);
+                e.load_raw(place, Ty::f32(lanes))
+            })
+            .collect();
+        let mut next = Vec::new();
+        for r in 0..l.tile.rows {
+            let place = e.offset_const(left, r * left_stride * 4);
+            let scalar = e.load_raw(place, Ty::f32(1));
+            for (c, &vector) in vectors.iter().enumerate() {
+                let broadcast = e.splat(scalar, vector.lanes());
+                next.push(e.fma(broadcast, vector, tile[r * columns.len() + c]));
+            }
+        }
+        next
+    })
+}
+
+/// Turns a block of scores into weights and brings each row's maximum, total and factor up to date. `mask` is the number
+/// of keys that row 0 sees (each further row sees one more) and the number there are.
+fn online_softmax(e: &mut Emitter, l: &Layout, scores: Val, rows: Val, columns: Val, mask: Option<(Val, Val)>) {
+    let n = e.lanes;
+    let zero = e.i64(0);
+    let iota = e.iota(n);
+    let [maxima, totals, factors] = [l.maxima, l.totals, l.factors].map(|o| e.offset_const(e.scratch, o));
+    e.each(zero, rows, |e, row| {
+        let line = e.at(scores, row, l.columns * 4);
+        let seen = mask.map(|(first, visible)| {
+            let seen = e.add(first, row);
+            let seen = e.min(seen, visible);
+            let seen = e.trunci(seen, Elem::I32);
+            e.splat(seen, n)
+        });
+        let minus_inf = e.f32(f32::NEG_INFINITY, n);
+        let highest = e.for_range(zero, columns, n, &[minus_inf], |e, column, carried| {
+            let place = e.at(line, column, 4);
+            let mut score = e.load_raw(place, Ty::f32(n));
+            if let Some(seen) = seen {
+                let base = e.trunci(column, Elem::I32);
+                let base = e.splat(base, n);
+                let index = e.add(base, iota);
+                let hidden = e.cmp(Cmp::Ge, index, seen);
+                score = e.select(hidden, minus_inf, score);
+                e.store_raw(place, score);
+            }
+            vec![e.max_fast(score, carried[0])]
+        });
+        let highest = e.fold(highest[0], Emitter::max_fast);
+        let max_place = e.at(maxima, row, 4);
+        let old = e.load_raw(max_place, Ty::f32(1));
+        // Key 0 is in the first block and every query sees it, so the maximum is finite from then on.
+        let max = e.max_fast(highest, old);
+        e.store_raw(max_place, max);
+        let change = e.sub(old, max);
+        let factor = math::exp_nonpositive(e, change);
+        let place = e.at(factors, row, 4);
+        e.store_raw(place, factor);
+        let wide = e.splat(max, n);
+        let none = e.f32(0.0, n);
+        let sum = e.for_range(zero, columns, n, &[none], |e, column, carried| {
+            let place = e.at(line, column, 4);
+            let score = e.load_raw(place, Ty::f32(n));
+            let less = e.sub(score, wide);
+            let weight = math::exp_nonpositive(e, less);
+            e.store_raw(place, weight);
+            vec![e.add(carried[0], weight)]
+        });
+        let sum = e.fold_add(sum[0]);
+        let place = e.at(totals, row, 4);
+        let total = e.load_raw(place, Ty::f32(1));
+        let total = e.fma(total, factor, sum);
+        e.store_raw(place, total);
+    });
+}

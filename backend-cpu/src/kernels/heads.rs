@@ -1,0 +1,367 @@
+//! What the attention family shares: the chains that make heads out of a projection, and where keys and values live.
+use crate::emit::rowops::pieces;
+use crate::emit::{Cmp, Elem, Emitter, Error, Ty, Val};
+use rdc_ir::program::Kernel;
+use rdc_ir::{DType, Func, Op, OpId, Opcode, ValueDef, ValueId};
+
+/// The pointer argument that a value is.
+pub fn pointer(func: &Func, value: ValueId) -> Option<usize> {
+    match func.values[value].def {
+        ValueDef::Arg(region, index) if region == func.body => Some(index),
+        _ => None,
+    }
+}
+
+/// The operation that defines a value, if it has that opcode.
+fn defined_by(func: &Func, value: ValueId, opcode: Opcode) -> Option<&Op> {
+    func.def_op(value).map(|op| &func.ops[op]).filter(|op| op.opcode == opcode)
+}
+
+/// The argument whose elements, from an element offset on and without gaps, are the value's: looks through reshapes and
+/// slices below axes of size 1.
+fn contiguous(func: &Func, value: ValueId) -> Option<(usize, usize)> {
+    if let Some(index) = pointer(func, value) {
+        return Some((index, 0));
+    }
+    if let Some(op) = defined_by(func, value, Opcode::Reshape) {
+        return contiguous(func, op.operands[0]);
+    }
+    let op = defined_by(func, value, Opcode::Slice)?;
+    let shape = &func.ty(op.operands[0]).shape;
+    let axis = op.size("axis");
+    let inner: usize = shape[axis + 1..].iter().product();
+    let (index, offset) = contiguous(func, op.operands[0])?;
+    shape[..axis].iter().all(|&n| n == 1).then_some((index, offset + op.size("start") * inner))
+}
+
+/// Rotation of heads by position.
+struct Rope {
+    table: usize,
+    table_rows: usize,
+    pos: usize,
+    adjacent: bool,
+}
+
+/// A chain slice → reshape to heads → bias → rope, each part optional: gives `f32[B, S, H, D]`.
+pub struct HeadChain {
+    source: usize,
+    /// Columns of the source's rows, and the first one used.
+    stride: usize,
+    start: usize,
+    /// Biases: argument and element offset of `f32[H, D]` elements.
+    biases: Vec<(usize, usize)>,
+    rope: Option<Rope>,
+    /// Heads.
+    pub heads: usize,
+    /// Head size.
+    pub dim: usize,
+}
+
+impl HeadChain {
+    /// The chain that makes `value`, a tensor `f32[B, S, H, D]`.
+    pub fn new(kernel: &Kernel, value: ValueId) -> Result<HeadChain, Error> {
+        Self::find(&kernel.func, value)
+            .ok_or_else(|| Error::unsupported(&kernel.name, "heads that are not slice, reshape, bias, rope"))
+    }
+
+    fn find(func: &Func, value: ValueId) -> Option<HeadChain> {
+        let &[batch, steps, heads, dim] = func.ty(value).shape.as_slice() else { return None };
+        let (tokens, columns) = (batch * steps, heads * dim);
+        let mut value = value;
+        let mut rope = None;
+        if let Some(op) = defined_by(func, value, Opcode::Rope) {
+            rope = Some(Rope {
+                table: pointer(func, op.operands[1])?,
+                table_rows: func.ty(op.operands[1]).shape[0],
+                pos: pointer(func, op.operands[2])?,
+                adjacent: op.text("layout") == "adjacent",
+            });
+            value = op.operands[0];
+        }
+        let mut biases = Vec::new();
+        loop {
+            if let Some(op) = defined_by(func, value, Opcode::Reshape) {
+                value = op.operands[0];
+            } else if let Some(op) = defined_by(func, value, Opcode::Add) {
+                // The bias is the operand of H * D elements; B * S = 1 leaves that open, and then either order adds.
+                let is_bias = |v: ValueId| func.ty(v).elements() == columns && contiguous(func, v).is_some();
+                let (x, bias) = match (is_bias(op.operands[1]), is_bias(op.operands[0])) {
+                    (true, _) => (op.operands[0], op.operands[1]),
+                    (_, true) => (op.operands[1], op.operands[0]),
+                    _ => return None,
+                };
+                if func.ty(x).elements() != tokens * columns {
+                    return None;
+                }
+                biases.push(contiguous(func, bias)?);
+                value = x;
+            } else {
+                break;
+            }
+        }
+        // The bias next to the source is added first.
+        biases.reverse();
+        let (mut stride, mut start) = (columns, 0);
+        if let Some(op) = defined_by(func, value, Opcode::Slice) {
+            let ty = func.ty(op.operands[0]);
+            let last = op.size("axis") + 1 == ty.rank() && ty.rows() == tokens;
+            if !last || op.size("end") - op.size("start") != columns {
+                return None;
+            }
+            (stride, start) = (ty.last(), op.size("start"));
+            value = op.operands[0];
+            while let Some(op) = defined_by(func, value, Opcode::Reshape) {
+                value = op.operands[0];
+            }
+        }
+        let source = pointer(func, value)?;
+        (func.ty(value).dtype == DType::F32).then_some(HeadChain { source, stride, start, biases, rope, heads, dim })
+    }
+
+    /// Writes head `head` of token `batch * S + step` to `to`, times `scale`.
+    pub fn emit(&self, e: &mut Emitter, token: Token, head: Val, scale: Option<f32>, to: Val) {
+        let first = e.mul_const(head, self.dim * 4);
+        let row = e.at(e.arg(self.source), token.index, self.stride * 4);
+        let row = e.offset_const(row, self.start * 4);
+        let row = e.offset(row, first);
+        let mut rows = vec![row];
+        for &(index, offset) in &self.biases {
+            let bias = e.offset_const(e.arg(index), offset * 4);
+            rows.push(e.offset(bias, first));
+        }
+        let read = |e: &mut Emitter, column: usize, lanes: usize| {
+            let mut sum: Option<Val> = None;
+            for &row in &rows {
+                let place = e.offset_const(row, column * 4);
+                let value = e.load_raw(place, Ty::f32(lanes));
+                sum = Some(match sum {
+                    Some(sum) => e.add(sum, value),
+                    None => value,
+                });
+            }
+            sum.unwrap_or(row)
+        };
+        let write = |e: &mut Emitter, column: usize, value: Val| {
+            let value = match scale {
+                Some(scale) => {
+                    let scale = e.f32(scale, value.lanes());
+                    e.mul(value, scale)
+                }
+                None => value,
+            };
+            let place = e.offset_const(to, column * 4);
+            e.store_raw(place, value);
+        };
+        let Some(rope) = &self.rope else {
+            for (column, lanes) in all_pieces(self.dim, e.lanes) {
+                let value = read(e, column, lanes);
+                write(e, column, value);
+            }
+            return;
+        };
+        let position = token.position(e, rope.pos);
+        let (zero, last) = (e.i64(0), e.i64(rope.table_rows - 1));
+        let position = e.max(position, zero);
+        let position = e.min(position, last);
+        let table = e.at(e.arg(rope.table), position, self.dim * 4);
+        let table = |e: &mut Emitter, column: usize, lanes: usize| {
+            let place = e.offset_const(table, column * 4);
+            e.load_raw(place, Ty::f32(lanes))
+        };
+        if rope.adjacent {
+            for (column, lanes) in all_pieces(self.dim, e.lanes) {
+                let x = read(e, column, lanes);
+                let t = table(e, column, lanes);
+                let minus = e.neg(t);
+                let even = |i: usize| i / 2 * 2;
+                let swapped = e.shuffle(x, x, &(0..lanes).map(|i| i ^ 1).collect::<Vec<_>>());
+                let cos = e.shuffle(t, t, &(0..lanes).map(even).collect::<Vec<_>>());
+                // -sin in even lanes, sin in odd ones.
+                let sines = (0..lanes).map(|i| if i % 2 == 0 { i + 1 } else { lanes + i }).collect::<Vec<_>>();
+                let sin = e.shuffle(minus, t, &sines);
+                let product = e.mul(x, cos);
+                let value = e.fma(swapped, sin, product);
+                write(e, column, value);
+            }
+        } else {
+            let half = self.dim / 2;
+            for (column, lanes) in all_pieces(half, e.lanes) {
+                let (a, b) = (read(e, column, lanes), read(e, column + half, lanes));
+                let (low, high) = (table(e, 2 * column, lanes), table(e, 2 * column + lanes, lanes));
+                let cos = e.shuffle(low, high, &(0..lanes).map(|i| 2 * i).collect::<Vec<_>>());
+                let sin = e.shuffle(low, high, &(0..lanes).map(|i| 2 * i + 1).collect::<Vec<_>>());
+                let minus = e.neg(sin);
+                let (ac, bc) = (e.mul(a, cos), e.mul(b, cos));
+                let (first, second) = (e.fma(b, minus, ac), e.fma(a, sin, bc));
+                write(e, column, first);
+                write(e, column + half, second);
+            }
+        }
+    }
+}
+
+/// (start, lanes) of every piece of a row.
+pub fn all_pieces(width: usize, lanes: usize) -> Vec<(usize, usize)> {
+    let (full, tail) = pieces(width, lanes);
+    (0..full).map(|i| (i * lanes, lanes)).chain(tail).collect()
+}
+
+/// A token: `index = batch * S + step`, all `i64`.
+#[derive(Clone, Copy)]
+pub struct Token {
+    /// Row of the projection.
+    pub index: Val,
+    /// Batch row.
+    pub batch: Val,
+    /// Place in the chunk.
+    pub step: Val,
+}
+
+impl Token {
+    /// Token `index` of chunks of `steps`.
+    pub fn new(e: &mut Emitter, index: Val, steps: usize) -> Token {
+        let (batch, step) = e.div_rem(index, steps);
+        Token { index, batch, step }
+    }
+    /// Token `step` of row `batch` of chunks of `steps`.
+    pub fn of(e: &mut Emitter, batch: Val, step: Val, steps: usize) -> Token {
+        let first = e.mul_const(batch, steps);
+        Token { index: e.add(first, step), batch, step }
+    }
+    /// Its absolute position by the argument `pos: i32[B]`.
+    pub fn position(self, e: &mut Emitter, pos: usize) -> Val {
+        let place = e.at(e.arg(pos), self.batch, 4);
+        let first = e.load_raw(place, Ty::new(Elem::I32, 1));
+        let first = e.extsi(first, Elem::I64);
+        e.add(first, self.step)
+    }
+}
+
+/// A `cache_update` of a single-slot cache.
+pub struct Update {
+    chain: HeadChain,
+    cache: usize,
+    pos: usize,
+    /// Positions of the cache.
+    pub context: usize,
+}
+
+impl Update {
+    /// The update that an operation is.
+    pub fn new(kernel: &Kernel, op: &Op) -> Result<Update, Error> {
+        let func = &kernel.func;
+        let fail = |what: &str| Error::unsupported(&kernel.name, what);
+        let shape = &func.ty(op.operands[0]).shape;
+        let cache = pointer(func, op.operands[0]).ok_or_else(|| fail("a cache that is not an argument"))?;
+        let pos = pointer(func, op.operands[2]).ok_or_else(|| fail("positions that are not an argument"))?;
+        if shape[0] != 1 {
+            return Err(fail("a cache of several slots"));
+        }
+        Ok(Update { chain: HeadChain::new(kernel, op.operands[1])?, cache, pos, context: shape[2] })
+    }
+
+    /// Writes the heads `heads` (a range of `i64`) of a token, unless its position is outside the cache.
+    pub fn emit(&self, e: &mut Emitter, token: Token, heads: (Val, Val)) {
+        let position = token.position(e, self.pos);
+        let (zero, context) = (e.i64(0), e.i64(self.context));
+        let (after, before) = (e.cmp(Cmp::Ge, position, zero), e.cmp(Cmp::Lt, position, context));
+        let inside = e.and(after, before);
+        e.when(inside, |e| {
+            e.each(heads.0, heads.1, |e, head| {
+                let first = e.mul_const(token.batch, self.chain.heads);
+                let slab = e.add(first, head);
+                let slab = e.at(e.arg(self.cache), slab, self.context * self.chain.dim * 4);
+                let to = e.at(slab, position, self.chain.dim * 4);
+                self.chain.emit(e, token, head, None, to);
+            });
+        });
+    }
+    /// Heads of the cache.
+    pub fn heads(&self) -> usize {
+        self.chain.heads
+    }
+}
+
+/// An attention with its operands, for kernels built around one.
+pub struct Attend {
+    /// The queries.
+    pub query: HeadChain,
+    /// Pointer arguments of keys and values, laid out `[B, G, T, D]`.
+    pub keys: usize,
+    /// See `keys`.
+    pub values: usize,
+    /// Pointer argument of the positions.
+    pub pos: usize,
+    /// Whether later keys are hidden.
+    pub causal: bool,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// B.
+    pub batch: usize,
+    /// S.
+    pub steps: usize,
+    /// G.
+    pub groups: usize,
+    /// T.
+    pub context: usize,
+    /// Pointer argument of the result.
+    pub result: usize,
+    /// Updates of the caches in the same kernel.
+    pub updates: Vec<Update>,
+    /// Pointers of the calling convention.
+    pub pointers: usize,
+}
+
+impl Attend {
+    /// Takes an attention kernel apart.
+    pub fn new(kernel: &Kernel) -> Result<Attend, Error> {
+        let func = &kernel.func;
+        let fail = |what: &str| Error::unsupported(&kernel.name, what);
+        let ops: Vec<OpId> = func.regions[func.body].ops.clone();
+        let mut anchors = ops.iter().map(|&o| &func.ops[o]).filter(|o| o.opcode == Opcode::Attention);
+        let (Some(op), None) = (anchors.next(), anchors.next()) else { return Err(fail("not exactly one attention")) };
+        let mut updates = Vec::new();
+        for &id in &ops {
+            if func.ops[id].opcode == Opcode::CacheUpdate {
+                updates.push(Update::new(kernel, &func.ops[id])?);
+            }
+        }
+        let memory = |value: ValueId| match (pointer(func, value), defined_by(func, value, Opcode::CacheUpdate)) {
+            (Some(index), _) if func.ty(value).cache => Some(index),
+            (_, Some(update)) => pointer(func, update.operands[0]),
+            _ => None,
+        };
+        let (q, k) = (func.ty(op.operands[0]), func.ty(op.operands[1]));
+        let result = result_pointer(func, op.results[0]).ok_or_else(|| fail("results besides the attention's"))?;
+        Ok(Attend {
+            query: HeadChain::new(kernel, op.operands[0])?,
+            keys: memory(op.operands[1]).ok_or_else(|| fail("keys that are not in a cache"))?,
+            values: memory(op.operands[2]).ok_or_else(|| fail("values that are not in a cache"))?,
+            pos: pointer(func, op.operands[3]).ok_or_else(|| fail("positions that are not an argument"))?,
+            causal: op.flag("causal"),
+            scale: op.float("scale") as f32,
+            batch: q.shape[0],
+            steps: q.shape[1],
+            groups: k.shape[2],
+            context: k.shape[1],
+            result,
+            updates,
+            pointers: func.args.len() + 1,
+        })
+    }
+
+    /// Heads that share a group.
+    pub fn heads_per_group(&self) -> usize {
+        self.query.heads / self.groups
+    }
+}
+
+/// The pointer of the only result that is not linear, if it is `value`, perhaps reshaped.
+fn result_pointer(func: &Func, value: ValueId) -> Option<usize> {
+    let mut results = func.regions[func.body].yields.iter().copied().filter(|&v| !func.ty(v).cache);
+    let (Some(mut result), None) = (results.next(), results.next()) else { return None };
+    while let Some(op) = defined_by(func, result, Opcode::Reshape) {
+        result = op.operands[0];
+    }
+    (result == value).then_some(func.args.len())
+}

@@ -1,0 +1,180 @@
+//! Compares kernels with the reference interpreter in f64.
+use crate::testing::{Aligned, Runner, kernel, random};
+use rdc_ir::interp::{self, Data, Inputs, Tensor};
+use rdc_ir::program::KernelKind;
+use rdc_ir::{DType, Func, Module, Opcode, Type, ValueId};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// A kernel to check.
+pub struct Case {
+    /// What it computes, as the interpreter runs it.
+    pub func: Func,
+    /// Its kind.
+    pub kind: KernelKind,
+    /// Its number of tasks.
+    pub tasks: usize,
+    /// Largest error, relative to the largest element of a result.
+    pub tolerance: f64,
+    /// Integer arguments by name; others are drawn.
+    pub ints: Vec<(&'static str, Vec<i32>)>,
+    /// Names of arguments that are views of caches, laid out head-major.
+    pub views: Vec<&'static str>,
+}
+
+impl Case {
+    /// A kernel of a function in IR text.
+    #[track_caller]
+    pub fn new(text: &str, kind: KernelKind, tasks: usize) -> Case {
+        let func = rdc_ir::parse::parse_func(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        Case { func, kind, tasks, tolerance: 2e-6, ints: vec![], views: vec![] }
+    }
+    /// Sets an integer argument.
+    pub fn int(mut self, name: &'static str, values: &[i32]) -> Case {
+        self.ints.push((name, values.to_vec()));
+        self
+    }
+    /// Marks an argument as a view of a cache.
+    pub fn view(mut self, name: &'static str) -> Case {
+        self.views.push(name);
+        self
+    }
+
+    fn argument(&self, index: usize, ty: &Type) -> Tensor<f64> {
+        let name = &self.func.args[index].name;
+        let n = ty.elements();
+        let numbers = random(n, index as u64 + 1);
+        let data = match ty.dtype {
+            DType::F32 | DType::BF16 => Data::Float(numbers.iter().map(|&v| f64::from(v)).collect()),
+            DType::Bool => Data::Bool(numbers.iter().map(|&v| v > 0.0).collect()),
+            DType::I8 => Data::Byte(numbers.iter().map(|&v| (v * 127.0) as i8).collect()),
+            DType::I32 => match self.ints.iter().find(|(n, _)| n == name) {
+                Some((_, values)) => Data::Int(values.clone()),
+                None => Data::Int(numbers.iter().map(|&v| (v.abs() * 3.0) as i32).collect()),
+            },
+        };
+        Tensor { ty: ty.clone(), data }
+    }
+
+    /// Runs the kernel in one call and task by task, backwards, and compares both with the interpreter.
+    #[track_caller]
+    pub fn check(&self) {
+        let mut kernel_func = self.func.clone();
+        let args = kernel_func.regions[kernel_func.body].args.clone();
+        for (arg, &value) in self.func.args.iter().zip(&args) {
+            if self.views.iter().any(|v| *v == arg.name) {
+                kernel_func.values[value].ty.cache = true;
+            }
+        }
+        let tensors: Vec<Tensor<f64>> =
+            args.iter().enumerate().map(|(i, &v)| self.argument(i, self.func.ty(v))).collect();
+        let mut inputs = Inputs::default();
+        for (arg, tensor) in self.func.args.iter().zip(&tensors) {
+            inputs.args.insert(arg.name.clone(), Rc::new(tensor.clone()));
+        }
+        let module = Module { name: "test".into(), funcs: vec![self.func.clone()], ..Module::default() };
+        let outputs = interp::run(&module, &self.func.name, &inputs, &mut interp::Options::default()).unwrap();
+        let target = crate::target("x86-64-v3").unwrap();
+        let kernel = kernel("k", self.kind.clone(), kernel_func, self.tasks);
+        let mut runner = Runner::new(&target, &kernel).unwrap_or_else(|e| panic!("{e}"));
+        let mut pieces = Vec::new();
+        let mut set = |runner: &mut Runner| {
+            for (i, (&value, tensor)) in args.iter().zip(&tensors).enumerate() {
+                runner.args[i] = memory(kernel.func.ty(value), tensor);
+            }
+            // Results that are not written must show.
+            for result in &mut runner.args[args.len()..] {
+                result.bytes_mut().fill(0x7f);
+            }
+        };
+        set(&mut runner);
+        runner.run(0..self.tasks);
+        let whole: Vec<Aligned> = runner.args.clone();
+        set(&mut runner);
+        for task in (0..self.tasks).rev() {
+            runner.run(task..task + 1);
+        }
+        pieces.append(&mut runner.args);
+        for (a, b) in whole.iter().zip(&pieces) {
+            assert!(a.bytes() == b.bytes(), "the result depends on how tasks are split");
+        }
+        let pointers = self.pointers(&kernel.func);
+        for ((name, want), (&value, pointer)) in
+            outputs.tensors.iter().zip(kernel.func.regions[kernel.func.body].yields.iter().zip(pointers))
+        {
+            compare(name, &numbers(kernel.func.ty(value), &whole[pointer]), &want.to_f64(), self.tolerance);
+        }
+    }
+
+    /// The pointer of each result; a cache is its argument.
+    fn pointers(&self, func: &Func) -> Vec<usize> {
+        let body = &func.regions[func.body];
+        let mut next = body.args.len();
+        let origin: HashMap<ValueId, ValueId> = body
+            .ops
+            .iter()
+            .map(|&o| &func.ops[o])
+            .filter(|o| o.opcode == Opcode::CacheUpdate)
+            .map(|o| (o.results[0], o.operands[0]))
+            .collect();
+        let place = |v: ValueId| body.args.iter().position(|&a| Some(&a) == origin.get(&v));
+        body.yields
+            .iter()
+            .map(|&v| {
+                place(v).unwrap_or_else(|| {
+                    next += 1;
+                    next - 1
+                })
+            })
+            .collect()
+    }
+}
+
+/// Where element `i` of a row-major tensor lies: caches are head-major.
+fn place(ty: &Type, i: usize) -> usize {
+    if !ty.cache {
+        return i;
+    }
+    let [.., t, h, d] = ty.shape[..] else { return i };
+    let (outer, t_at, h_at, d_at) = (i / (t * h * d), i / (h * d) % t, i / d % h, i % d);
+    ((outer * h + h_at) * t + t_at) * d + d_at
+}
+
+fn memory(ty: &Type, tensor: &Tensor<f64>) -> Aligned {
+    let mut out = Aligned::new(ty.bytes());
+    let size = ty.dtype.bytes();
+    for (i, v) in tensor.to_f64().into_iter().enumerate() {
+        let to = &mut out.bytes_mut()[place(ty, i) * size..][..size];
+        match ty.dtype {
+            DType::F32 => to.copy_from_slice(&(v as f32).to_ne_bytes()),
+            DType::I32 => to.copy_from_slice(&(v as i32).to_ne_bytes()),
+            DType::Bool => to[0] = u8::from(v != 0.0),
+            DType::I8 => to[0] = (v as i8).cast_unsigned(),
+            DType::BF16 => to.copy_from_slice(&(((v as f32).to_bits() >> 16) as u16).to_ne_bytes()),
+        }
+    }
+    out
+}
+
+fn numbers(ty: &Type, memory: &Aligned) -> Vec<f64> {
+    let size = ty.dtype.bytes();
+    (0..ty.elements())
+        .map(|i| {
+            let b = &memory.bytes()[place(ty, i) * size..][..size];
+            match ty.dtype {
+                DType::F32 => f32::from_ne_bytes([b[0], b[1], b[2], b[3]]).into(),
+                DType::I32 => i32::from_ne_bytes([b[0], b[1], b[2], b[3]]).into(),
+                DType::Bool | DType::I8 => b[0].cast_signed().into(),
+                DType::BF16 => f32::from_bits(u32::from(u16::from_ne_bytes([b[0], b[1]])) << 16).into(),
+            }
+        })
+        .collect()
+}
+
+#[track_caller]
+fn compare(name: &str, got: &[f64], want: &[f64], tolerance: f64) {
+    let largest = want.iter().fold(0f64, |m, v| m.max(v.abs())).max(1e-30);
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!((g - w).abs() <= tolerance * largest, "{name}[{i}] = {g}, want {w}; largest {largest}");
+    }
+}

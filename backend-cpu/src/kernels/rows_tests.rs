@@ -1,0 +1,170 @@
+//! Row kernels against the interpreter.
+use super::oracle::Case;
+use rdc_ir::program::KernelKind;
+
+#[track_caller]
+fn rows(text: &str, rows: usize) -> Case {
+    let rows_per_task = 3;
+    Case::new(text, KernelKind::Rows { rows, rows_per_task }, rows.div_ceil(rows_per_task))
+}
+
+#[test]
+fn operand_classes_and_tails() {
+    for d in [1, 2, 7, 8, 12, 40, 67] {
+        let text = format!(
+            r#"func "f"("x" input = %x: f32[2, 5, {d}], "w" input = %w: f32[{d}], "c" input = %c: f32[2, 5, 1],
+            "s" input = %s: f32[], "m" input = %m: bool[2, 5, 1]) {{
+            %a = mul %x, %w : f32[2, 5, {d}]
+            %b = add %a, %c : f32[2, 5, {d}]
+            %k = constant {{value = 0.5, dtype = f32}} : f32[]
+            %e = mul %s, %k : f32[]
+            %d = sub %e, %b : f32[2, 5, {d}]
+            %y = select %m, %d, %x : f32[2, 5, {d}]
+            %l = lt %y, %x : bool[2, 5, {d}]
+            %n = not %l : bool[2, 5, {d}]
+            %i = cast %n {{dtype = i32}} : i32[2, 5, {d}]
+            yield "y" = %y, "n" = %n, "i" = %i, "d" = %d }}"#
+        );
+        rows(&text, 10).check();
+    }
+}
+
+#[test]
+fn norms_in_few_sweeps() {
+    for d in [2, 12, 32, 40, 69, 320] {
+        let text = format!(
+            r#"func "f"("x" input = %x: f32[1, 7, {d}], "r" input = %r: f32[1, 7, {d}], "w" input = %w: f32[{d}], "b" input = %b: f32[{d}]) {{
+            %s = add %x, %r : f32[1, 7, {d}]
+            %n = rms_norm %s, %w {{eps = 1e-6}} : f32[1, 7, {d}]
+            %t = silu %n : f32[1, 7, {d}]
+            %l = layer_norm %t, %w, %b {{eps = 1e-5}} : f32[1, 7, {d}]
+            %u = add %l, %s : f32[1, 7, {d}]
+            %p = softmax %u : f32[1, 7, {d}]
+            %q = add %p, %l : f32[1, 7, {d}]
+            yield "q" = %q, "n" = %n, "p" = %p }}"#
+        );
+        rows(&text, 7).check();
+    }
+}
+
+#[test]
+fn two_norms_in_a_row() {
+    let text = r#"func "f"("x" input = %x: f32[5, 48], "w" input = %w: f32[48]) {
+        %a = rms_norm %x, %w {eps = 1e-6} : f32[5, 48]
+        %b = add %a, %x : f32[5, 48]
+        %c = rms_norm %b, %w {eps = 1e-6} : f32[5, 48]
+        %d = softmax %c : f32[5, 48]
+        %e = softmax %d : f32[5, 48]
+        yield "c" = %c, "e" = %e, "d" = %d, "d2" = %d }"#;
+    rows(text, 5).check();
+}
+
+#[test]
+fn reductions_to_columns() {
+    for d in [3, 16, 70] {
+        let text = format!(
+            r#"func "f"("x" input = %x: f32[2, 3, {d}], "y" input = %y: f32[2, 3, {d}]) {{
+            %p = mul %x, %y : f32[2, 3, {d}]
+            %s = reduce_sum %p {{axis = 2, keep = false}} : f32[2, 3]
+            %m = reduce_max %p {{axis = 2, keep = true}} : f32[2, 3, 1]
+            %t = sigmoid %s : f32[2, 3]
+            %z = constant {{value = 0.3, dtype = f32}} : f32[]
+            %d = le %t, %z : bool[2, 3]
+            %q = sub %p, %m : f32[2, 3, {d}]
+            %e = exp %q : f32[2, 3, {d}]
+            yield "t" = %t, "d" = %d, "e" = %e, "m" = %m }}"#
+        );
+        rows(&text, 6).check();
+    }
+}
+
+#[test]
+fn slices_and_concats() {
+    let text = r#"func "f"("x" input = %x: f32[4, 50], "y" input = %y: f32[4, 20], "w" input = %w: f32[39]) {
+        %a = slice %x {axis = 1, start = 0, end = 19} : f32[4, 19]
+        %b = slice %x {axis = 1, start = 31, end = 50} : f32[4, 19]
+        %g = silu %a : f32[4, 19]
+        %m = mul %g, %b : f32[4, 19]
+        %c = concat %m, %y {axis = 1} : f32[4, 39]
+        %n = rms_norm %c, %w {eps = 1e-6} : f32[4, 39]
+        %t = slice %n {axis = 1, start = 5, end = 8} : f32[4, 3]
+        yield "m" = %m, "c" = %c, "n" = %n, "t" = %t, "c2" = %c }"#;
+    rows(text, 4).check();
+}
+
+#[test]
+fn gathers_and_positions() {
+    let text = r#"func "f"("ids" ids = %ids: i32[2, 3], "table" input = %table: f32[9, 20], "pos" position = %pos: i32[2], "pe" input = %pe: f32[16, 20]) {
+        %g = gather %table, %ids : f32[2, 3, 20]
+        %k = constant {value = 4.5, dtype = f32} : f32[]
+        %h = mul %g, %k : f32[2, 3, 20]
+        %p = positions %pos {len = 3} : i32[2, 3]
+        %q = gather %pe, %p : f32[2, 3, 20]
+        %y = add %h, %q : f32[2, 3, 20]
+        yield "y" = %y, "p" = %p }"#;
+    rows(text, 6).int("ids", &[0, 8, 3, 1, 2, 7]).int("pos", &[0, 11]).check();
+}
+
+#[test]
+fn one_row_for_a_scalar_index() {
+    let text = r#"func "f"("step" input = %i: i32[], "table" input = %table: f32[9, 20], "x" input = %x: f32[5, 20]) {
+        %g = gather %table, %i : f32[20]
+        %y = add %x, %g : f32[5, 20]
+        yield "y" = %y }"#;
+    rows(text, 5).int("step", &[4]).check();
+    let text = r#"func "f"("step" input = %i: i32[], "table" input = %table: f32[9, 20]) {
+        %g = gather %table, %i : f32[20]
+        yield "y" = %g }"#;
+    rows(text, 1).int("step", &[4]).check();
+}
+
+#[test]
+fn packed_gathers() {
+    for (pack, kind) in [("f32[3, 13, 16, 1]", ""), ("i8[3, 13, 16, 1]", ", %s")] {
+        let text = format!(
+            r#"func "f"("ids" ids = %ids: i32[2, 3], "w" input = %w: {pack}, "s" input = %s: f32[40]) {{
+            %g = packed_gather %w, %ids{kind} {{n = 40, k = 13, parts = 1}} : f32[2, 3, 13]
+            %h = add %g, %g : f32[2, 3, 13]
+            yield "h" = %h, "g" = %g }}"#
+        );
+        rows(&text, 6).int("ids", &[0, 39, 17, 16, 2, 15]).check();
+    }
+    let text = r#"func "f"("ids" ids = %ids: i32[4], "w" input = %w: f32[4, 13, 16, 1]) {
+        %g = packed_gather %w, %ids {n = 64, k = 13, parts = 2} : f32[4, 13]
+        yield "g" = %g }"#;
+    rows(text, 4).int("ids", &[0, 33, 31, 63]).check();
+}
+
+#[test]
+fn a_row_vector_of_as_many_columns_as_rows() {
+    let text = r#"func "f"("x" input = %x: f32[6, 6], "w" input = %w: f32[6], "c" input = %c: f32[6, 1]) {
+        %v = exp %w : f32[6]
+        %y = mul %x, %v : f32[6, 6]
+        %z = add %y, %c : f32[6, 6]
+        yield "z" = %z }"#;
+    rows(text, 6).check();
+}
+
+#[test]
+fn through_bf16() {
+    let text = r#"func "f"("x" input = %x: f32[3, 21]) {
+        %b = cast %x {dtype = bf16} : bf16[3, 21]
+        %y = cast %b {dtype = f32} : f32[3, 21]
+        %i = cast %y {dtype = i32} : i32[3, 21]
+        yield "y" = %y, "b" = %b, "i" = %i }"#;
+    rows(text, 3).check();
+}
+
+#[test]
+fn other_operations_are_refused() {
+    let text = r#"func "f"("x" input = %x: f32[3, 3]) {
+        %y = transpose %x {perm = [1, 0]} : f32[3, 3]
+        yield "y" = %y }"#;
+    let case = rows(text, 3);
+    let kernel = crate::testing::kernel("k", case.kind, case.func, 1);
+    let error = super::mlir(&crate::target("x86-64-v3").unwrap(), &kernel).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "kernel k: transpose of f32[3, 3] as Rows(3) over 3 rows is not supported on this target"
+    );
+}

@@ -5,11 +5,13 @@
 mod analysis;
 pub mod cse;
 pub mod dce;
+pub mod fuse;
 pub mod hoist;
 pub mod layout;
 pub mod options;
 pub mod pipeline;
+pub mod plan;
 pub mod simplify;
 
 pub use options::{Error, Options, WeightType};
-pub use pipeline::{Observer, POINTS, Stage, iteration_flops, optimise};
+pub use pipeline::{Observer, POINTS, Stage, compile, optimise};

@@ -1,0 +1,92 @@
+//! Arithmetic at compile time.
+use crate::ast::BinaryOp;
+use crate::value::Val;
+use std::rc::Rc;
+
+/// The longest expression that is kept as the name of a size.
+const LONGEST_TEXT: usize = 60;
+
+/// The value of an operator on two compile-time values; `None` if it is not defined for them. Division of whole numbers
+/// that leaves a remainder gives a real number.
+pub fn binary(op: BinaryOp, a: &Val, b: &Val) -> Option<Result<Val, String>> {
+    use BinaryOp::*;
+    Some(Ok(match (a, b) {
+        (Val::Bool(x), Val::Bool(y)) => Val::Bool(match op {
+            And => *x && *y,
+            Or => *x || *y,
+            Eq => x == y,
+            Ne => x != y,
+            _ => return None,
+        }),
+        (Val::Str(x), Val::Str(y)) => Val::Bool(match op {
+            Eq => x == y,
+            Ne => x != y,
+            _ => return None,
+        }),
+        (Val::Int(x, xt), Val::Int(y, yt)) => {
+            let number = match op {
+                Add => x.checked_add(*y),
+                Sub => x.checked_sub(*y),
+                Mul => x.checked_mul(*y),
+                Div if *y == 0 => return Some(Err("division by zero".into())),
+                Div if x % y != 0 => return Some(Ok(Val::Float(*x as f64 / *y as f64))),
+                Div => x.checked_div(*y),
+                _ => return compare(op, *x as f64, *y as f64).map(Ok),
+            };
+            let text = (xt.is_some() || yt.is_some()).then(|| join(op, (x, xt), (y, yt))).flatten();
+            match number {
+                Some(n) => Val::Int(n, text),
+                None => return Some(Err(format!("{x} {} {y} does not fit into 64 bits", op.word()))),
+            }
+        }
+        _ => {
+            let (x, y) = (a.number()?, b.number()?);
+            match op {
+                Add => Val::Float(x + y),
+                Sub => Val::Float(x - y),
+                Mul => Val::Float(x * y),
+                Div if y == 0.0 => return Some(Err("division by zero".into())),
+                Div => Val::Float(x / y),
+                _ => compare(op, x, y)?,
+            }
+        }
+    }))
+}
+
+fn compare(op: BinaryOp, x: f64, y: f64) -> Option<Val> {
+    use BinaryOp::*;
+    Some(Val::Bool(match op {
+        Eq => x == y,
+        Ne => x != y,
+        Lt => x < y,
+        Le => x <= y,
+        Gt => x > y,
+        Ge => x >= y,
+        _ => return None,
+    }))
+}
+
+type Named<'v> = (&'v i64, &'v Option<Rc<str>>);
+
+fn join(op: BinaryOp, a: Named, b: Named) -> Option<Rc<str>> {
+    let tight = matches!(op, BinaryOp::Mul | BinaryOp::Div);
+    let show = |(n, text): Named, right: bool| match text {
+        Some(t) if t.contains(' ') && (tight || right) => format!("({t})"),
+        Some(t) => t.to_string(),
+        None => n.to_string(),
+    };
+    let text = format!("{} {} {}", show(a, false), op.word(), show(b, true));
+    (text.len() <= LONGEST_TEXT).then(|| text.into())
+}
+
+/// The value of a function of one number at compile time.
+pub fn unary(name: &str, x: f64) -> Option<f64> {
+    Some(match name {
+        "sqrt" => x.sqrt(),
+        "rsqrt" => 1.0 / x.sqrt(),
+        "exp" => x.exp(),
+        "log" => x.ln(),
+        "abs" => x.abs(),
+        _ => return None,
+    })
+}

@@ -167,7 +167,7 @@ pub fn concat(t: &[Type], a: &[Attr]) -> Types {
         if !same {
             return Err(format!("{first} and {part} do not join along axis {axis}"));
         }
-        shape[axis] += part.shape[axis];
+        shape[axis] = shape[axis].saturating_add(part.shape[axis]);
     }
     Ok(vec![first.with_shape(shape)])
 }

@@ -38,6 +38,7 @@ pub mod packing;
 pub mod parse;
 pub mod print;
 pub mod program;
+pub mod reference;
 pub mod tables;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -50,5 +51,6 @@ pub use module::{Arg, ArgRole, Attrs, Func, Init, Loc, Module, Op, Output, Param
 pub use ops::{Attr, AttrKind, AttrSpec, OpInfo, Opcode};
 pub use parse::{ParseError, parse, parse_func};
 pub use print::print_func;
+pub use reference::op_reference;
 pub use types::{DType, Type};
 pub use verify::{VerifyError, verify};

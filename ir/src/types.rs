@@ -77,13 +77,13 @@ impl Type {
     pub fn rank(&self) -> usize {
         self.shape.len()
     }
-    /// Number of elements.
+    /// Number of elements (at most `usize::MAX`, which no type that verifies comes near).
     pub fn elements(&self) -> usize {
-        self.shape.iter().product()
+        self.shape.iter().fold(1, |n, &s| n.saturating_mul(s))
     }
     /// Size in bytes of the row-major tensor.
     pub fn bytes(&self) -> usize {
-        self.elements() * self.dtype.bytes()
+        self.elements().saturating_mul(self.dtype.bytes())
     }
     /// Size of the last axis (1 for a scalar).
     pub fn last(&self) -> usize {
@@ -91,7 +91,7 @@ impl Type {
     }
     /// Product of all axes but the last.
     pub fn rows(&self) -> usize {
-        self.shape.iter().rev().skip(1).product()
+        self.shape.iter().rev().skip(1).fold(1, |n, &s| n.saturating_mul(s))
     }
     /// The same type with another shape.
     pub fn with_shape(&self, shape: impl Into<Vec<usize>>) -> Type {

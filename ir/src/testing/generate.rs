@@ -327,7 +327,13 @@ impl Generator<'_, '_> {
         let axis = self.rng.below(ty.rank());
         let attrs = vec![Attr::Int(axis as i64), Attr::Bool(self.rng.one_in(2))];
         if self.rng.one_in(2) {
-            let value = self.op(Opcode::ReduceMax, &[x.value], attrs);
+            let mut value = self.op(Opcode::ReduceMax, &[x.value], attrs);
+            if self.rng.one_in(3) {
+                let mut shape = self.ty(value).shape;
+                shape.insert(0, 2);
+                let shape = shape.into_iter().map(|n| n as i64).collect();
+                value = self.op(Opcode::Broadcast, &[value], vec![Attr::Ints(shape)]);
+            }
             self.push(value, x.bound);
         } else {
             let value = self.op(Opcode::ReduceSum, &[x.value], attrs);
@@ -361,8 +367,14 @@ impl Generator<'_, '_> {
         }
         let compare = self.rng.pick(&[Opcode::Lt, Opcode::Le, Opcode::Eq]);
         let mut cond = self.op(compare, &[a.value, b.value], vec![]);
-        if self.rng.one_in(3) {
-            cond = self.op(Opcode::Not, &[cond], vec![]);
+        match self.rng.below(4) {
+            0 => cond = self.op(Opcode::Not, &[cond], vec![]),
+            1 => {
+                let other = self.op(Opcode::Lt, &[b.value, a.value], vec![]);
+                let join = self.rng.pick(&[Opcode::And, Opcode::Or]);
+                cond = self.op(join, &[cond, other], vec![]);
+            }
+            _ => {}
         }
         let value = self.op(Opcode::Select, &[cond, a.value, b.value], vec![]);
         self.push(value, a.bound.max(b.bound));
@@ -373,6 +385,13 @@ impl Generator<'_, '_> {
         let (n, nr, parts) = self.rng.pick(&[(8, 4, 1), (8, 4, 2), (6, 4, 1), (16, 8, 4)]);
         let w = self.param(&[n, k], Init::Normal { std: 0.7 / (k as f64).sqrt() });
         let pack = vec![Attr::Int(nr), Attr::Int(parts)];
+        if let (Some(ids), true) = (self.ids, self.rng.one_in(4)) {
+            let w = self.op(Opcode::Pack, &[w], pack);
+            let attrs = vec![Attr::Int(n as i64), Attr::Int(k as i64), Attr::Int(parts)];
+            let value = self.op(Opcode::PackedGather, &[w, ids], attrs);
+            self.push(value, 2.0);
+            return;
+        }
         let attrs = vec![Attr::Int(n as i64), Attr::Int(k as i64), Attr::Int(parts)];
         let value = match self.rng.below(3) {
             0 => {

@@ -1,15 +1,15 @@
 //! The order of the passes.
 use crate::options::{Error, Options};
-use crate::{cse, dce, hoist, layout, simplify};
+use crate::{cse, dce, hoist, layout, plan, simplify};
+use rdc_ir::Module;
 use rdc_ir::program::Program;
-use rdc_ir::{Func, Module, Opcode, RegionId, Type};
 use std::time::{Duration, Instant};
 
 /// The points at which an [`Observer`] sees the module, in order; each is the name of the pass before it. `lower` is the
 /// module as given. At `plan` it sees the program.
 pub const POINTS: &[&str] = &["lower", "simplify", "hoist", "cse", "dce", "layout", "hoist2", "cse2", "dce2", "plan"];
 
-/// What there is after a pass.
+/// What there is after a pass. What hoisting saves shows in `rdc_ir::cost::func_cost` at `lower` and `hoist`.
 #[derive(Clone, Copy, Debug)]
 pub struct Stage<'a> {
     /// The module.
@@ -22,6 +22,20 @@ pub struct Stage<'a> {
 
 /// Called after each pass with the name of the point.
 pub type Observer<'o> = dyn FnMut(&str, Stage<'_>) + 'o;
+
+/// Compiles a module: optimises it, then fuses its operations into kernels and plans memory and schedule.
+///
+/// Returns the module as it was planned, and the program. Timings, and the module at every point, go to the observer.
+///
+/// # Errors
+/// If the module breaks a rule of the IR or uses what cannot be compiled.
+pub fn compile(module: Module, options: &Options, observer: &mut Observer<'_>) -> Result<(Module, Program), Error> {
+    let module = optimise(module, options, observer)?;
+    let start = Instant::now();
+    let program = plan::build(&module, options)?;
+    observer("plan", Stage { module: &module, program: Some(&program), elapsed: start.elapsed() });
+    Ok((module, program))
+}
 
 /// Optimises a module, up to and including the layout of its weights. Timings, and the module at every point, go to the
 /// observer.
@@ -64,22 +78,4 @@ impl Run<'_, '_> {
             }
         }
     }
-}
-
-/// Floating-point operations of one iteration of each loop of a function, in order. Loops inside count once per iteration of the
-/// outer one. What depends on parameters only counts as well, as long as it stands in the loop.
-pub fn iteration_flops(func: &Func) -> Vec<u64> {
-    let loops = func.walk().into_iter().filter(|&(_, op)| func.ops[op].opcode == Opcode::Loop);
-    loops.flat_map(|(_, op)| func.ops[op].regions.clone()).map(|body| region_flops(func, body)).collect()
-}
-
-fn region_flops(func: &Func, region: RegionId) -> u64 {
-    let flops = func.regions[region].ops.iter().map(|&op| {
-        let op = &func.ops[op];
-        let operands: Vec<&Type> = op.operands.iter().map(|&v| func.ty(v)).collect();
-        let results: Vec<&Type> = op.results.iter().map(|&v| func.ty(v)).collect();
-        let own = (op.opcode.info().flops)(op, &operands, &results);
-        op.regions.iter().fold(own, |sum, &inner| sum.saturating_add(region_flops(func, inner)))
-    });
-    flops.fold(0, u64::saturating_add)
 }

@@ -3,8 +3,10 @@
 //!
 //! A first line `; dtype bf16` or `; dtype i8` chooses the type of the weights. Loops are expected to run 8 times and
 //! panels are 4 wide.
+#![allow(clippy::unwrap_used)]
+mod common;
+
 use rdc_ir::Module;
-use rdc_ir::program::Target;
 use rdc_passes::{Options, WeightType, cse, dce, hoist, layout, optimise, simplify};
 use std::path::{Path, PathBuf};
 
@@ -16,19 +18,7 @@ fn options(text: &str) -> Options {
         Some("; dtype i8") => WeightType::I8,
         _ => WeightType::F32,
     };
-    let target = Target {
-        name: "test".into(),
-        triple: String::new(),
-        cpu: String::new(),
-        features: String::new(),
-        requires: vec![],
-        lanes: 2,
-        mr: 2,
-        nr: 4,
-        l1: 32 << 10,
-        l2: 256 << 10,
-    };
-    Options { target, dtype, expected_trips: 8 }
+    common::options(dtype)
 }
 
 fn apply(pass: &str, mut module: Module, options: &Options) -> Module {

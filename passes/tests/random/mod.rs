@@ -1,31 +1,6 @@
 //! Random modules in which the rewrites find something to do: few shapes, many slices, products with parameters.
-use rdc_ir::interp::{Inputs, Tensor};
+use rdc_ir::testing::Rng;
 use rdc_ir::{ArgRole, Attr, Builder, DType, Func, Init, Loc, Module, Opcode, Param, Type, ValueId};
-
-/// A small generator (splitmix64), so that a seed is enough to repeat a failure.
-pub struct Rng(u64);
-
-impl Rng {
-    pub fn new(seed: u64) -> Rng {
-        Rng(seed)
-    }
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e3779b97f4a7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58476d1ce4e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d049bb133111eb);
-        z ^ (z >> 31)
-    }
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-    fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
-        &items[self.below(items.len())]
-    }
-    fn unit(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-}
 
 const PARAMS: &[(&str, &[usize])] = &[
     ("square", &[6, 6]),
@@ -42,7 +17,8 @@ const PARAMS: &[(&str, &[usize])] = &[
 const MAX_STEPS: usize = 4;
 
 /// A module with one function `f`.
-pub fn random_module(rng: &mut Rng) -> Module {
+pub fn module(seed: u64) -> Module {
+    let rng = &mut Rng::new(seed);
     let mut module = Module { name: "random".into(), ..Module::default() };
     for (name, shape) in PARAMS {
         let init = Init::Normal { std: 0.5 };
@@ -78,7 +54,7 @@ pub fn random_module(rng: &mut Rng) -> Module {
     fill(rng, &mut b, &mut pool, &mut cache, steps, 0);
     let candidates: Vec<ValueId> = pool[8..].to_vec();
     for i in 0..4 {
-        let value = *rng.pick(&candidates);
+        let value = rng.pick(&candidates);
         b.output(format!("out{i}"), value, false);
     }
     b.output("cache", cache, false);
@@ -110,17 +86,17 @@ fn floats(func: &Func, pool: &[ValueId]) -> Vec<ValueId> {
 fn random_op(rng: &mut Rng, func: &Func, pool: &[ValueId]) -> (Opcode, Vec<ValueId>, Vec<Attr>) {
     use Opcode::*;
     let floats = floats(func, pool);
-    let x = *rng.pick(&floats);
-    let y = *rng.pick(&floats);
+    let x = rng.pick(&floats);
+    let y = rng.pick(&floats);
     let ty = func.ty(x).clone();
     let rank = ty.rank();
     let axis = rng.below(rank.max(1));
     let size = ty.shape.get(axis).copied().unwrap_or(1);
     let int = |n: usize| Attr::Int(n as i64);
     match rng.below(24) {
-        0..=2 => (*rng.pick(&[Add, Add, Sub, Mul]), vec![x, y], vec![]),
-        3 => (*rng.pick(&[Max, Min]), vec![x, y], vec![]),
-        4 => (*rng.pick(&[Tanh, Sigmoid, Silu, Neg, Neg, Gelu]), vec![x], vec![]),
+        0..=2 => (rng.pick(&[Add, Add, Sub, Mul]), vec![x, y], vec![]),
+        3 => (rng.pick(&[Max, Min]), vec![x, y], vec![]),
+        4 => (rng.pick(&[Tanh, Sigmoid, Silu, Neg, Neg, Gelu]), vec![x], vec![]),
         5..=7 => {
             let start = rng.below(size);
             let end = start + 1 + rng.below(size - start);
@@ -128,11 +104,12 @@ fn random_op(rng: &mut Rng, func: &Func, pool: &[ValueId]) -> (Opcode, Vec<Value
         }
         8..=9 => {
             let same = of_type(func, &floats, |t| t.rank() == rank && rank > 0);
-            let parts = if same.is_empty() { vec![x] } else { vec![x, *rng.pick(&same)] };
+            let parts = if same.is_empty() { vec![x] } else { vec![x, rng.pick(&same)] };
             (Concat, parts, vec![int(axis)])
         }
         10..=11 => {
-            let shapes: &[&[i64]] = &[&[1, 4, 6], &[4, 6], &[1, 4, 2, 3], &[24], &[6], &[2, 3], &[1, 6], &[2, 6], &[4, 2, 3]];
+            let shapes: &[&[i64]] =
+                &[&[1, 4, 6], &[4, 6], &[1, 4, 2, 3], &[24], &[6], &[2, 3], &[1, 6], &[2, 6], &[4, 2, 3]];
             (Reshape, vec![x], vec![Attr::Ints(rng.pick(shapes).to_vec())])
         }
         12 => {
@@ -144,13 +121,13 @@ fn random_op(rng: &mut Rng, func: &Func, pool: &[ValueId]) -> (Opcode, Vec<Value
         }
         13..=16 => {
             let weights = of_type(func, &floats, |t| t.rank() == 2 && t.shape.contains(&ty.last()));
-            let w = if weights.is_empty() { y } else { *rng.pick(&weights) };
+            let w = if weights.is_empty() { y } else { rng.pick(&weights) };
             let trans = func.ty(w).last() == ty.last() && rng.below(5) > 0;
             (Matmul, vec![x, w], vec![Attr::Bool(rng.below(8) == 0), Attr::Bool(trans)])
         }
         17 => {
             let rows = of_type(func, &floats, |t| t.rank() == 1 && t.last() == ty.last());
-            let w = if rows.is_empty() { y } else { *rng.pick(&rows) };
+            let w = if rows.is_empty() { y } else { rng.pick(&rows) };
             match rng.below(3) {
                 0 => (RmsNorm, vec![x, w], vec![Attr::Float(1e-2)]),
                 1 => (LayerNorm, vec![x, w, w], vec![Attr::Float(1e-2)]),
@@ -160,15 +137,15 @@ fn random_op(rng: &mut Rng, func: &Func, pool: &[ValueId]) -> (Opcode, Vec<Value
         18 => {
             let tables = of_type(func, &floats, |t| t.rank() == 2 && t.shape[0] == 10);
             let ids = of_type(func, pool, |t| t.dtype == DType::I32 && t.rank() == 2);
-            (Gather, vec![*tables.first().unwrap_or(&x), *rng.pick(&ids)], vec![])
+            (Gather, vec![*tables.first().unwrap_or(&x), rng.pick(&ids)], vec![])
         }
         19 => {
             let flags = of_type(func, pool, |t| t.dtype == DType::Bool);
-            (Select, vec![*rng.pick(&flags), x, y], vec![])
+            (Select, vec![rng.pick(&flags), x, y], vec![])
         }
         20 => match rng.below(3) {
             0 => (Lt, vec![x, y], vec![]),
-            1 => (Not, vec![*rng.pick(&of_type(func, pool, |t| t.dtype == DType::Bool))], vec![]),
+            1 => (Not, vec![rng.pick(&of_type(func, pool, |t| t.dtype == DType::Bool))], vec![]),
             _ => (ReduceSum, vec![x], vec![int(axis), Attr::Bool(rng.below(2) == 0)]),
         },
         21 => (Broadcast, vec![x], vec![Attr::Ints(vec![1, 4, 6])]),
@@ -177,14 +154,14 @@ fn random_op(rng: &mut Rng, func: &Func, pool: &[ValueId]) -> (Opcode, Vec<Value
             match heads.is_empty() {
                 true => (Reshape, vec![x], vec![Attr::Ints(vec![1, 4, 2, 3])]),
                 false => {
-                    let q = *rng.pick(&heads);
+                    let q = rng.pick(&heads);
                     let keys = of_type(func, &floats, |t| t.shape == [1, 4, 2, 3] || t.shape == [1, 4, 1, 3]);
-                    let k = *rng.pick(&keys);
+                    let k = rng.pick(&keys);
                     (Attention, vec![q, k, k, pool[4]], vec![Attr::Bool(rng.below(2) == 0), Attr::Float(0.5)])
                 }
             }
         }
-        _ => (Constant, vec![], vec![Attr::Float(*rng.pick(&[0.0, 1.0, -1.0, 0.5])), Attr::DType(DType::F32)]),
+        _ => (Constant, vec![], vec![Attr::Float(rng.pick(&[0.0, 1.0, -1.0, 0.5])), Attr::DType(DType::F32)]),
     }
 }
 
@@ -194,7 +171,7 @@ fn write_cache(rng: &mut Rng, b: &mut Builder, pool: &mut Vec<ValueId>, cache: &
     if heads.is_empty() {
         return;
     }
-    let (q, x) = (*rng.pick(&heads), *rng.pick(&heads));
+    let (q, x) = (rng.pick(&heads), rng.pick(&heads));
     let slot = b.constant(rng.below(2) as f64, DType::I32);
     let Ok(results) = b.try_op(Opcode::CacheUpdate, &[*cache, x, pool[4], slot], vec![]) else { return };
     *cache = results[0];
@@ -212,7 +189,7 @@ fn random_loop(
 ) {
     let mut init = vec![*cache];
     for _ in 0..1 + rng.below(3) {
-        init.push(*rng.pick(&floats(b.func, pool)));
+        init.push(rng.pick(&floats(b.func, pool)));
     }
     let (region, _, last, args) = b.begin_loop(&init);
     let outer = b.enter(region);
@@ -224,33 +201,19 @@ fn random_loop(
     let mut carried = vec![inner_cache];
     for &arg in &args[1..] {
         let ty = b.func.ty(arg).clone();
-        let next = *rng.pick(&of_type(b.func, &inner, |t| *t == ty));
+        let next = rng.pick(&of_type(b.func, &inner, |t| *t == ty));
         // Bounded, so that iterations neither blow up nor lose the digits that are compared.
         carried.push(if rng.below(4) == 0 { next } else { b.op(Opcode::Tanh, &[next], vec![]) });
     }
-    let stacked: Vec<ValueId> = (0..rng.below(2)).map(|_| *rng.pick(&floats(b.func, &inner))).collect();
+    let stacked: Vec<ValueId> = (0..rng.below(2)).map(|_| rng.pick(&floats(b.func, &inner))).collect();
+    let done = (rng.below(3) == 0).then(|| {
+        let x = rng.pick(&floats(b.func, &inner));
+        let zero = b.constant(-0.1, DType::F32);
+        let less = b.op(Opcode::Lt, &[x, zero], vec![]);
+        b.op(Opcode::All, &[less], vec![])
+    });
     b.enter(outer);
-    let results = b.end_loop(region, steps, &init, &carried, None, &stacked, MAX_STEPS);
+    let results = b.end_loop(region, steps, &init, &carried, done, &stacked, MAX_STEPS);
     *cache = results[0];
     pool.extend(&results[1..]);
-}
-
-/// Random parameters and arguments, but for the number of steps.
-pub fn random_inputs(rng: &mut Rng, module: &Module) -> Inputs<f64> {
-    let mut inputs = Inputs::default();
-    let mut draw = |shape: &[usize]| {
-        let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.unit()).collect();
-        Tensor::<f64>::from_f32(shape, &values)
-    };
-    for param in module.params.values() {
-        inputs.params.insert(param.name.clone(), draw(&param.ty.shape).into());
-    }
-    for (name, shape) in [("x", &[1, 4, 6][..]), ("e", &[1, 4, 6]), ("m", &[4, 6])] {
-        inputs.args.insert(name.into(), draw(shape).into());
-    }
-    inputs.args.insert("ids".into(), Tensor::from_i32([1, 4], &[3, 0, 9, 3]).into());
-    inputs.args.insert("pos".into(), Tensor::from_i32([1], &[2]).into());
-    inputs.args.insert("flag".into(), Tensor::bool(true).into());
-    inputs.args.insert("cache".into(), Tensor::zeros(&Type::cache(DType::F32, [2, 1, 8, 2, 3])).into());
-    inputs
 }

@@ -392,6 +392,13 @@ impl Emitter {
         let b = self.i64(b);
         (self.div(a, b), self.rem(a, b))
     }
+    /// An integer clamped to `0..count`, as `i64`.
+    pub fn index(&mut self, a: Val, count: usize) -> Val {
+        let a = self.extsi(a, Elem::I64);
+        let (zero, last) = (self.i64(0), self.i64(count.saturating_sub(1)));
+        let a = self.max(a, zero);
+        self.min(a, last)
+    }
     /// bitwise and
     pub fn and(&mut self, a: Val, b: Val) -> Val {
         self.binary("", "andi", a, b)

@@ -520,18 +520,10 @@ fn store(e: &mut Emitter, base: Val, dtype: DType, chunk: Chunk, value: Val) {
     e.store(pointer, dtype, value);
 }
 
-/// An id within `0..rows`, as `i64`.
-fn clamp(e: &mut Emitter, id: Val, rows: usize) -> Val {
-    let id = e.extsi(id, super::Elem::I64);
-    let (zero, last) = (e.i64(0), e.i64(rows.saturating_sub(1)));
-    let id = e.max(id, zero);
-    e.min(id, last)
-}
-
 /// Copies row `id` of a packed table to `to`.
 fn packed_row(e: &mut Emitter, w: Val, scale: Option<Val>, id: Val, packed: &Packed, to: Val) {
     let Packed { n, k, parts, nr, kp, dtype } = *packed;
-    let id = clamp(e, id, n);
+    let id = e.index(id, n);
     let (part_rows, part_width) = (n / parts, nr / parts);
     let (part, within) = e.div_rem(id, part_rows);
     let (panel, lane) = e.div_rem(within, part_width);
@@ -634,7 +626,7 @@ impl Graph<'_> {
             (Kind::Arg(index), _) => e.arg(*index),
             (Kind::Gather { table, rows, ids }, class) => {
                 let id = self.column(e, ctx, *ids);
-                let id = clamp(e, id, *rows);
+                let id = e.index(id, *rows);
                 e.at(e.arg(*table), id, class.width().unwrap_or(1) * 4)
             }
             _ => unreachable!("only arguments and gathers lie in memory by rows"),

@@ -35,9 +35,8 @@ impl Tile {
 /// Sizes, and byte offsets into scratch.
 struct Layout {
     tile: Tile,
-    /// Queries of a task; `rows` of them with padding to whole tiles.
+    /// Queries of a task.
     q_rows: usize,
-    rows: usize,
     /// Keys of a block; `columns` of them with padding to whole tiles.
     kv_block: usize,
     columns: usize,
@@ -74,7 +73,6 @@ impl Layout {
         Ok(Layout {
             tile,
             q_rows,
-            rows,
             kv_block,
             columns,
             dim,

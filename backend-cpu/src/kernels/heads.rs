@@ -160,9 +160,7 @@ impl HeadChain {
             return;
         };
         let position = token.position(e, rope.pos);
-        let (zero, last) = (e.i64(0), e.i64(rope.table_rows - 1));
-        let position = e.max(position, zero);
-        let position = e.min(position, last);
+        let position = e.index(position, rope.table_rows);
         let table = e.at(e.arg(rope.table), position, self.dim * 4);
         let table = |e: &mut Emitter, column: usize, lanes: usize| {
             let place = e.offset_const(table, column * 4);
@@ -296,8 +294,6 @@ pub struct Attend {
     pub causal: bool,
     /// Factor of the scores.
     pub scale: f32,
-    /// B.
-    pub batch: usize,
     /// S.
     pub steps: usize,
     /// G.
@@ -340,7 +336,6 @@ impl Attend {
             pos: pointer(func, op.operands[3]).ok_or_else(|| fail("positions that are not an argument"))?,
             causal: op.flag("causal"),
             scale: op.float("scale") as f32,
-            batch: q.shape[0],
             steps: q.shape[1],
             groups: k.shape[2],
             context: k.shape[1],

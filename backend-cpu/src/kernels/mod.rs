@@ -2,6 +2,9 @@
 mod attention;
 mod decode_attention;
 mod gemv;
+mod generic;
+#[cfg(test)]
+mod generic_tests;
 mod heads;
 mod kv_write;
 mod matmul;
@@ -36,7 +39,7 @@ pub fn mlir(target: &Target, kernel: &Kernel) -> Result<String, Error> {
         KernelKind::KvWrite { .. } => kv_write::emit(target, kernel),
         KernelKind::Attention { .. } => attention::emit(target, kernel),
         KernelKind::DecodeAttention => decode_attention::emit(target, kernel),
-        _ => Err(Error::unsupported(&kernel.name, format!("{:?}", kernel.kind))),
+        KernelKind::Generic => generic::emit(target, kernel),
     }
 }
 
@@ -48,6 +51,7 @@ pub fn scratch_bytes(kernel: &Kernel, target: &Target) -> usize {
         KernelKind::Rows { .. } => rows::scratch(kernel),
         KernelKind::Attention { .. } => attention::scratch(kernel, target),
         KernelKind::DecodeAttention => decode_attention::scratch(kernel, target),
-        _ => 0,
+        KernelKind::Generic => generic::scratch(kernel),
+        KernelKind::KvWrite { .. } => 0,
     }
 }

@@ -78,7 +78,7 @@ impl Case {
         let kernel = kernel("k", self.kind.clone(), kernel_func, self.tasks);
         let mut runner = Runner::new(&target, &kernel).unwrap_or_else(|e| panic!("{e}"));
         let mut pieces = Vec::new();
-        let mut set = |runner: &mut Runner| {
+        let set = |runner: &mut Runner| {
             for (i, (&value, tensor)) in args.iter().zip(&tensors).enumerate() {
                 runner.args[i] = memory(kernel.func.ty(value), tensor);
             }

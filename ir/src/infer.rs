@@ -288,7 +288,7 @@ pub fn attention(t: &[Type], _: &[Attr]) -> Types {
     }
     want(&t[3], DType::I32, "pos")?;
     let (q, k, v) = (&t[0].shape, &t[1].shape, &t[2].shape);
-    if k != v || q[0] != k[0] || q[3] != k[3] || q[2] % k[2] != 0 || t[3].shape != [q[0]] {
+    if k != v || k[2] == 0 || q[0] != k[0] || q[3] != k[3] || q[2] % k[2] != 0 || t[3].shape != [q[0]] {
         return Err(format!("attention cannot join {}, {}, {} at {}", t[0], t[1], t[2], t[3]));
     }
     Ok(vec![t[0].clone()])
@@ -347,6 +347,11 @@ pub fn packed_type(dtype: DType, n: usize, k: usize, nr: usize) -> Type {
     let kp = k_pack(dtype);
     Type::new(dtype, [n.div_ceil(nr), k.div_ceil(kp), nr, kp])
 }
+/// Whether `n` rows in `parts` parts fill panels of `nr` columns.
+fn check_parts(w: &Type, n: usize, nr: usize, parts: usize) -> Result<(), String> {
+    let splits = nr.is_multiple_of(parts) && n.is_multiple_of(parts) && (n / parts).is_multiple_of(nr / parts);
+    if parts == 1 || splits { Ok(()) } else { Err(format!("{w} does not split into {parts} parts for panels of {nr}")) }
+}
 /// `pack`
 pub fn pack(t: &[Type], a: &[Attr]) -> Types {
     let w = &t[0];
@@ -355,17 +360,15 @@ pub fn pack(t: &[Type], a: &[Attr]) -> Types {
         return Err(format!("cannot pack {w}"));
     }
     let (nr, parts) = (positive(a[0].as_int(), "nr")?, positive(a[1].as_int(), "parts")?);
-    let splits =
-        nr.is_multiple_of(parts) && w.shape[0].is_multiple_of(parts) && (w.shape[0] / parts).is_multiple_of(nr / parts);
-    if parts > 1 && !splits {
-        return Err(format!("{w} does not split into {parts} parts for panels of {nr}"));
-    }
+    check_parts(w, w.shape[0], nr, parts)?;
     Ok(vec![packed_type(w.dtype, w.shape[0], w.shape[1], nr)])
 }
-fn check_packed(w: &Type, scale: Option<&Type>, n: usize, k: usize) -> Result<(), String> {
-    if w.rank() != 4 || *w != packed_type(w.dtype, n, k, w.shape[2]) {
+fn check_packed(w: &Type, scale: Option<&Type>, n: usize, k: usize, parts: &Attr) -> Result<(), String> {
+    let stored = matches!(w.dtype, DType::F32 | DType::BF16 | DType::I8);
+    if !stored || w.rank() != 4 || w.shape[2] == 0 || *w != packed_type(w.dtype, n, k, w.shape[2]) {
         return Err(format!("{w} is not a packed weight of {n} by {k}"));
     }
+    check_parts(w, n, w.shape[2], positive(parts.as_int(), "parts")?)?;
     match scale {
         Some(s) if *s != Type::f32([n]) => Err(format!("scale must be f32[{n}], not {s}")),
         None if w.dtype == DType::I8 => Err("an i8 weight needs a scale".into()),
@@ -376,7 +379,7 @@ fn check_packed(w: &Type, scale: Option<&Type>, n: usize, k: usize) -> Result<()
 pub fn packed_matmul(t: &[Type], a: &[Attr]) -> Types {
     let (n, k) = (positive(a[0].as_int(), "n")?, positive(a[1].as_int(), "k")?);
     want(&t[0], DType::F32, "x")?;
-    check_packed(&t[1], t.get(2), n, k)?;
+    check_packed(&t[1], t.get(2), n, k, &a[2])?;
     if t[0].rank() == 0 || t[0].last() != k {
         return Err(format!("x must end in {k}, not {}", t[0]));
     }
@@ -391,7 +394,7 @@ pub fn packed_matmul_flops(op: &Op, operands: &[&Type], _: &[&Type]) -> u64 {
 /// `packed_gather`
 pub fn packed_gather(t: &[Type], a: &[Attr]) -> Types {
     let (n, k) = (positive(a[0].as_int(), "n")?, positive(a[1].as_int(), "k")?);
-    check_packed(&t[0], t.get(2), n, k)?;
+    check_packed(&t[0], t.get(2), n, k, &a[2])?;
     want(&t[1], DType::I32, "ids")?;
     let mut shape = t[1].shape.clone();
     shape.push(k);

@@ -106,7 +106,7 @@ impl Packing {
             }
         }
     }
-    /// Writes `rows: [nr, kpad]` as one panel. Goes by blocks of k that keep both sides in the first-level cache.
+    /// Writes `rows: [nr, kpad]` as one panel.
     fn interleave<const BYTES: usize>(
         &self,
         rows: &[f32],
@@ -114,14 +114,32 @@ impl Packing {
         out: &mut [u8],
         encode: impl Fn(usize, f32) -> [u8; BYTES],
     ) {
+        let out = out.as_chunks_mut::<BYTES>().0;
+        // The two interleaves that exist, as constants: the inner loop then has no division.
+        if self.kp == 1 {
+            self.interleave_by::<1, BYTES>(rows, kpad, out, encode);
+        } else {
+            self.interleave_by::<2, BYTES>(rows, kpad, out, encode);
+        }
+    }
+    /// Goes by blocks of k that keep both sides in the first-level cache.
+    fn interleave_by<const KP: usize, const BYTES: usize>(
+        &self,
+        rows: &[f32],
+        kpad: usize,
+        out: &mut [[u8; BYTES]],
+        encode: impl Fn(usize, f32) -> [u8; BYTES],
+    ) {
         const BLOCK: usize = 16;
-        for (block, out) in out.chunks_mut(BLOCK * self.nr * BYTES).enumerate() {
+        for (block, out) in out.chunks_mut(BLOCK * self.nr).enumerate() {
+            let (start, len) = (block * BLOCK, out.len() / self.nr);
             for c in 0..self.nr {
-                let row = &rows[c * kpad + block * BLOCK..(c + 1) * kpad];
-                for (group, values) in row.chunks(self.kp).take(BLOCK / self.kp).enumerate() {
-                    let at = (group * self.nr + c) * self.kp * BYTES;
-                    for (j, &v) in values.iter().enumerate() {
-                        out[at + j * BYTES..][..BYTES].copy_from_slice(&encode(c, v));
+                let groups = rows[c * kpad + start..][..len].as_chunks::<KP>().0;
+                // The column's elements of each group of k lie nr * KP apart.
+                let places = out[c * KP..].chunks_mut(self.nr * KP);
+                for (values, place) in groups.iter().zip(places) {
+                    for j in 0..KP {
+                        place[j] = encode(c, values[j]);
                     }
                 }
             }
@@ -137,7 +155,10 @@ pub fn row_scale(row: &[f32]) -> f32 {
 
 /// A number as a multiple of the scale, rounded to nearest even.
 pub fn quantize(value: f32, scale: f32) -> i8 {
-    (value / scale).round_ties_even().clamp(-127.0, 127.0) as i8
+    // Adding and taking away 1.5 * 2^23 rounds small numbers to nearest even, without a call on machines that lack the
+    // instruction.
+    const SHIFT: f32 = 12_582_912.0;
+    ((value / scale).clamp(-127.0, 127.0) + SHIFT - SHIFT) as i8
 }
 
 #[cfg(test)]
@@ -191,6 +212,10 @@ mod tests {
         assert_eq!(row_scale(&row), 1.0);
         assert_eq!(row.map(|v| quantize(v, 1.0)), [0, -127, 2, 2, 0]);
         assert_eq!(row_scale(&[0.0; 3]), 1.0);
+        for i in -1300..1300 {
+            let value = i as f32 / 10.0;
+            assert_eq!(quantize(value, 1.0), value.round_ties_even().clamp(-127.0, 127.0) as i8);
+        }
         let packing = Packing::new(DType::I8, 3, 2, 2, 1);
         let data = packed(packing, Element::I8(&[1.0, 10.0, 2.0]));
         assert_eq!(data.iter().map(|&b| b as i8).collect::<Vec<_>>(), [0, 10, 1, 10, 100, 0, 100, 0]);

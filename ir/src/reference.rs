@@ -47,13 +47,13 @@ pub fn op_reference() -> String {
     out
 }
 
-/// The module documentation of a source file as Markdown: headings one level down, links to items as plain code.
+/// The module documentation of a source file as Markdown: headings two levels down, links to items as plain code.
 fn prose(source: &str) -> String {
     let mut out = String::new();
     for line in source.lines().map_while(|l| l.strip_prefix("//!")) {
         let line = line.strip_prefix(' ').unwrap_or(line);
         if line.starts_with("# ") {
-            out.push('#');
+            out += "##";
         }
         let mut rest = line;
         // `[x](crate::y)` and [`x`] both become x.
@@ -72,12 +72,13 @@ pub fn manual() -> String {
     let mut out = String::from(
         "# The intermediate representation\n\n<!-- Made from the documentation of the crate rdc-ir: run `BLESS=1 cargo test -p rdc-ir manual` after changing it. -->\n\n",
     );
+    out += "## Programs\n\n";
     out += &prose(include_str!("lib.rs"));
-    out += "\n# Text\n\n";
+    out += "\n## Text\n\n";
     out += &prose(include_str!("print.rs"));
-    out += "\n# Verifier\n\n";
+    out += "\n## Verifier\n\n";
     out += &prose(include_str!("verify/mod.rs"));
-    out += "\n# Operations\n\nOperands in brackets may be left out; `…` marks one that may be repeated. Attributes are given with their kinds.\n\n";
+    out += "\n## Operations\n\nOperands in brackets may be left out; `…` marks one that may be repeated. Attributes are given with their kinds.\n\n";
     out += &op_reference();
     out
 }

@@ -118,7 +118,7 @@ struct Unpacked<'t, T> {
 impl<'t, T: Real> Unpacked<'t, T> {
     fn new(op: &Op, weight: &'t Tensor<T>, scale: Option<&&'t Tensor<T>>) -> Self {
         let nr = weight.ty.shape[2];
-        let packing = Packing::new(weight.ty.dtype, op.size("n"), op.size("k"), nr, op.size("parts").max(1));
+        let packing = Packing::new(weight.ty.dtype, op.size("n"), op.size("k"), nr, op.size("parts"));
         Unpacked { packing, weight, scale: scale.map(|s| s.floats()) }
     }
     fn row(&self, n: usize) -> Vec<T> {

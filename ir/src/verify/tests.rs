@@ -59,6 +59,19 @@ fn types_and_attributes() {
 }
 
 #[test]
+fn packed_parts() {
+    let text = |parts: usize| {
+        format!(
+            "module \"m\" func \"f\"(\"x\" input = %x: f32[1, 2], \"w\" input = %w: f32[2, 2, 4, 1]) {{
+               %y = packed_matmul %x, %w {{n = 8, k = 2, parts = {parts}}} : f32[1, 8] yield \"y\" = %y }}"
+        )
+    };
+    for (parts, ok) in [(0, false), (1, true), (2, true), (3, false), (4, true), (8, false)] {
+        assert_eq!(verify(&parse(&text(parts)).unwrap()).is_ok(), ok, "{parts}");
+    }
+}
+
+#[test]
 fn caches_are_linear() {
     broken("\"kv\" = %kv.2", "\"kw\" = %kv.2", &["no argument of that name", "is not handed back"]);
     broken(

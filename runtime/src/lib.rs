@@ -6,7 +6,7 @@
 //! - [`model`]: a program with its code and weights, ready to run.
 //! - [`exec`]: every thread walks an entry's schedule; [`threads`] and [`barrier`] are what they walk and meet with.
 //! - [`Session`]: runs a sequence, chunk by chunk, from named tensors to named tensors.
-//! - [`profile`]: time per kernel.
+//! - [`profile`], [`probe`]: time per kernel, and the machine's ceilings to hold it against.
 //!
 //! # Floating point
 //! Threads run with the processor's default environment: round to nearest even, denormal numbers are kept (neither flushed
@@ -14,7 +14,7 @@
 //! outputs as they are; the runtime neither looks for them nor stops at them.
 //!
 //! # Unsafe code
-//! It lives in [`memory`], [`code`], [`threads`] and [`exec`]'s `walk`, each of which states its invariant. Kernels are
+//! It lives in [`memory`], [`code`], [`threads`], [`probe`] and [`exec`]'s `walk`, each of which states its invariant. Kernels are
 //! native code and are trusted: see the trust model in docs/artifact.md.
 
 pub mod artifact;
@@ -25,6 +25,7 @@ mod error;
 pub mod exec;
 pub mod memory;
 pub mod model;
+pub mod probe;
 pub mod profile;
 pub mod random;
 mod session;

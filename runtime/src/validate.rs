@@ -20,6 +20,12 @@ pub(crate) fn program(program: &Program) -> Result<(), String> {
         let regions = kernel.func.regions.values();
         let ids = regions.flat_map(|r| r.args.iter().chain(&r.yields));
         let ops = kernel.func.ops.values();
+        if ops.clone().any(|op| op.attrs.len() != op.opcode.info().attrs.len()) {
+            return Err(format!(
+                "kernel {} has an operation with other attributes than the op table says",
+                kernel.name
+            ));
+        }
         let ids = ids.chain(ops.flat_map(|o| o.operands.iter().chain(&o.results)));
         if ids.into_iter().any(|v| v.index() >= values) || kernel.func.regions.get(kernel.func.body).is_none() {
             return Err(format!("kernel {} refers to a value that it does not have", kernel.name));

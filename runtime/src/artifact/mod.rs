@@ -78,3 +78,6 @@ fn encode_header(sections: &[Section], file_size: u64) -> Vec<u8> {
     bytes[28..32].copy_from_slice(&crc.to_le_bytes());
     bytes
 }
+
+#[cfg(test)]
+mod tests;

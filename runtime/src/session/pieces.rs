@@ -185,16 +185,25 @@ fn visit(steps: &[Step], see: &mut dyn FnMut(usize, &[usize])) {
     }
 }
 
-/// Rows of the tables that a function looks up with a value, directly or after moving its elements about.
+/// The least rows of the tables that a kernel looks up with a value, directly or after moving its elements about.
 fn table_rows(func: &Func, value: ValueId) -> Option<usize> {
-    let uses = func.walk().into_iter().map(|(_, op)| &func.ops[op]).filter(|op| op.operands.contains(&value));
-    let rows = uses.filter_map(|op| match op.opcode {
-        Opcode::Gather if op.operands.get(1) == Some(&value) => func.ty(op.operands[0]).shape.first().copied(),
-        Opcode::PackedGather if op.operands.get(1) == Some(&value) => Some(op.size("n")),
-        Opcode::Reshape | Opcode::Slice | Opcode::Transpose | Opcode::Broadcast => table_rows(func, op.results[0]),
-        _ => None,
-    });
-    rows.min()
+    let (mut least, mut moved, mut next) = (None, vec![value], 0);
+    while let Some(&value) = moved.get(next) {
+        next += 1;
+        for op in func.ops.values().filter(|op| op.operands.contains(&value)) {
+            let rows = match op.opcode {
+                Opcode::Gather if op.operands.get(1) == Some(&value) => func.ty(op.operands[0]).shape.first().copied(),
+                Opcode::PackedGather if op.operands.get(1) == Some(&value) => Some(op.size("n")),
+                Opcode::Reshape | Opcode::Slice | Opcode::Transpose | Opcode::Broadcast => {
+                    moved.extend(op.results.iter().filter(|r| !moved.contains(r)).copied().collect::<Vec<_>>());
+                    None
+                }
+                _ => None,
+            };
+            least = least.into_iter().chain(rows).min();
+        }
+    }
+    least
 }
 
 #[cfg(test)]

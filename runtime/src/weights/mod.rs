@@ -82,6 +82,9 @@ pub fn fill(weight: &Weight, params: &dyn ParamSource, out: &mut [u8]) -> Result
     Ok(())
 }
 
+/// Makes items from an index on into bytes for them.
+type Make<'a> = dyn Fn(usize, &mut [u8]) -> Result<(), Error> + Sync + 'a;
+
 /// Hands over `count` items of `size` bytes, made by `make(first, bytes)` on all threads where that pays. `effort` is about how
 /// many bytes are read for each byte made.
 fn in_batches(
@@ -89,7 +92,7 @@ fn in_batches(
     size: usize,
     effort: usize,
     sink: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
-    make: &(dyn Fn(usize, &mut [u8]) -> Result<(), Error> + Sync),
+    make: &Make,
 ) -> Result<(), Error> {
     let per_batch = (BATCH / size.max(1)).clamp(1, count.max(1));
     // As f32, for its alignment.
@@ -98,12 +101,10 @@ fn in_batches(
     for first in (0..count).step_by(per_batch) {
         let items = per_batch.min(count - first);
         let bytes = &mut bytemuck::cast_slice_mut(&mut batch)[..items * size];
-        // Whole cache lines of items, so that parts stay aligned.
-        let part = items.div_ceil(threads).next_multiple_of(64);
-        if part >= items && size < 4096 || bytes.len() * effort < PARALLEL_FROM {
+        if bytes.len() * effort < PARALLEL_FROM {
             make(first, bytes)?;
         } else {
-            let part = if size % 64 == 0 { items.div_ceil(threads) } else { part };
+            let part = items.div_ceil(threads);
             std::thread::scope(|scope| {
                 let workers: Vec<_> = bytes
                     .chunks_mut(part * size)
@@ -145,3 +146,6 @@ fn locate(pieces: &[Piece], mut index: usize) -> Result<(&Piece, usize), Error> 
     }
     Err(Error::Program(format!("row {index} lies beyond the pieces of a weight")))
 }
+
+#[cfg(test)]
+mod tests;

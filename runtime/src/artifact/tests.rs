@@ -1,0 +1,232 @@
+use super::*;
+use crate::Error;
+use crate::exec::testing::{code, meta, program};
+use crate::model::Model;
+use crate::weights::DrawnSource;
+use proptest::prelude::*;
+
+/// Returns at once, on every machine that the tests run on.
+const CODE_IMAGE: [u8; 8] =
+    if cfg!(target_arch = "aarch64") { [0xc0, 0x03, 0x5f, 0xd6, 0, 0, 0, 0] } else { [0xc3, 0, 0, 0, 0, 0, 0, 0] };
+
+fn test_meta() -> Meta {
+    let mut meta = meta(program());
+    meta.symbols = meta.program.kernels.iter().map(|k| (k.name.clone(), 0)).collect();
+    meta
+}
+
+fn write_test(path: &Path, meta: &Meta, weights: bool) {
+    let params = DrawnSource::new(&meta.params, 1);
+    let params = weights.then_some(&params as &dyn crate::weights::ParamSource);
+    let contents = Contents { meta, code: &CODE_IMAGE, ir: Some("module"), params };
+    write(path, &contents, &mut |_, _| {}).unwrap();
+}
+
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.rda");
+    (dir, path)
+}
+
+fn open_bytes(path: &Path, bytes: &[u8]) -> Result<Artifact, Error> {
+    std::fs::write(path, bytes).unwrap();
+    Artifact::open(path, Verify::Auto)
+}
+
+#[test]
+fn round_trip() {
+    let (dir, path) = folder();
+    let meta = test_meta();
+    write_test(&path, &meta, true);
+    let artifact = Artifact::open(&path, Verify::All).unwrap();
+    assert_eq!(artifact.meta(), &meta);
+    assert_eq!((artifact.ir(), artifact.section(CODE)), (Some("module"), Some(&CODE_IMAGE[..])));
+    assert!(artifact.sections().iter().all(|s| s.offset % SECTION_ALIGN == 0));
+    artifact.verify().unwrap();
+    let model = Model::load(&artifact, 99).unwrap();
+    assert_eq!(model.weight(0).as_ptr() as usize % WEIGHT_ALIGN, 0);
+    let drawn = Model::from_parts(meta.clone(), code(), &DrawnSource::new(&meta.params, 1)).unwrap();
+    assert_eq!(model.weight(0), drawn.weight(0));
+    // Nothing is left behind, and equal contents are equal bytes.
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    let bytes = std::fs::read(&path).unwrap();
+    write_test(&path, &meta, true);
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    // The mapping of the replaced file is still whole.
+    artifact.verify().unwrap();
+}
+
+#[test]
+fn without_weights_they_are_drawn_under_the_seed() {
+    let (_dir, path) = folder();
+    let meta = test_meta();
+    write_test(&path, &meta, false);
+    let artifact = Artifact::open(&path, Verify::Auto).unwrap();
+    assert!(!artifact.has_weights() && artifact.weights().is_none());
+    let load = |seed| Model::load(&artifact, seed).unwrap().weight(0).to_vec();
+    let drawn = Model::from_parts(meta.clone(), code(), &DrawnSource::new(&meta.params, 1)).unwrap();
+    assert_eq!(load(1), drawn.weight(0));
+    assert_ne!(load(2), drawn.weight(0));
+}
+
+#[test]
+fn truncation_is_named() {
+    let (_dir, path) = folder();
+    write_test(&path, &test_meta(), true);
+    let bytes = std::fs::read(&path).unwrap();
+    let sections = Artifact::open(&path, Verify::Auto).unwrap().sections().to_vec();
+    let around = |at: u64| [at.saturating_sub(1), at, at + 1];
+    let mut cuts: Vec<u64> =
+        (0..256).chain(sections.iter().flat_map(|s| [around(s.offset), around(s.offset + s.size)].concat())).collect();
+    cuts.retain(|&c| c < bytes.len() as u64);
+    for cut in cuts {
+        let message = open_bytes(&path, &bytes[..cut as usize]).unwrap_err().to_string();
+        let expected = if cut < HEADER as u64 { "not an artifact" } else { "truncated" };
+        assert!(message.contains(expected) && message.contains("m.rda"), "{cut}: {message}");
+    }
+    let longer = [&bytes[..], &[0]].concat();
+    assert!(open_bytes(&path, &longer).is_err());
+}
+
+#[test]
+fn every_flipped_byte_is_found() {
+    let (_dir, path) = folder();
+    write_test(&path, &test_meta(), true);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let sections = Artifact::open(&path, Verify::Auto).unwrap().sections().to_vec();
+    // All of the header; of the rest, padding included, every 977th byte and the ends of the sections.
+    let mut places: Vec<usize> = (0..256).chain((256..bytes.len()).step_by(977)).collect();
+    places.extend(sections.iter().flat_map(|s| [s.offset as usize, (s.offset + s.size) as usize - 1]));
+    for at in places {
+        bytes[at] ^= 0x40;
+        let message = open_bytes(&path, &bytes).unwrap_err().to_string();
+        bytes[at] ^= 0x40;
+        if let Some(section) = sections.iter().find(|s| (s.offset..s.offset + s.size).contains(&(at as u64))) {
+            assert!(message.contains(&format!("section `{}` is damaged", section.name)), "{at}: {message}");
+        }
+    }
+    // A fast open leaves the weights to `verify`.
+    let weights = sections.iter().find(|s| s.name == WEIGHTS).unwrap();
+    bytes[weights.offset as usize] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let message = Artifact::open(&path, Verify::Fast).unwrap().verify().unwrap_err().to_string();
+    assert!(message.contains("section `weights` is damaged"), "{message}");
+}
+
+/// Puts sections together as the writer does.
+fn assemble(parts: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut bytes = vec![0; HEADER + parts.len() * TABLE_ENTRY];
+    let mut sections = Vec::new();
+    for (name, content) in parts {
+        let offset = (bytes.len() as u64).next_multiple_of(SECTION_ALIGN);
+        bytes.resize(offset as usize, 0);
+        bytes.extend_from_slice(content);
+        let (size, crc) = (content.len() as u64, crc32fast::hash(content));
+        sections.push(Section { name: (*name).into(), offset, size, crc });
+    }
+    let header = encode_header(&sections, bytes.len() as u64);
+    bytes[..header.len()].copy_from_slice(&header);
+    bytes
+}
+
+#[test]
+fn a_newer_format_says_so() {
+    let (_dir, path) = folder();
+    write_test(&path, &test_meta(), false);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[8..12].copy_from_slice(&(VERSION + 1).to_le_bytes());
+    let message = open_bytes(&path, &bytes).unwrap_err().to_string();
+    assert!(message.contains(&format!("version {}, newer", VERSION + 1)), "{message}");
+}
+
+#[test]
+fn another_cpu_says_so_when_code_is_loaded() {
+    let (_dir, path) = folder();
+    let mut meta = test_meta();
+    let refused = |change: fn(&mut Meta), expected: &str| {
+        let mut meta = meta.clone();
+        change(&mut meta);
+        write_test(&path, &meta, false);
+        // Inspecting is possible on any machine.
+        let artifact = Artifact::open(&path, Verify::Auto).unwrap();
+        let message = artifact.load_code().unwrap_err().to_string();
+        assert!(message.contains(expected) && message.contains("m.rda"), "{message}");
+    };
+    refused(|m| m.program.target.requires = vec!["warp-drive".into()], "warp-drive");
+    refused(|m| m.program.target.triple = "riscv64-unknown-linux-gnu".into(), "compiled for riscv64");
+    meta.symbols.clear();
+    write_test(&path, &meta, false);
+    let artifact = Artifact::open(&path, Verify::Auto).unwrap();
+    assert!(Model::load(&artifact, 0).unwrap_err().to_string().contains("lacks the kernel"));
+}
+
+#[test]
+fn missing_or_misshapen_sections() {
+    let (_dir, path) = folder();
+    let json = serde_json::to_vec(&test_meta()).unwrap();
+    let message = |parts: &[(&str, &[u8])]| open_bytes(&path, &assemble(parts)).map(|_| ()).map_err(|e| e.to_string());
+    assert!(message(&[(META, &json), (CODE, &CODE_IMAGE)]).is_ok());
+    assert!(message(&[(META, &json)]).unwrap_err().contains("no section `code`"));
+    assert!(message(&[(CODE, &[0])]).unwrap_err().contains("no section `meta`"));
+    assert!(message(&[(META, b"{}"), (CODE, &[0])]).unwrap_err().contains("not readable metadata"));
+    assert!(
+        message(&[(META, &json), (CODE, &[0]), (WEIGHTS, &[0; 9])])
+            .unwrap_err()
+            .contains("size of the program's weights")
+    );
+    assert!(message(&[(META, &json), (META, &json), (CODE, &[0])]).unwrap_err().contains("out of place"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600), magic in any::<bool>()) {
+        let (_dir, path) = folder();
+        let mut bytes = bytes;
+        if magic && bytes.len() >= 12 {
+            bytes[..8].copy_from_slice(&MAGIC);
+            bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        }
+        prop_assert!(open_bytes(&path, &bytes).is_err());
+    }
+
+    /// Lies in the table under a right checksum: sizes and places are still checked before anything is read.
+    #[test]
+    fn lying_tables_never_panic(at in 12usize..112, value in any::<u64>(), width in 1usize..9) {
+        let (_dir, path) = folder();
+        let json = serde_json::to_vec(&test_meta()).unwrap();
+        let mut bytes = assemble(&[(META, &json), (CODE, &CODE_IMAGE)]);
+        bytes[at..at + width].copy_from_slice(&value.to_le_bytes()[..width]);
+        bytes[28..32].fill(0);
+        let crc = crc32fast::hash(&bytes[..HEADER + 2 * TABLE_ENTRY]);
+        bytes[28..32].copy_from_slice(&crc.to_le_bytes());
+        let _ = open_bytes(&path, &bytes);
+    }
+
+    /// Numbers of the metadata replaced by others, under right checksums.
+    #[test]
+    fn lying_metadata_never_panics(pick in any::<prop::sample::Index>(), value in prop_oneof![any::<u64>(), 0u64..100]) {
+        let (_dir, path) = folder();
+        let json = serde_json::to_string(&test_meta()).unwrap();
+        let starts: Vec<usize> = json.char_indices().filter(|(i, c)| c.is_ascii_digit() && !json.as_bytes()[i - 1].is_ascii_digit()).map(|(i, _)| i).collect();
+        let at = starts[pick.index(starts.len())];
+        let end = at + json[at..].find(|c: char| !c.is_ascii_digit()).unwrap_or(1);
+        let changed = format!("{}{value}{}", &json[..at], &json[end..]);
+        if let Ok(artifact) = open_bytes(&path, &assemble(&[(META, changed.as_bytes()), (CODE, &CODE_IMAGE)])) {
+            // Whatever is accepted can be prepared; drawn weights are kept small by the check here, not by the format.
+            let small = weight_offsets(&artifact.meta().program).is_some_and(|(_, total)| total < 1 << 24);
+            if small && let Ok(model) = Model::load(&artifact, 0) {
+                let _ = crate::Session::new(std::sync::Arc::new(model), 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn features_by_name() {
+    let mut target = program().target;
+    assert!(crate::model::check_target(&target).is_ok());
+    target.requires = vec!["no-such-feature".into()];
+    assert!(crate::model::check_target(&target).unwrap_err().contains("no-such-feature"));
+}

@@ -3,6 +3,8 @@
 //! - `matmul(x, wᵀ)` whose `w` is made of blocks of parameters becomes `packed_matmul(x, pack(w))`. A product with any other
 //!   weight (transposed in the checkpoint, or computed from parameters) stays as it is.
 //! - Products of one input become one product over the stacked weights, followed by slices (query, key, value; gate, up).
+//!   A bias that each part then gets before it is split into heads is added after the split instead, where the kernels
+//!   that consume the heads expect it.
 //! - If the result of a product falls into two halves that meet again element by element (a gated activation), its
 //!   weight is packed with the two halves side by side in each panel, so that they meet in registers.
 //! - A table that is a weight of a product too is read from that weight's panels.
@@ -21,9 +23,12 @@ use rdc_ir::{Attr, Builder, DType, Func, Module, OpId, Opcode, RegionId, ValueId
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use weight::{Layout, Weight};
 
+/// A product with fewer columns than this is not joined with others.
+const NARROW: usize = 4;
+
 /// Lays out the weights of every function for panels of width `nr`.
 pub fn run(module: &mut Module, dtype: WeightType, nr: usize) {
-    let surveys: Vec<Survey> = module.funcs.iter().map(|func| Survey::of(func, nr)).collect();
+    let surveys: Vec<Survey> = module.funcs.iter().map(|func| Survey::of(func)).collect();
     let plan = Plan::new(&surveys, dtype, nr);
     for (i, survey) in surveys.iter().enumerate() {
         let mut func = std::mem::replace(&mut module.funcs[i], Func::new(""));
@@ -45,6 +50,16 @@ struct Group {
     weights: Vec<Weight>,
     /// Whether the result, were the products joined, falls into two halves that meet again.
     halves: bool,
+    /// Where results get a bias and are then split into heads.
+    heads: Vec<Heads>,
+}
+
+/// `reshape(add(x, bias))` with x the result of a product, bias a row, and heads `[H, D]` made of the last axis.
+#[derive(Clone, Copy)]
+struct Heads {
+    reshape: OpId,
+    x: ValueId,
+    bias: ValueId,
 }
 
 impl Group {
@@ -62,7 +77,7 @@ struct Survey {
 }
 
 impl Survey {
-    fn of(func: &Func, nr: usize) -> Survey {
+    fn of(func: &Func) -> Survey {
         let uses = Uses::of(func);
         let mut survey = Survey { groups: Vec::new(), gathers: HashMap::new() };
         let mut by_input: HashMap<(RegionId, ValueId), usize> = HashMap::new();
@@ -77,17 +92,18 @@ impl Survey {
             let (x, w, result) = (data.operands[0], data.operands[1], data.results[0]);
             let Some(weight) = Weight::read(func, w) else { continue };
             // A narrow product, or one whose result leaves the region as it is, would gain nothing and cost a copy.
-            let joins = weight.n() >= nr && !uses.yielded.contains(&result);
+            let joins = weight.n() >= NARROW && !uses.yielded.contains(&result);
             let index =
                 if joins { *by_input.entry((region, x)).or_insert(survey.groups.len()) } else { survey.groups.len() };
             if index == survey.groups.len() {
-                survey.groups.push(Group { sites: vec![], weights: vec![], halves: false });
+                survey.groups.push(Group { sites: vec![], weights: vec![], halves: false, heads: vec![] });
             }
             survey.groups[index].sites.push(op);
             survey.groups[index].weights.push(weight);
         }
         for group in &mut survey.groups {
             group.halves = uses.halves(func, group).is_some_and(|(a, b)| uses.meet(func, a, b));
+            group.heads = group.sites.iter().filter_map(|&site| uses.heads(func, func.ops[site].results[0])).collect();
         }
         survey
     }
@@ -115,6 +131,23 @@ impl Uses {
     }
     fn users(&self, value: ValueId) -> &[OpId] {
         self.users.get(&value).map_or(&[], Vec::as_slice)
+    }
+
+    /// The bias and the split into heads that are all that happens to a value.
+    fn heads(&self, func: &Func, x: ValueId) -> Option<Heads> {
+        let only_user = |v: ValueId| match self.users(v) {
+            [op] if !self.yielded.contains(&v) => Some(*op),
+            _ => None,
+        };
+        let add = &func.ops[only_user(x)?];
+        let bias = add.operands.iter().copied().find(|&v| v != x)?;
+        let is_row = add.opcode == Opcode::Add && func.ty(bias).shape == [func.ty(x).last()];
+        let reshape = only_user(add.results[0])?;
+        let (from, to) = (&func.ty(x).shape, &func.ty(func.ops[reshape].results[0]).shape);
+        let splits = func.ops[reshape].opcode == Opcode::Reshape
+            && to.len() == from.len() + 1
+            && to[..from.len() - 1] == from[..from.len() - 1];
+        (is_row && splits).then_some(Heads { reshape, x, bias })
     }
 
     /// The two halves that the result of a group falls into: the results of two products of equal width, or two slices.
@@ -225,9 +258,14 @@ struct Unit<'a> {
 fn rewrite(func: &mut Func, module: &Module, survey: &Survey, plan: &Plan) {
     let mut units: HashMap<OpId, Unit> = HashMap::new();
     let mut gone: HashSet<OpId> = HashSet::new();
+    let mut heads: HashMap<OpId, Heads> = HashMap::new();
     for group in &survey.groups {
         let (sites, weights) = (&group.sites, &group.weights);
-        let chunk = if plan.joined.contains(weights) { sites.len() } else { 1 };
+        let joined = plan.joined.contains(weights);
+        let chunk = if joined { sites.len() } else { 1 };
+        if joined {
+            heads.extend(group.heads.iter().map(|h| (h.reshape, *h)));
+        }
         for (sites, weights) in sites.chunks(chunk).zip(weights.chunks(chunk)) {
             units.insert(sites[0], Unit { sites, weights });
             gone.extend(&sites[1..]);
@@ -246,6 +284,13 @@ fn rewrite(func: &mut Func, module: &Module, survey: &Survey, plan: &Plan) {
                     [packed.w, b.func.ops[op].operands[1]].into_iter().chain(packed.scale).collect();
                 let rows = b.op(Opcode::PackedGather, &operands, shape(table.n(), table.k(), 1));
                 replace(&mut b, op, rows, &mut replaced);
+            } else if let Some(&Heads { x, bias, .. }) = heads.get(&op) {
+                let shape = b.func.ops[op].attrs.clone();
+                let split = b.op(Opcode::Reshape, &[x], shape.clone());
+                let sizes = shape[0].as_ints();
+                let row = b.op(Opcode::Reshape, &[bias], vec![Attr::Ints(sizes[sizes.len() - 2..].to_vec())]);
+                let biased = b.op(Opcode::Add, &[split, row], vec![]);
+                replace(&mut b, op, biased, &mut replaced);
             } else if !gone.contains(&op) {
                 func.regions[region].ops.push(op);
             }

@@ -28,7 +28,7 @@ const NARROW: usize = 4;
 
 /// Lays out the weights of every function for panels of width `nr`.
 pub fn run(module: &mut Module, dtype: WeightType, nr: usize) {
-    let surveys: Vec<Survey> = module.funcs.iter().map(|func| Survey::of(func)).collect();
+    let surveys: Vec<Survey> = module.funcs.iter().map(Survey::of).collect();
     let plan = Plan::new(&surveys, dtype, nr);
     for (i, survey) in surveys.iter().enumerate() {
         let mut func = std::mem::replace(&mut module.funcs[i], Func::new(""));

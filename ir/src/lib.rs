@@ -26,6 +26,11 @@
 //! [`ops`] declares every operation once: mnemonic, operands, attributes, documentation, result types and FLOPs. The
 //! enum, the builder, the printer, the parser and the verifier read that table. The meaning of an operation is the
 //! reference interpreter's.
+//!
+//! # Working with it
+//! [`Builder`] makes functions; [`parse()`] and `Display` go from text to module and back; [`verify()`] checks what makes a
+//! module well-formed, and passes verify after each step; [`interp`] runs functions and says what they mean; [`cost`] counts
+//! FLOPs, bytes and parameters; `testing` (feature of that name) makes random modules that verify.
 
 pub mod builder;
 pub mod cost;

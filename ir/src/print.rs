@@ -1,4 +1,4 @@
-//! The canonical text of a module; [`crate::parse`] reads it back.
+//! The canonical text of a module; [`parse`](crate::parse()) reads it back.
 //!
 //! # Grammar
 //! ```text

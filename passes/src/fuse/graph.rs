@@ -151,6 +151,15 @@ impl<'f> UseGraph<'f> {
         }
         true
     }
+    /// Whether everything that a group computes is used by another group only.
+    pub fn feeds_only(&self, group: GroupId, user: GroupId) -> bool {
+        let used_there = |u: &User| match *u {
+            User::Op(op) => self.group(op) == Some(user),
+            User::Yield(_) => false,
+        };
+        let mut results = self.groups[group].ops.iter().flat_map(|&op| &self.func.ops[op].results);
+        results.all(|&v| self.uses.of(v).iter().all(used_there))
+    }
     /// Moves the operations of `other` into `group`.
     pub fn join(&mut self, group: GroupId, other: GroupId) {
         if group == other {

@@ -62,7 +62,8 @@ fn is_part(func: &Func, op: OpId, whole: ValueId, parts: usize) -> bool {
         && op.size("end") == op.size("start") + each
 }
 
-/// Takes the row operations that make the left operand into each matmul. What others need of them becomes a result.
+/// Takes the row operations that make the left operand into each matmul. What others need of them becomes a result. What
+/// the epilogue needs must come from memory, so it stays outside.
 pub fn prologues(graph: &mut UseGraph) {
     for anchor in graph.ops() {
         let Some(group) = graph.group(anchor) else { continue };
@@ -70,14 +71,21 @@ pub fn prologues(graph: &mut UseGraph) {
             continue;
         }
         let func = graph.func;
+        let after: Vec<OpId> = graph.members(group).to_vec();
         let x = func.ops[anchor].operands[0];
         let rows = func.ty(x).rows();
         let mut work = vec![x];
         while let Some(value) = work.pop() {
             let Some(op) = func.def_op(value) else { continue };
             let Some(other) = graph.group(op) else { continue };
-            let fits = graph.kind(other) == GroupKind::Open && rows::rows_of(func, op) == Some(rows);
-            if fits && graph.try_join(group, other) {
+            let users: Vec<OpId> = func.ops[op].results.iter().flat_map(|&v| graph.users_here(v)).collect();
+            if graph.kind(other) != GroupKind::Open || users.iter().any(|&user| user != anchor && after.contains(&user))
+            {
+                continue;
+            }
+            let own = rows::fits(func, op, rows) && !rows::is_lookup(func, op);
+            let shared = rows::is_shared(func, op) && graph.feeds_only(other, group);
+            if (own || shared) && graph.try_join(group, other) {
                 work.extend(&func.ops[op].operands);
             }
         }

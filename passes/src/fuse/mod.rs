@@ -21,7 +21,7 @@ pub mod uses;
 pub use graph::{Group, GroupKind};
 
 use graph::{GroupId, UseGraph};
-use rdc_ir::{Func, OpId, Opcode, RegionId};
+use rdc_ir::{Func, OpId, Opcode, RegionId, ValueId};
 use std::collections::HashSet;
 use uses::{User, Uses, alias};
 
@@ -64,45 +64,75 @@ fn row_groups(graph: &mut UseGraph) {
     let func = graph.func;
     for op in graph.ops() {
         let Some(group) = graph.group(op) else { continue };
+        let Some(rows) = rows::natural_rows(func, op) else { continue };
         if graph.kind(group) != GroupKind::Open {
             continue;
         }
-        let lookup = rows::lookup_rows(func, op);
-        let Some(rows) = rows::rows_of(func, op).or(lookup) else { continue };
-        let mut group = group;
+        graph.set_kind(group, GroupKind::Rows(rows));
+        let mut group = take_shared(graph, group, op);
         for &operand in &func.ops[op].operands {
-            let Some(other) = graph.group_of_value(operand) else { continue };
-            let fits = match graph.kind(other) {
-                // A table and its ids come from memory, except for positions that nobody else wants.
-                GroupKind::Open => lookup.is_some() && feeds_only(graph, other, op) && is_positions(graph, other),
-                GroupKind::Rows(n) => lookup.is_none() && (n == rows || is_one_row(graph, other)),
-                _ => false,
-            };
-            if fits && graph.can_join(&[group, other]) {
-                graph.join(other, group);
-                group = other;
+            // A table and its ids come from memory.
+            if !rows::is_lookup(func, op) {
+                group = join_rows(graph, group, operand);
             }
         }
-        graph.set_kind(group, GroupKind::Rows(rows));
     }
 }
 
-/// Whether a group only looks one row up, which a kernel of any number of rows can do for itself.
-fn is_one_row(graph: &UseGraph, group: GroupId) -> bool {
-    graph.members(group).iter().all(|&op| {
-        rows::lookup_rows(graph.func, op).is_some()
-            && graph.func.ty(graph.func.ops[op].results[0]).rank() == 1
-            && graph.uses.of(graph.func.ops[op].results[0]).len() == 1
-    })
+/// Joins a row group with the one that makes an operand, perhaps through reshapes, if one number of rows suits both.
+fn join_rows(graph: &mut UseGraph, group: GroupId, operand: ValueId) -> GroupId {
+    let mut set = vec![group];
+    let mut value = operand;
+    let other = loop {
+        let Some(other) = graph.group_of_value(value) else { return group };
+        if set.contains(&other) {
+            return group;
+        }
+        set.push(other);
+        match (graph.kind(other), graph.members(other)) {
+            (GroupKind::Rows(rows), _) => break rows,
+            (GroupKind::Alias, &[reshape]) => value = graph.func.ops[reshape].operands[0],
+            _ => return group,
+        }
+    };
+    let GroupKind::Rows(own) = graph.kind(group) else { return group };
+    let suits = |rows: usize| {
+        let mut ops = set.iter().flat_map(|&g| graph.members(g));
+        ops.all(|&op| rows::fits(graph.func, op, rows) || rows::is_shared(graph.func, op) && !escapes(graph, op, &set))
+    };
+    let Some(rows) = [other, own].into_iter().find(|&rows| suits(rows)) else { return group };
+    let Some(&first) = set.last().filter(|_| graph.can_join(&set)) else { return group };
+    for &member in &set {
+        graph.join(first, member);
+    }
+    graph.set_kind(first, GroupKind::Rows(rows));
+    first
 }
 
-fn is_positions(graph: &UseGraph, group: GroupId) -> bool {
-    graph.members(group).iter().all(|&op| graph.func.ops[op].opcode == Opcode::Positions)
+/// Whether anything outside of a set of groups uses a result of an operation.
+fn escapes(graph: &UseGraph, op: OpId, set: &[GroupId]) -> bool {
+    let outside = |user: &User| match *user {
+        User::Op(op) => graph.group(op).is_none_or(|g| !set.contains(&g)),
+        User::Yield(_) => true,
+    };
+    graph.func.ops[op].results.iter().any(|&v| graph.uses.of(v).iter().any(outside))
 }
 
-fn feeds_only(graph: &UseGraph, group: GroupId, user: OpId) -> bool {
-    graph.members(group).iter().all(|&op| {
-        let results = &graph.func.ops[op].results;
-        results.iter().all(|&v| graph.uses.of(v).iter().all(|&u| u == User::Op(user)))
-    })
+/// Takes scalar arithmetic and positions that only this group needs.
+fn take_shared(graph: &mut UseGraph, group: GroupId, op: OpId) -> GroupId {
+    let func = graph.func;
+    let mut work = func.ops[op].operands.clone();
+    while let Some(value) = work.pop() {
+        let Some(other) = graph.group_of_value(value) else { continue };
+        let Some(op) = func.def_op(value) else { continue };
+        let small = rows::is_shared(func, op) && func.ty(value).rank() == 0 || func.ops[op].opcode == Opcode::Positions;
+        if small
+            && graph.kind(other) == GroupKind::Open
+            && graph.feeds_only(other, group)
+            && graph.try_join(group, other)
+        {
+            work.extend(&func.ops[op].operands);
+        }
+    }
+    group
 }

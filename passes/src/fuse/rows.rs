@@ -1,5 +1,5 @@
 //! Row operations: what a kernel can compute row by row over tensors seen as `[rows, columns]`.
-use rdc_ir::{Func, OpId, Opcode};
+use rdc_ir::{Func, OpId, Opcode, Type};
 
 /// How an operand is seen by an elementwise operation over a full shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,28 +41,55 @@ pub fn is_elementwise(func: &Func, op: OpId) -> bool {
     op.opcode.is_elementwise() && op.operands.iter().all(|&v| view(&func.ty(v).shape, full).is_some())
 }
 
-/// The number of rows of a row operation that may stand before a matmul; `None` for other operations. Scalar arithmetic
-/// is no row operation.
-pub fn rows_of(func: &Func, id: OpId) -> Option<usize> {
+/// Whether a kernel over `rows` rows can compute an operation: as rows of several columns, or as one element for each row
+/// whatever the shape (`[B, S]` beside `[B, S, 1]` and `[B, S, D]`).
+pub fn fits(func: &Func, id: OpId, rows: usize) -> bool {
     let op = &func.ops[id];
-    let result = func.ty(*op.results.first()?);
-    if result.rank() == 0 {
-        return None;
+    let Some(result) = op.results.first().map(|&v| func.ty(v)) else { return false };
+    let operands = || op.operands.iter().map(|&v| func.ty(v));
+    let is_rows = |ty: &Type| ty.rank() > 0 && ty.rows() == rows && ty.last() > 1;
+    let last_axis = |ty: &Type| op.size("axis") + 1 == ty.rank();
+    match op.opcode {
+        Opcode::RmsNorm | Opcode::LayerNorm | Opcode::Softmax => is_rows(result),
+        Opcode::ReduceSum | Opcode::ReduceMax => op.flag("keep") && operands().all(|ty| last_axis(ty) && is_rows(ty)),
+        Opcode::Slice | Opcode::Concat => last_axis(result) && is_rows(result),
+        Opcode::Reshape => operands().all(|from| {
+            let same_rows = is_rows(from) && is_rows(result) && from.last() == result.last();
+            same_rows || from.elements() == rows
+        }),
+        Opcode::Gather | Opcode::PackedGather => is_rows(result),
+        _ if op.opcode.is_elementwise() => {
+            let columns =
+                result.elements() == rows && operands().all(|ty| matches!(ty.elements(), n if n == rows || n == 1));
+            columns || is_rows(result) && is_elementwise(func, id)
+        }
+        _ => false,
     }
-    let last_axis = |ty: &rdc_ir::Type| op.size("axis") + 1 == ty.rank();
-    let ok = match op.opcode {
-        Opcode::RmsNorm | Opcode::LayerNorm | Opcode::Softmax => true,
-        Opcode::ReduceSum | Opcode::ReduceMax => op.flag("keep") && last_axis(func.ty(op.operands[0])),
-        Opcode::Slice | Opcode::Concat => last_axis(result),
-        _ => is_elementwise(func, id),
-    };
-    ok.then(|| result.rows())
 }
 
-/// The number of rows of an operation that looks rows up in a table.
-pub fn lookup_rows(func: &Func, id: OpId) -> Option<usize> {
+/// The number of rows that an operation has by its shape, if it is one that row kernels are made for. Scalar arithmetic
+/// is not.
+pub fn natural_rows(func: &Func, id: OpId) -> Option<usize> {
+    let result = func.ty(*func.ops[id].results.first()?);
+    let is_start = func.ops[id].opcode != Opcode::Reshape && result.rank() > 0;
+    [result.rows(), result.elements()].into_iter().find(|&rows| is_start && fits(func, id, rows))
+}
+
+/// Whether an operation looks rows up in a table.
+pub fn is_lookup(func: &Func, id: OpId) -> bool {
+    matches!(func.ops[id].opcode, Opcode::Gather | Opcode::PackedGather)
+}
+
+/// Whether an operation computes scalars or one row from scalars and rows, so that any kernel can compute it for itself:
+/// the row of a step, say, that is added to every token.
+pub fn is_shared(func: &Func, id: OpId) -> bool {
     let op = &func.ops[id];
-    matches!(op.opcode, Opcode::Gather | Opcode::PackedGather).then(|| func.ty(op.results[0]).rows())
+    let Some(result) = op.results.first().map(|&v| func.ty(v)) else { return false };
+    let one_row = |ty: &Type| ty.rows() == 1 && (ty.last() == result.last() || ty.elements() == 1);
+    match op.opcode {
+        Opcode::Gather => result.rank() == 1,
+        _ => op.opcode.is_elementwise() && result.rank() < 2 && op.operands.iter().all(|&v| one_row(func.ty(v))),
+    }
 }
 
 #[cfg(test)]

@@ -31,17 +31,8 @@ pub fn run(program: &Program, entry: &str, params: &Tensors, args: &Tensors) -> 
     let weights = program.weights.iter().map(|w| evaluate(w, params)).collect();
     let spaces = Spaces::new(entry);
     let table = (0..entry.buffers.len()).collect();
-    let mut machine = Machine {
-        program,
-        entry,
-        weights,
-        spaces,
-        table,
-        cells: HashMap::new(),
-        open: Vec::new(),
-        count: 0,
-        states: Vec::new(),
-    };
+    let mut machine =
+        Machine { program, entry, weights, spaces, table, cells: HashMap::new(), open: Vec::new(), states: Vec::new() };
     for (input, buffer) in entry.inputs.iter().map(|i| (i, &entry.buffers[i.buffer])) {
         let tensor = args.get(&input.name).unwrap();
         machine.store(input.buffer, 0, &buffer.ty, tensor);
@@ -90,10 +81,9 @@ impl Spaces {
     }
 }
 
-/// Memory touched since the last barrier: by which launch, where, and whether it was written.
+/// Memory touched since the last barrier, and whether it was written.
 #[derive(Clone, Copy, Debug)]
 struct Touch {
-    launch: usize,
     space: Space,
     from: usize,
     to: usize,
@@ -110,14 +100,12 @@ struct Machine<'p> {
     /// Thread-private scalars.
     cells: HashMap<usize, Tensor<f32>>,
     open: Vec<Touch>,
-    count: usize,
     states: Vec<Vec<Tensor<f32>>>,
 }
 
 impl Machine<'_> {
     fn steps(&mut self, steps: &[Step], step: usize) {
         for node in steps {
-            self.count += 1;
             match node {
                 Step::Launch(launch) => {
                     self.launch(launch, step);
@@ -165,7 +153,6 @@ impl Machine<'_> {
             }
             let mut done = false;
             if let Some(buffer) = inner.done {
-                self.count += 1;
                 self.touch(buffer, 0, 1, false);
                 done = self.load(buffer, 0, &Type::scalar(DType::Bool), true).bools()[0];
                 let before = inner.body.iter().position(|s| writes(s, buffer)).unwrap();
@@ -247,7 +234,7 @@ impl Machine<'_> {
             assert!(!write, "a weight or cell is written");
             return;
         };
-        let new = Touch { launch: self.count, space, from, to: from + bytes, write };
+        let new = Touch { space, from, to: from + bytes, write };
         for old in &self.open {
             let meets = old.space == space && old.from < new.to && new.from < old.to && (write || old.write);
             assert!(!meets, "race on buffer {buffer}: {old:?} and {new:?}");
@@ -274,7 +261,8 @@ impl Machine<'_> {
             DType::F32 => Data::Float(words().map(f32::from_le_bytes).collect()),
             DType::I32 => Data::Int(words().map(i32::from_le_bytes).collect()),
             DType::Bool => Data::Bool(bytes.iter().map(|&b| b != 0).collect()),
-            DType::BF16 | DType::I8 => panic!("{ty} in memory"),
+            DType::BF16 => Data::Float(bytes.chunks_exact(2).map(from_bf16).collect()),
+            DType::I8 => Data::Byte(bytes.iter().map(|&b| b as i8).collect()),
         };
         swap_heads(Tensor { ty: ty.clone(), data }, false)
     }
@@ -282,16 +270,23 @@ impl Machine<'_> {
         let (space, from) = self.place(buffer, offset, ty.bytes()).unwrap();
         let tensor = swap_heads(Tensor { ty: ty.clone(), data: tensor.data.clone() }, true);
         let bytes: Vec<u8> = match &tensor.data {
+            Data::Float(v) if ty.dtype == DType::BF16 => {
+                v.iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect()
+            }
             Data::Float(v) => v.iter().flat_map(|v| v.to_le_bytes()).collect(),
             Data::Int(v) => v.iter().flat_map(|v| v.to_le_bytes()).collect(),
             Data::Bool(v) => v.iter().map(|&v| v as u8).collect(),
-            Data::Byte(_) => panic!("{ty} in memory"),
+            Data::Byte(v) => v.iter().map(|&v| v as u8).collect(),
         };
         self.spaces.memory.get_mut(&space).unwrap()[from..from + bytes.len()].copy_from_slice(&bytes);
         if space == Space::Arena {
             self.spaces.owner[from..from + bytes.len()].fill(self.table[buffer]);
         }
     }
+}
+
+fn from_bf16(bytes: &[u8]) -> f32 {
+    f32::from_bits((u16::from_le_bytes([bytes[0], bytes[1]]) as u32) << 16)
 }
 
 /// Between logical `[.., T, H, D]` and physical `[.., H, T, D]` of a cache.
@@ -372,12 +367,7 @@ pub fn evaluate(weight: &Weight, params: &Tensors) -> Tensor<f32> {
                 DType::F32 => {
                     Data::Float(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
                 }
-                DType::BF16 => Data::Float(
-                    bytes
-                        .chunks_exact(2)
-                        .map(|b| f32::from_bits((u16::from_le_bytes([b[0], b[1]]) as u32) << 16))
-                        .collect(),
-                ),
+                DType::BF16 => Data::Float(bytes.chunks_exact(2).map(from_bf16).collect()),
                 _ => Data::Byte(bytes.iter().map(|&b| b as i8).collect()),
             };
             Tensor { ty: weight.ty.clone(), data }

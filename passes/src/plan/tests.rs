@@ -1,8 +1,10 @@
 #![allow(clippy::unwrap_used)]
 use super::check::{self, Tensors};
 use super::testing::{Sizes, function, module, options};
+use crate::Error;
 use rdc_ir::interp::{self, Inputs, Tensor};
 use rdc_ir::program::{Entry, KernelKind, Program, Step};
+use rdc_ir::testing::{Config, convert, max_difference, random_inputs, random_module};
 use rdc_ir::{ArgRole, DType, Func, Module, Type};
 use std::rc::Rc;
 
@@ -166,4 +168,36 @@ fn a_program_is_the_same_each_time() {
     assert_eq!(build(), build());
     let types: Vec<Type> = build().weights.iter().map(|w| w.ty.clone()).collect();
     assert!(types.iter().all(|ty| ty.elements() > 0));
+}
+
+/// Random modules, before and after layout: the plan means the same, or there is an error that says why there is none.
+#[test]
+fn random_modules_run_as_planned() {
+    let mut planned = 0;
+    for seed in 0..200 {
+        let config = Config { packed: seed % 2 == 0, caches: seed % 3 != 0, ..Config::default() };
+        let mut module = random_module(seed, &config);
+        if seed % 4 < 2 {
+            module = crate::optimise(module, &options(), &mut |_, _| ()).unwrap();
+        }
+        let text = format!("seed {seed}\n{module}");
+        let program = match super::build(&module, &options()) {
+            Ok(program) => program,
+            Err(Error::Unsupported { .. }) => continue,
+            Err(e) => panic!("{e}\n{text}"),
+        };
+        planned += 1;
+        let inputs: Inputs<f32> = convert(&random_inputs(&module, "f", seed));
+        let want = interp::run(&module, "f", &inputs, &mut interp::Options::default()).unwrap();
+        let run = || check::run(&program, "f", &inputs.params, &inputs.args);
+        let got = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|_| panic!("{text}"));
+        let tensors = want.tensors.iter().map(|(name, want)| {
+            let got = got.outputs.get(name).or(got.caches.get(name)).unwrap();
+            (name.clone(), Rc::new(Tensor { ty: want.ty.clone(), data: got.data.clone() }))
+        });
+        let got = interp::Outputs { tensors: tensors.collect(), trips: Vec::new(), loops: Vec::new() };
+        let (difference, name) = max_difference(&want, &got);
+        assert!(difference <= 1e-5, "{name}: {difference}\n{text}");
+    }
+    assert!(planned > 150, "only {planned} were planned");
 }

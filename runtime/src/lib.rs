@@ -17,6 +17,8 @@
 //! It lives in [`memory`], [`code`], [`threads`], [`probe`] and [`exec`]'s `walk`, each of which states its invariant. Kernels are
 //! native code and are trusted: see the trust model in docs/artifact.md.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod artifact;
 pub mod barrier;
 pub mod checkpoint;

@@ -6,6 +6,8 @@
 //! one flat position-independent [`CodeImage`] without external symbols. No temporary file is written and no linker runs.
 //!
 //! The calling convention of a kernel is that of [`rdc_ir::program`].
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod compile;
 pub mod emit;
 mod error;

@@ -132,7 +132,7 @@ fn stream(form: &Form, e: &mut Emitter, weight: Val, rows: Rows) -> Vec<Val> {
         let next = e.at(weight, k, line);
         for ahead in (0..UNROLL * line).step_by(64) {
             let place = e.offset_const(next, AHEAD + ahead);
-            e.prefetch(place);
+            e.prefetch(place, 1);
         }
         steps(e, k, sums, UNROLL)
     });

@@ -1,9 +1,10 @@
 //! Matmuls of more than 4 rows: bound by arithmetic.
 //!
-//! A task is a block of rows times a range of panels. For each panel, for each block of `kc` of the inner size, the
-//! micro-kernel multiplies `mr` rows at a time with a `kc × nr` piece of the panel, which stays in the first-level cache;
-//! `mr × nr` sums stay in registers and, between inner blocks, in a tile of scratch. The epilogue then runs over the
-//! finished tile. bf16 and int8 pieces are widened to f32 once per task, into scratch, so there is one micro-kernel.
+//! A task is a block of rows times a range of panels, taken a few panels at a time. For each block of `kc` of the inner
+//! size (whose piece of the left operand stays in the second-level cache), for each panel, the micro-kernel multiplies `mr`
+//! rows at a time with a `kc × nr` piece of the panel, which stays in the first-level cache; `mr × nr` sums stay in
+//! registers and, between inner blocks, in a tile of scratch. The epilogue then runs over the finished tiles. bf16 and
+//! int8 pieces are widened to f32 once per task, into scratch, so there is one micro-kernel.
 //!
 //! The order of additions to an element depends on `kc` only, not on how rows and panels are cut into tasks.
 use super::matmul_form::Form;
@@ -16,9 +17,16 @@ use rdc_ir::program::{Kernel, Target};
 /// Steps of the inner size per iteration of the micro-kernel.
 const UNROLL: usize = 4;
 
+/// Panels taken together when the inner size has several blocks: their tiles of sums, a block of the left operand and a
+/// piece of each panel share the second-level cache.
+const GROUP: usize = 8;
+
+/// Cache lines of the next piece that are asked for per micro-kernel, at most.
+const LINES_AHEAD: usize = 32;
+
 /// Scratch of a thread, in bytes from its start.
 struct Scratch {
-    /// `f32[kc, nr]`: a widened piece of the panel; at 0 is `f32[rows_per_task, nr]`, the sums of the current panel.
+    /// `f32[kc, nr]`: a widened piece of a panel; at 0 are `f32[rows_per_task, nr]` sums for each panel of a group.
     piece: usize,
     /// `f32[rows_per_task, stride]`: the left operand, if it is computed.
     left: usize,
@@ -29,12 +37,22 @@ struct Scratch {
 }
 
 fn layout(form: &Form, prologue: &Prologue) -> Scratch {
-    let piece = (form.rows_per_task * form.nr * 4).next_multiple_of(64);
+    let piece = group(form) * tile_bytes(form);
     let widened = if form.dtype == DType::F32 { 0 } else { form.kc * form.nr * 4 };
     let left = piece + widened.next_multiple_of(64);
     let computed = if form.x_argument().is_some() { 0 } else { form.rows_per_task * form.left_stride() };
     let rows = left + computed;
     Scratch { piece, left, rows, bytes: rows + prologue.scratch() }
+}
+
+/// Panels taken together.
+fn group(form: &Form) -> usize {
+    if form.k <= form.kc { 1 } else { GROUP.min(form.panels_per_task) }
+}
+
+/// Bytes of the sums of one panel.
+fn tile_bytes(form: &Form) -> usize {
+    (form.rows_per_task * form.nr * 4).next_multiple_of(64)
 }
 
 /// Bytes of scratch.
@@ -73,7 +91,13 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
         let panel = e.mul_const(column_block, form.panels_per_task);
         let panels = bounded(e, panel, form.panels_per_task, form.panels);
         let end = e.add(panel, panels);
-        e.each(panel, end, |e, panel| gemm.panel(e, rows, panel));
+        e.for_range(panel, end, group(&form), &[], |e, panel, _| {
+            let rest = e.sub(end, panel);
+            let most = e.i64(group(&form));
+            let count = if group(&form) == 1 { most } else { e.min(most, rest) };
+            gemm.group(e, rows, panel, count);
+            vec![]
+        });
     });
     Ok(e.finish())
 }
@@ -97,42 +121,50 @@ struct Gemm<'k> {
 }
 
 impl Gemm<'_> {
-    /// One panel: all inner blocks, then the epilogue.
-    fn panel(&self, e: &mut Emitter, rows: Rows, panel: Val) {
+    /// A group of `count` panels: all inner blocks, then the epilogue.
+    fn group(&self, e: &mut Emitter, rows: Rows, first: Val, count: Val) {
         let form = self.form;
-        let tile = e.scratch;
-        let weight = form.panel(e, panel);
+        let zero = e.i64(0);
         e.repeat(form.k.div_ceil(form.kc), |e, block| {
             let start = e.mul_const(block, form.kc);
             let length = bounded(e, start, form.kc, form.k);
             let left = e.at(rows.left, start, 4);
-            let piece = self.piece(e, weight, start, length);
-            let zero = e.i64(0);
-            let first = e.cmp(Cmp::Eq, block, zero);
-            self.rows(e, Rows { left, ..rows }, piece, length, tile, first);
+            let begin = e.cmp(Cmp::Eq, block, zero);
+            e.each(zero, count, |e, i| {
+                let panel = e.add(first, i);
+                let weight = form.panel(e, panel);
+                let weight = e.at(weight, start, form.nr * form.dtype.bytes());
+                let piece = self.piece(e, weight, length);
+                let tile = e.at(e.scratch, i, tile_bytes(form));
+                let next = e.offset_const(weight, form.panel_bytes());
+                self.rows(e, Rows { left, ..rows }, piece, length, tile, begin, next);
+            });
         });
-        let zero = e.i64(0);
-        e.each(zero, rows.count, |e, i| {
-            let row = e.add(rows.first, i);
-            let sums = e.at(tile, i, form.nr * 4);
-            self.finish.row(e, row, panel, sums);
+        e.each(zero, count, |e, i| {
+            let panel = e.add(first, i);
+            let tile = e.at(e.scratch, i, tile_bytes(form));
+            e.each(zero, rows.count, |e, i| {
+                let row = e.add(rows.first, i);
+                let sums = e.at(tile, i, form.nr * 4);
+                self.finish.row(e, row, panel, sums);
+            });
         });
     }
 
-    /// The f32 piece of a panel that an inner block needs.
-    fn piece(&self, e: &mut Emitter, weight: Val, start: Val, length: Val) -> Val {
+    /// A piece of a panel as f32.
+    fn piece(&self, e: &mut Emitter, weight: Val, length: Val) -> Val {
         let form = self.form;
-        let from = e.at(weight, start, form.nr * form.dtype.bytes());
         if form.dtype == DType::F32 {
-            return from;
+            return weight;
         }
         let piece = e.offset_const(e.scratch, self.scratch.piece);
-        widen(e, form.dtype, form.nr, from, length, piece);
+        widen(e, form.dtype, form.nr, weight, length, piece);
         piece
     }
 
-    /// The micro-kernel over all rows of the task.
-    fn rows(&self, e: &mut Emitter, rows: Rows, piece: Val, length: Val, tile: Val, first: Val) {
+    /// The micro-kernel over all rows of the task. `next` is the piece of the weight that comes after this one.
+    #[allow(clippy::too_many_arguments)]
+    fn rows(&self, e: &mut Emitter, rows: Rows, piece: Val, length: Val, tile: Val, first: Val, next: Val) {
         let form = self.form;
         let (blocks, rest) = e.div_rem(rows.count, self.mr);
         let micro = |e: &mut Emitter, count: usize, from: Val| {
@@ -144,6 +176,14 @@ impl Gemm<'_> {
             let zero = e.i64(0);
             e.each(zero, blocks, |e, block| {
                 let from = e.mul_const(block, self.mr);
+                // The weight streams in while the piece before it is in use.
+                let lines = (form.kc * form.nr * form.dtype.bytes()).div_ceil(64);
+                let share = lines.div_ceil(form.rows_per_task / self.mr).min(LINES_AHEAD);
+                let next = e.at(next, block, share * 64);
+                for line in 0..share {
+                    let line = e.offset_const(next, line * 64);
+                    e.prefetch(line, 2);
+                }
                 micro(e, self.mr, from);
             });
         }
@@ -216,7 +256,7 @@ impl Gemm<'_> {
             sums
         };
         let start = e.i64(0);
-        let (whole, mut sums) = if form.k % UNROLL == 0 && form.kc % UNROLL == 0 {
+        let (whole, mut sums) = if form.k.is_multiple_of(UNROLL) && form.kc.is_multiple_of(UNROLL) {
             (None, e.for_range(start, length, UNROLL, &init, |e, k, sums| step(e, k, sums, UNROLL)))
         } else {
             let (quarters, _) = e.div_rem(length, UNROLL);

@@ -151,6 +151,13 @@ pub enum StmtKind {
         /// Its number.
         arg: Option<Expr>,
     },
+    /// `require heads <= 64 "message"`, decided at compile time.
+    Require {
+        /// What must hold.
+        cond: Expr,
+        /// What to say if it does not.
+        message: Name,
+    },
     /// A layer.
     Layer(Layer),
     /// A prelude, core or coda.

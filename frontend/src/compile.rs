@@ -1,5 +1,5 @@
 //! From text to [`Lowered`]: the stages in order.
-use crate::diagnostic::{Diagnostic, Severity};
+use crate::diagnostic::{Diagnostic, MOST, Severity};
 use crate::lower::Lower;
 use crate::value::MAX_SIZE;
 use crate::{parser, scope};
@@ -82,8 +82,10 @@ pub struct Lowered {
 /// Everything that is wrong with the text, the settings or the options, in the order of the text.
 pub fn compile(name: &str, source: &str, options: &Options) -> Result<Lowered, Vec<Diagnostic>> {
     check_options(name, source, options)?;
-    let (model, errors) = parser::parse(source);
+    let (model, mut errors) = parser::parse(source);
     if !errors.is_empty() {
+        errors.sort_by_key(Diagnostic::primary);
+        errors.truncate(MOST);
         return Err(errors);
     }
     let mut lower = Lower::new(&model, source, options);
@@ -92,9 +94,11 @@ pub fn compile(name: &str, source: &str, options: &Options) -> Result<Lowered, V
     let all = lower.check_readouts(model.name.span);
     let readouts = chosen(&mut lower, &all, options);
     let mut chunks: Vec<usize> = Vec::new();
-    options.chunks.iter().for_each(|c| {
-        if !chunks.contains(c) {
-            chunks.push(*c);
+    // Chunks of one token last: whether there is a decode is known once attention has been seen.
+    let (decode, prefill): (Vec<usize>, Vec<usize>) = options.chunks.iter().partition(|&&c| c == 1);
+    prefill.into_iter().chain(decode).for_each(|c| {
+        if !chunks.contains(&c) {
+            chunks.push(c);
         }
     });
     let plan = lower.plan(&readouts);
@@ -125,6 +129,14 @@ pub fn compile(name: &str, source: &str, options: &Options) -> Result<Lowered, V
     let (Some(plan), false) = (plan, has_errors) else { return Err(sink.finish()) };
     let mut module = std::mem::take(&mut lower.module);
     module.funcs = funcs;
+    if lower.full_attention {
+        // There is no cache, so even one token is a whole sequence.
+        module.funcs.iter_mut().for_each(|f| f.name = f.name.replacen("decode", "prefill", 1));
+    }
+    if let Some(message) = rdc_ir::verify::verify_text(&module) {
+        let error = Diagnostic::error("invalid-ir", format!("the text becomes IR that does not verify: {message}"));
+        return Err(vec![error.help("this is a mistake of the compiler; please report it with the text")]);
+    }
     let stated = lower.settings.iter().find(|s| s.name == "context").and_then(|s| s.value.number());
     let longest = compiled.iter().copied().max().unwrap_or(1);
     Ok(Lowered {

@@ -86,6 +86,9 @@ impl Diagnostic {
     }
 }
 
+/// How many findings are reported of one text.
+pub const MOST: usize = 100;
+
 /// Collects diagnostics; a finding with an id already reported at the same place is dropped, because bodies of layers are
 /// evaluated once per call.
 #[derive(Debug, Default)]
@@ -95,8 +98,15 @@ pub struct Sink {
 }
 
 impl Sink {
+    /// Whether there are so many findings that more would not help.
+    pub fn is_full(&self) -> bool {
+        self.items.len() >= MOST
+    }
     /// Adds a finding.
     pub fn push(&mut self, diagnostic: Diagnostic) {
+        if self.is_full() {
+            return;
+        }
         let place = diagnostic.primary();
         let text = place.is_none().then(|| diagnostic.message.clone());
         if self.seen.insert((diagnostic.id, place, text)) {

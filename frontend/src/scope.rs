@@ -1,6 +1,6 @@
 //! Names and places, in every branch of a text: what evaluation for one configuration does not reach is checked here.
 use crate::ast::*;
-use crate::diagnostic::{Diagnostic, Span};
+use crate::diagnostic::{Diagnostic, MOST, Span};
 use crate::lower::FUNCTIONS;
 use std::collections::HashSet;
 
@@ -74,6 +74,7 @@ fn exprs(kind: &StmtKind) -> Vec<&Expr> {
         StmtKind::Part { args, count, .. } => args.iter().chain(count).collect(),
         StmtKind::State { ty, init, .. } => ty.shape.iter().chain([init]).collect(),
         StmtKind::Cache { arg, .. } => arg.iter().collect(),
+        StmtKind::Require { cond, .. } => vec![cond],
         StmtKind::Let { values, .. } | StmtKind::Return(values) => values.iter().collect(),
         StmtKind::Exit(cond) | StmtKind::If { cond, .. } => vec![cond],
         StmtKind::Match { subject, .. } => vec![subject],
@@ -116,7 +117,7 @@ impl<'a> Checker<'a> {
             Let { .. } => matches!(place, Place::Layer | Place::Section(_)),
             Return(_) => place == Place::Layer,
             Collect { .. } | Exit(_) => place == Place::Section(SectionKind::Core),
-            If { .. } | Match { .. } => true,
+            If { .. } | Match { .. } | Require { .. } => true,
         }
     }
     fn block(&mut self, block: &'a [Stmt], place: Place, locals: &HashSet<&'a str>) {
@@ -144,6 +145,7 @@ impl<'a> Checker<'a> {
                     self.found.push(error.suggest(&layer.text, self.layers.iter().copied()));
                 }
                 StmtKind::Layer(layer) => {
+                    self.unique(layer.statics.iter().chain(layer.params.iter().map(|(n, _)| n)));
                     let mut names: HashSet<&str> = ["B", "S"].into();
                     names.extend(layer.statics.iter().chain(layer.params.iter().map(|(n, _)| n)).map(|n| &*n.text));
                     names.extend(bound(&layer.body));
@@ -152,6 +154,8 @@ impl<'a> Checker<'a> {
                     self.block(&layer.body, Place::Layer, &names);
                 }
                 StmtKind::Section(section) => {
+                    self.unique(section.params.iter().map(|p| &p.name));
+                    self.unique(&section.results);
                     let mut names: HashSet<&str> = ["B", "S", "step", "is_last"].into();
                     names.extend(section.params.iter().map(|p| &*p.name.text));
                     names.extend(bound(&section.body));
@@ -166,6 +170,16 @@ impl<'a> Checker<'a> {
                     self.block(&section.body, Place::Section(section.kind), &names);
                 }
                 _ => {}
+            }
+        }
+    }
+    /// Reports names that occur twice in one list.
+    fn unique(&mut self, names: impl IntoIterator<Item = &'a Name>) {
+        let mut seen = HashSet::new();
+        for name in names {
+            if !seen.insert(&name.text) {
+                let message = format!("`{}` is listed twice", name.text);
+                self.found.push(Diagnostic::error("duplicate-name", message).at(name.span, "again here"));
             }
         }
     }
@@ -185,7 +199,11 @@ impl<'a> Checker<'a> {
                 ExprKind::Call(name, _) => {
                     let text = name.text.as_str();
                     self.used.insert(text);
-                    if !FUNCTIONS.contains(&text) && !self.names.contains(text) && !locals.contains(text) {
+                    if self.found.len() < MOST
+                        && !FUNCTIONS.contains(&text)
+                        && !self.names.contains(text)
+                        && !locals.contains(text)
+                    {
                         let known =
                             FUNCTIONS.iter().copied().chain(self.names.iter().copied()).chain(locals.iter().copied());
                         let message = format!("there is no function or layer `{text}`");
@@ -199,7 +217,7 @@ impl<'a> Checker<'a> {
     }
     fn name(&mut self, name: &'a str, span: Span, locals: &HashSet<&'a str>) {
         self.used.insert(name);
-        if matches!(name, "B" | "S") || self.names.contains(name) || locals.contains(name) {
+        if self.found.len() >= MOST || matches!(name, "B" | "S") || self.names.contains(name) || locals.contains(name) {
             return;
         }
         let known = self.names.iter().chain(locals).copied();
@@ -232,6 +250,6 @@ fn home(kind: &StmtKind) -> (&'static str, &'static str) {
         Let { .. } => ("`let`", "it stands in a layer or a section; a named number of the model is `const` or `size`"),
         Return(_) => ("`return`", "a section hands on the names after its `->`; only layers return"),
         Collect { .. } | Exit(_) => ("this statement", "it stands in a `core`, not in a layer"),
-        If { .. } | Match { .. } => ("this", ""),
+        If { .. } | Match { .. } | Require { .. } => ("this", ""),
     }
 }

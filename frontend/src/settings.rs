@@ -188,7 +188,7 @@ fn what(kind: SettingKind) -> &'static str {
 }
 
 /// Names that an expression mentions.
-fn names_in(expr: &Expr) -> Vec<String> {
+pub(crate) fn names_in(expr: &Expr) -> Vec<String> {
     let mut out = Vec::new();
     crate::scope::walk(expr, &mut |e| {
         if let ExprKind::Name(name) = &e.kind {

@@ -551,8 +551,8 @@ impl<'a> Lower<'a> {
     }
     fn draw(&mut self, a: &Args, bound: Option<f64>, span: Span) -> Option<Val> {
         let std = a.number(0)?;
-        if !(std.is_finite() && std >= 0.0 && bound.is_none_or(|b| b.is_finite() && b > 0.0)) {
-            let message = "a standard deviation must be finite and not negative, a bound positive";
+        if !(std.is_finite() && std >= 0.0 && bound.is_none_or(|b| b.is_finite() && b >= 0.01)) {
+            let message = "a standard deviation must be finite and not negative, a bound at least 0.01";
             return Some(self.error("bad-value", span, message, format!("std = {std}")));
         }
         Some(Val::Init(match bound {

@@ -7,6 +7,9 @@ use rdc_ir::program::KvPolicy;
 use rdc_ir::{Init, Param, Type};
 use std::rc::Rc;
 
+/// The longest checkpoint name.
+const MAX_NAME: usize = 1000;
+
 impl<'a> Lower<'a> {
     /// Declares everything that stands at the top of a model: settings and layers first, then the rest in order.
     pub fn declare_model(&mut self, items: &'a [Stmt]) {
@@ -49,6 +52,13 @@ impl<'a> Lower<'a> {
                     } else {
                         self.readouts.push((name.text.clone(), name.span));
                     }
+                }
+            }
+            StmtKind::Require { cond, message } => {
+                if self.flag(cond) == Some(false) {
+                    let error = Diagnostic::error("not-met", &message.text).at(cond.span, "this does not hold");
+                    let error = self.blame(error, &crate::settings::names_in(cond), cond.span);
+                    self.sink.push(error);
                 }
             }
             StmtKind::Cache { policy, arg } => self.declare_cache(policy, arg.as_ref()),
@@ -108,13 +118,19 @@ impl<'a> Lower<'a> {
         let (prefix, in_stack) = self.frames.last().map_or(("", false), |f| (f.prefix.as_str(), f.in_stack));
         let full = format!("{prefix}{}", at.map_or(&name.text, |a| &a.text));
         let ty = Type::f32(sizes(&dims));
+        let name_span = at.map_or(name.span, |a| a.span);
+        if full.len() > MAX_NAME || self.aliases.contains(&full) {
+            let why = if full.len() > MAX_NAME { "is too long" } else { "already stands for a tied weight" };
+            self.error("bad-name", name_span, format!("the checkpoint name `{full:.80}` {why}"), "here");
+            self.bind(&name.text, Val::Error);
+            return;
+        }
         if let Some(&index) = self.weight_names.get(&full) {
             // A layer called twice declares its weights twice: the same statement, the same tensor.
             let (before, same) = (self.weights[index].declared, self.module.params[self.weights[index].param].ty == ty);
             if before != span || !same {
                 let message = format!("two weights have the checkpoint name `{full}`");
-                let error =
-                    Diagnostic::error("duplicate-weight", message).at(at.map_or(name.span, |a| a.span), "again");
+                let error = Diagnostic::error("duplicate-weight", message).at(name_span, "again");
                 self.sink.push(error.at(before, "first here"));
             }
             self.bind(&name.text, Val::Weight(index));
@@ -132,10 +148,11 @@ impl<'a> Lower<'a> {
         let val = match self.lookup(&target.text) {
             Some(Val::Weight(index)) => {
                 if let Some(at) = at {
-                    let aliases = &mut self.module.params[self.weights[index].param].aliases;
-                    if !aliases.contains(&at.text) {
-                        aliases.push(at.text.clone());
+                    if self.weight_names.contains_key(&at.text) || !self.aliases.insert(at.text.clone()) {
+                        let message = format!("the checkpoint name `{:.80}` is already taken", at.text);
+                        return drop(self.error("bad-name", at.span, message, "again here"));
                     }
+                    self.module.params[self.weights[index].param].aliases.push(at.text.clone());
                 }
                 Val::Weight(index)
             }

@@ -10,6 +10,9 @@ use rdc_ir::{Attr, DType, Opcode};
 impl<'a> Lower<'a> {
     /// The value of an expression; mistakes are reported and give [`Val::Error`].
     pub(crate) fn eval(&mut self, expr: &'a Expr) -> Val {
+        if self.exhausted(expr.span) {
+            return Val::Error;
+        }
         self.deeper(expr.span, Val::Error, |l| l.eval_kind(expr))
     }
     fn eval_kind(&mut self, expr: &'a Expr) -> Val {

@@ -159,6 +159,7 @@ impl<'a> Lower<'a> {
         building.caches = caches;
         self.building = Some(building);
         self.frames.clear();
+        self.spent = 0;
         let done = self.sections_of(readout, plan);
         self.frames.clear();
         let building = self.building.take()?;
@@ -192,6 +193,9 @@ impl<'a> Lower<'a> {
         for i in 0..self.states.len() {
             let (name, ty, init, span) =
                 (self.states[i].name, self.states[i].ty, self.states[i].init, self.states[i].span);
+            if !self.free_name(name, span) {
+                return None;
+            }
             let (dtype, dims) = self.type_expr(ty)?;
             if dtype != DType::F32 {
                 self.error("type-mismatch", span, "a state is f32", "of another type");
@@ -215,6 +219,9 @@ impl<'a> Lower<'a> {
             if self.states.iter().any(|s| s.name == param.name.text) {
                 continue;
             }
+            if !self.free_name(&param.name.text, param.name.span) {
+                return None;
+            }
             let Some(ty) = &param.ty else {
                 let message = format!("`{}` needs a type", param.name.text);
                 let error = Diagnostic::error("no-type", message).at(param.name.span, "an input of the function");
@@ -227,6 +234,15 @@ impl<'a> Lower<'a> {
             handed.insert(param.name.text.clone(), Val::Tensor(value));
         }
         Some(handed)
+    }
+    /// Whether a name can be that of an argument or output; reports it if it means something else.
+    fn free_name(&mut self, name: &str, span: Span) -> bool {
+        let taken = matches!(name, "input_ids" | "pos" | "steps") || name.starts_with("cache_");
+        if taken {
+            let message = format!("`{name}` is an argument of every function");
+            self.error("reserved-name", span, message, "choose another name");
+        }
+        !taken
     }
     /// Starts a section: its parameters take what was handed on. Carried values are bound by the caller.
     fn enter(&mut self, section: &'a Section, handed: &Handed) {
@@ -467,6 +483,9 @@ impl<'a> Lower<'a> {
     fn outputs(&mut self, coda: &'a Section, outputs: &Handed) -> Option<()> {
         for name in &coda.results {
             let Some(Val::Tensor(t)) = outputs.get(&name.text) else { return None };
+            if name.text.starts_with("cache_") && !self.free_name(&name.text, name.span) {
+                return None;
+            }
             let mut t = t.clone();
             let stacked = self.is_stacked(&t);
             if self.options.last_only {

@@ -10,6 +10,9 @@ impl<'a> Lower<'a> {
     pub(super) fn exec(&mut self, block: &'a [Stmt]) -> bool {
         for (i, stmt) in block.iter().enumerate() {
             let span = stmt.span;
+            if self.exhausted(span) {
+                return true;
+            }
             if self.deeper(span, true, |l| l.exec_one(stmt)) {
                 if let Some(next) = block.get(i + 1) {
                     let warning = Diagnostic::warning("unreachable", "this statement is never reached");
@@ -84,15 +87,15 @@ impl<'a> Lower<'a> {
                 Val::Error => return Val::Error,
                 val => args[0] = (val, span),
             }
-            if self.overflowed {
-                return Val::Error;
-            }
         }
         args.swap_remove(0).0
     }
     fn call_layer(&mut self, part: &Part, args: &[(Val, Span)], span: Span) -> Val {
         let layer = self.layers[part.layer];
         self.used_layers.insert(part.layer);
+        if self.exhausted(span) {
+            return Val::Error;
+        }
         if args.len() != layer.params.len() {
             let message =
                 format!("layer `{}` takes {} values, not {}", layer.name.text, layer.params.len(), args.len());

@@ -27,8 +27,10 @@ use std::rc::Rc;
 
 /// How deeply layers, blocks and expressions may nest while evaluating.
 const DEEPEST: usize = 250;
-/// How many operations a text may become: far above every real model, low enough to end soon.
-const MOST_OPS: usize = 400_000;
+/// How many expressions are evaluated for one function: far above every real model, low enough to end soon.
+const BUDGET: usize = 500_000;
+/// How many unused layers are checked by themselves.
+const MOST_UNUSED: usize = 64;
 
 /// A weight that the text declares.
 struct Weight {
@@ -94,11 +96,12 @@ pub(crate) struct Lower<'a> {
     states: Vec<State<'a>>,
     weights: Vec<Weight>,
     weight_names: HashMap<String, usize>,
+    /// Checkpoint names that stand for a tied weight.
+    aliases: HashSet<String>,
     lines: Vec<usize>,
     frames: Vec<Frame>,
     depth: usize,
-    ops: usize,
-    overflowed: bool,
+    spent: usize,
     building: Option<Building>,
 }
 
@@ -123,11 +126,11 @@ impl<'a> Lower<'a> {
             states: Vec::new(),
             weights: Vec::new(),
             weight_names: HashMap::new(),
+            aliases: HashSet::new(),
             lines,
             frames: Vec::new(),
             depth: 0,
-            ops: 0,
-            overflowed: false,
+            spent: 0,
             building: None,
         }
     }
@@ -142,6 +145,14 @@ impl<'a> Lower<'a> {
         let line = self.lines.partition_point(|&start| start <= span.start as usize);
         let start = self.lines.get(line.saturating_sub(1)).copied().unwrap_or(0);
         Loc { line: line as u32, col: (span.start as usize - start + 1) as u32 }
+    }
+    /// Whether the function being built has become too large; reports it once.
+    fn exhausted(&mut self, span: Span) -> bool {
+        self.spent += 1;
+        if self.spent == BUDGET {
+            self.error("too-large", span, "the text unfolds to too many operations", "while evaluating this");
+        }
+        self.spent >= BUDGET
     }
     /// Runs `f` one level deeper, unless that is too deep.
     fn deeper<T>(&mut self, span: Span, otherwise: T, f: impl FnOnce(&mut Self) -> T) -> T {
@@ -171,6 +182,9 @@ impl<'a> Lower<'a> {
     }
     /// Every name that [`Lower::lookup`] knows.
     fn visible(&self) -> Vec<String> {
+        if self.sink.is_full() {
+            return Vec::new();
+        }
         let locals = self.frames.last().into_iter().flat_map(|f| f.vars.keys());
         locals.chain(self.globals.keys()).cloned().collect()
     }
@@ -197,10 +211,8 @@ impl<'a> Lower<'a> {
     }
     /// Reports layers that nothing uses, after evaluating them by themselves so that mistakes in them show.
     pub fn check_unused_layers(&mut self, chunk: usize) {
-        for index in 0..self.layers.len() {
-            if self.used_layers.contains(&index) {
-                continue;
-            }
+        let unused: Vec<usize> = (0..self.layers.len()).filter(|i| !self.used_layers.contains(i)).collect();
+        for index in unused.into_iter().take(MOST_UNUSED) {
             let layer = self.layers[index];
             let message = format!("layer `{}` is never used", layer.name.text);
             self.sink.push(Diagnostic::warning("unused-layer", message).at(layer.name.span, "declared here"));

@@ -30,12 +30,7 @@ impl<'a> Lower<'a> {
         attrs: Vec<Attr>,
     ) -> Option<Vec<ValueId>> {
         let ids: Vec<ValueId> = operands.iter().map(|t| t.id).collect();
-        self.ops += 1;
-        if self.ops > super::MOST_OPS {
-            if !std::mem::replace(&mut self.overflowed, true) {
-                let message = format!("the text becomes more than {} operations", super::MOST_OPS);
-                self.error("too-large", span, message, "while evaluating this");
-            }
+        if self.exhausted(span) {
             return None;
         }
         let loc = self.loc(span);

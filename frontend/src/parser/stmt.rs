@@ -104,6 +104,7 @@ impl Parser {
                 self.want("=")?;
                 StmtKind::State { name, ty, init: self.expr()? }
             }
+            "require" => StmtKind::Require { cond: self.expr()?, message: self.string()? },
             "ignore" => StmtKind::Ignore(self.series(Parser::string)?),
             "readout" => StmtKind::Readout(self.series(Parser::name)?),
             "cache" => {

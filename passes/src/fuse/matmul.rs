@@ -91,3 +91,21 @@ pub fn prologues(graph: &mut UseGraph) {
         }
     }
 }
+
+/// A copy of a prologue value is one more result.
+pub fn copies(graph: &mut UseGraph) {
+    let func = graph.func;
+    for op in graph.ops() {
+        let data = &func.ops[op];
+        let [operand] = data.operands[..] else { continue };
+        let is_copy = data.opcode == Opcode::Cast && func.ty(operand) == func.ty(data.results[0]);
+        let (Some(group), Some(other)) = (graph.group_of_value(operand), graph.group(op)) else { continue };
+        if let GroupKind::Matmul(anchor) = graph.kind(group)
+            && is_copy
+            && graph.kind(other) == GroupKind::Open
+            && rows::fits(func, op, func.ty(func.ops[anchor].operands[0]).rows())
+        {
+            graph.try_join(group, other);
+        }
+    }
+}

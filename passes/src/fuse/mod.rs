@@ -39,6 +39,7 @@ pub fn groups(func: &Func, uses: &Uses, leaves: &HashSet<OpId>, region: RegionId
     matmul::epilogues(&mut graph);
     attention::group(&mut graph);
     matmul::prologues(&mut graph);
+    matmul::copies(&mut graph);
     row_groups(&mut graph);
     for op in graph.ops() {
         if let Some(group) = graph.group(op)

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use super::check::{self, Tensors};
 use super::testing::{Sizes, function, module, options};
-use crate::Error;
+use crate::{Error, Options, WeightType};
 use rdc_ir::interp::{self, Inputs, Tensor};
 use rdc_ir::program::{Entry, KernelKind, Program, Step};
 use rdc_ir::testing::{Config, convert, max_difference, random_inputs, random_module};
@@ -200,4 +200,38 @@ fn random_modules_run_as_planned() {
         assert!(difference <= 1e-5, "{name}: {difference}\n{text}");
     }
     assert!(planned > 150, "only {planned} were planned");
+}
+
+/// Lowered models with a read-out for every exit policy: normed state fed back and an exit gate; halting per token.
+#[test]
+fn models_that_leave_early() {
+    let texts = [include_str!("testdata/exit_gate.rdir"), include_str!("testdata/halting.rdir")];
+    let mut schedules = Vec::new();
+    for (text, dtype) in texts.iter().flat_map(|t| [(t, WeightType::F32), (t, WeightType::Bf16), (t, WeightType::I8)]) {
+        let options = Options { dtype, ..options() };
+        let module = crate::optimise(rdc_ir::parse(text).unwrap(), &options, &mut |_, _| ()).unwrap();
+        let program = super::build(&module, &options).unwrap();
+        for entry in &program.entries {
+            let inputs: Inputs<f32> = convert(&random_inputs(&module, &entry.name, 5));
+            let want = interp::run(&module, &entry.name, &inputs, &mut interp::Options::default()).unwrap();
+            let got = check::run(&program, &entry.name, &inputs.params, &inputs.args);
+            for (name, want) in &want.tensors {
+                same(name, 0, got.outputs.get(name).or(got.caches.get(name)).unwrap(), want);
+            }
+            if dtype == WeightType::F32 {
+                schedules.push(format!("{}: {}", entry.name, kinds(&program, &entry.steps)));
+            }
+        }
+    }
+    let expected = [
+        "prefill: rows generic [matmul kv attention matmul matmul matmul matmul rows matmul] matmul",
+        "prefill.exit: rows generic generic copy copy copy copy [matmul kv attention matmul matmul matmul matmul rows rows] \
+         matmul",
+        "decode: rows generic [matmul decode matmul matmul matmul matmul rows matmul] matmul",
+        "decode.exit: rows generic generic copy copy copy copy [matmul decode matmul matmul matmul matmul rows rows] matmul",
+        "prefill: rows rows [matmul kv attention matmul matmul matmul] matmul",
+        "prefill.act: rows generic generic rows copy copy copy [matmul kv attention matmul matmul matmul rows matmul generic] \
+         matmul",
+    ];
+    assert_eq!(schedules, expected);
 }

@@ -89,7 +89,7 @@ impl<'a> Inputs<'a> {
                         ids[at],
                         at / self.length,
                         at % self.length,
-                        limit - 1
+                        limit.saturating_sub(1)
                     ))),
                     None => Ok(()),
                 }

@@ -178,7 +178,7 @@ impl Session {
         let inputs = Inputs::new(&model, &functions, inputs, state.position, options.seed)?;
         let calls = pieces::plan(meta, &functions, state.position, inputs.length, options.chunks.as_deref())?;
         let ignored = inputs.ignored.clone();
-        let (mut assembly, mut trips) = (Assembly::new(inputs.length, steps), Vec::new());
+        let (mut assembly, mut trips) = (Assembly::new(inputs.length, steps, &functions), Vec::new());
         let base = state.position;
         for call in &calls {
             let mut states = options.states.then(States::new);

@@ -1,5 +1,5 @@
 //! Puts the outputs of the calls of a run together.
-use super::pieces::Call;
+use super::pieces::{Call, Function};
 use crate::Error;
 use crate::exec::States;
 use crate::memory::Buffer;
@@ -11,6 +11,8 @@ use rdc_ir::program::{Entry, Step};
 pub(super) struct Assembly {
     length: usize,
     steps: usize,
+    /// Names of outputs without a sequence axis.
+    whole: Vec<String>,
     outputs: TensorMap,
     /// Names of stacked outputs.
     stacked: Vec<String>,
@@ -26,8 +28,10 @@ enum Layout {
 
 impl Assembly {
     /// No outputs yet, for a sequence of `length` positions at `steps` steps.
-    pub fn new(length: usize, steps: usize) -> Assembly {
-        Assembly { length, steps, outputs: TensorMap::new(), stacked: Vec::new(), trips: 0 }
+    pub fn new(length: usize, steps: usize, functions: &[&Function]) -> Assembly {
+        // A function of one position has an axis of 1 where another, which gives the last position only, has none.
+        let whole = functions.iter().flat_map(|f| f.whole.clone()).collect();
+        Assembly { length, steps, whole, outputs: TensorMap::new(), stacked: Vec::new(), trips: 0 }
     }
     /// Adds the outputs of a call whose first row is row `at` of the run. Memory of `buffers` may be taken away.
     pub fn add(
@@ -101,7 +105,7 @@ impl Assembly {
     ) -> Result<(), Error> {
         let lead = usize::from(stacked.is_some());
         let (blocks, filled) = stacked.unwrap_or((1, 1));
-        let layout = if ty.rank() >= lead + 2 && ty.shape[lead + 1] == call.chunk {
+        let layout = if ty.shape.get(lead + 1) == Some(&call.chunk) && !self.whole.iter().any(|w| w == name) {
             let row = ty.shape[lead + 2..].iter().product::<usize>() * ty.dtype.bytes();
             Layout::Rows { outer: filled * ty.shape[lead], bytes: row }
         } else {
@@ -133,5 +137,38 @@ impl Assembly {
             Layout::Rows { .. } => {}
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rdc_ir::DType;
+
+    /// A function that gives the last position only, and a function of one position: the run gives the last call's.
+    #[test]
+    fn outputs_of_the_last_position() {
+        let mut assembly = Assembly::new(9, 1, &[]);
+        assembly.whole = vec!["logits".into()];
+        let ty = Type::f32([1, 1, 4]);
+        let call = |start, rows, chunk| Call { entry: 0, start, rows, chunk };
+        assembly.put("logits", &ty, None, &call(0, 8, 8), 0, &[1; 16]).unwrap();
+        assembly.put("logits", &ty, None, &call(8, 1, 1), 8, &[2; 16]).unwrap();
+        // A stacked one of two batch rows, of which the second call fills one step of two.
+        let stacked = Type::f32([2, 2, 4, 1]);
+        assembly.stacked.push("all".into());
+        let bytes: Vec<u8> = (0..64).collect();
+        assembly.put("all", &stacked, Some((2, 2)), &call(0, 4, 4), 0, &bytes).unwrap();
+        assembly.put("all", &stacked, Some((2, 1)), &call(4, 3, 4), 4, &bytes).unwrap();
+        assembly.trips = 2;
+        let outputs = assembly.finish();
+        assert_eq!((&outputs["logits"].shape[..], &outputs["logits"].data[..]), (&[1, 1, 4][..], &[2; 16][..]));
+        let all = &outputs["all"];
+        assert_eq!((&all.shape[..], all.dtype), (&[2, 2, 9, 1][..], DType::F32));
+        let row = |step: usize, batch: usize, at: usize| &all.data[((step * 2 + batch) * 9 + at) * 4..][..4];
+        assert_eq!(row(1, 1, 3), &bytes[60..64]);
+        assert_eq!(row(0, 1, 6), &bytes[24..28]);
+        assert_eq!(row(0, 1, 7), [0; 4]);
+        assert_eq!(row(1, 0, 4), [0; 4]);
     }
 }

@@ -3,7 +3,7 @@ use crate::Error;
 use crate::artifact::Meta;
 use crate::exec::Executor;
 use crate::model::Model;
-use rdc_ir::program::{Entry, KvPolicy, Program, Step};
+use rdc_ir::program::{Entry, KvPolicy, OutputBuffer, Program, Step};
 use rdc_ir::{ArgRole, Func, Opcode, ValueId};
 
 /// A function of the program, as a session sees it.
@@ -23,6 +23,10 @@ pub(super) struct Function {
     pub continues: bool,
     /// Whether its loop may end early.
     pub exits: bool,
+    /// Names of outputs without a sequence axis.
+    pub whole: Vec<String>,
+    /// Whether some output may depend on all rows together, beyond those that count steps.
+    pub mixes: bool,
 }
 
 /// One call: rows `0..rows` of the function are positions `start..start + rows`; its further rows are padding.
@@ -59,12 +63,19 @@ pub(super) fn functions(model: &Model, executor: &Executor) -> Vec<Function> {
             vocabulary: vocabulary(program, entry),
             continues: decodes || entry.inputs.iter().any(|i| i.role == ArgRole::Cache),
             exits: executor.exits_early(index),
+            whole: entry.outputs.iter().filter(|o| !has_rows(entry, o, chunk)).map(|o| o.name.clone()).collect(),
+            mixes: entry.outputs.iter().any(|o| entry.buffers[o.buffer].ty.rank() > 0 && !has_rows(entry, o, chunk)),
             readout,
         })
     };
     let mut functions: Vec<Function> = program.entries.iter().enumerate().filter_map(function).collect();
     functions.sort_by_key(|f| std::cmp::Reverse(f.chunk));
     functions
+}
+
+/// Whether an output has a sequence axis: `[B, S, ..]`, behind the axis of steps if it is stacked.
+fn has_rows(entry: &Entry, output: &OutputBuffer, chunk: usize) -> bool {
+    entry.buffers[output.buffer].ty.shape.get(usize::from(output.stacked) + 1) == Some(&chunk)
 }
 
 /// The suffix of the functions of a read-out.
@@ -131,10 +142,15 @@ fn plan_piece(
     let mut rest = piece;
     while rest > 0 {
         let exact = functions.iter().find(|f| f.chunk == rest);
-        // Rows of padding write cache positions that later calls write again; but they would have a say in an early exit,
-        // and must not go past the context, where there is no row of a table for them.
+        // Rows of padding write cache positions that later calls write again; but they would have a say in an early exit
+        // and in an output over all rows (or of the last), and must not go past the context, where there is no row of
+        // a table for them.
         let can_pad = |f: &&&Function| {
-            f.chunk > rest && f.continues && !f.exits && (meta.context == 0 || start + f.chunk <= meta.context)
+            f.chunk > rest
+                && f.continues
+                && !f.exits
+                && !f.mixes
+                && (meta.context == 0 || start + f.chunk <= meta.context)
         };
         let padded = functions.iter().rev().find(can_pad);
         let smaller = functions.iter().find(|f| f.chunk < rest && f.continues);
@@ -211,7 +227,17 @@ mod tests {
     use super::*;
 
     fn function(entry: usize, chunk: usize) -> Function {
-        Function { entry, readout: None, batch: 1, chunk, vocabulary: None, continues: true, exits: false }
+        Function {
+            entry,
+            readout: None,
+            batch: 1,
+            chunk,
+            vocabulary: None,
+            continues: true,
+            exits: false,
+            whole: Vec::new(),
+            mixes: false,
+        }
     }
     fn meta(context: usize, kv: KvPolicy) -> Meta {
         let mut meta = crate::exec::testing::meta(crate::exec::testing::program());
@@ -247,10 +273,13 @@ mod tests {
     }
 
     #[test]
-    fn early_exits_and_full_attention_are_not_padded() {
+    fn early_exits_mixed_rows_and_full_attention_are_not_padded() {
         let prefill = Function { exits: true, ..function(0, 4) };
         let decode = Function { exits: true, ..function(1, 1) };
         let calls = plan(&meta(64, KvPolicy::Full), &[&prefill, &decode], 0, 6, None).unwrap();
+        assert_eq!(rows(&calls), [(0, 0, 4), (1, 4, 1), (1, 5, 1)]);
+        let last = Function { mixes: true, ..function(0, 4) };
+        let calls = plan(&meta(64, KvPolicy::Full), &[&last, &function(1, 1)], 0, 6, None).unwrap();
         assert_eq!(rows(&calls), [(0, 0, 4), (1, 4, 1), (1, 5, 1)]);
         let only = Function { continues: false, ..function(0, 4) };
         let meta = meta(64, KvPolicy::Full);

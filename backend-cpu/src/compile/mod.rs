@@ -41,13 +41,16 @@ pub struct Options<'a> {
     pub progress: Option<&'a (dyn Fn(Progress) + Sync)>,
 }
 
-/// Compiles every kernel of a program, in parallel on rayon's current pool, into one image. The image depends on the
-/// program only.
+/// Compiles every kernel of a program, in parallel on rayon's current pool, into one image, and sets the scratch of each
+/// kernel ([`Kernel::scratch`]) to what its code needs. The image depends on the program only.
 ///
 /// # Errors
 /// [`Error::Emit`] for a kernel that no family has code for, [`Error::Lowering`] and [`Error::Layout`] for mistakes of
 /// this back end.
-pub fn compile(program: &Program, options: &Options) -> Result<CodeImage, Error> {
+pub fn compile(program: &mut Program, options: &Options) -> Result<CodeImage, Error> {
+    for kernel in &mut program.kernels {
+        kernel.scratch = kernels::scratch_bytes(kernel, &program.target);
+    }
     let done = AtomicUsize::new(0);
     let objects = program
         .kernels

@@ -37,7 +37,7 @@ impl Runner {
     /// # Panics
     /// If the system refuses to map code.
     pub fn new(target: &Target, kernel: &Kernel) -> Result<Runner, Error> {
-        let image = compile(&program(target, vec![kernel.clone()]), &Options::default())?;
+        let image = compile(&mut program(target, vec![kernel.clone()]), &Options::default())?;
         let code = match Loaded::load(&image) {
             Ok(code) => code,
             Err(e) => panic!("mapping code: {e}"),

@@ -123,7 +123,7 @@ pub fn compile(name: &str, source: &str, options: &Options) -> Result<Lowered, V
             compiled.push(chunk);
         }
     }
-    lower.check_unused_layers(chunks[0]);
+    lower.check_unused_layers(&model, chunks[0]);
     let has_errors = lower.sink.has_errors();
     let sink = std::mem::take(&mut lower.sink);
     let (Some(plan), false) = (plan, has_errors) else { return Err(sink.finish()) };

@@ -121,8 +121,11 @@ impl Sink {
     pub fn has_errors(&self) -> bool {
         self.items.iter().any(|d| d.severity == Severity::Error)
     }
-    /// All findings in the order of the text.
+    /// All findings in the order of the text; warnings only if there is no error.
     pub fn finish(mut self) -> Vec<Diagnostic> {
+        if self.has_errors() {
+            self.items.retain(|d| d.severity == Severity::Error);
+        }
         self.items.sort_by_key(|d| d.primary().map_or(0, |s| s.start));
         self.items
     }

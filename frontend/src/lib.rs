@@ -19,4 +19,5 @@ mod value;
 
 pub use compile::{Lowered, Options, compile};
 pub use diagnostic::{Diagnostic, Label, Severity, Span};
+pub use lower::functions;
 pub use render::{render, render_with};

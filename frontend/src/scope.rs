@@ -46,6 +46,19 @@ fn each<'a>(block: &'a [Stmt], f: &mut impl FnMut(&'a Stmt)) {
     }
 }
 
+/// Names of the layers that some part or stack is an instance of, in any branch and any layer.
+pub fn instantiated(block: &[Stmt]) -> HashSet<&str> {
+    let mut out = HashSet::new();
+    each(block, &mut |stmt| match &stmt.kind {
+        StmtKind::Part { layer, .. } => {
+            out.insert(layer.text.as_str());
+        }
+        StmtKind::Layer(layer) => out.extend(instantiated(&layer.body)),
+        _ => {}
+    });
+    out
+}
+
 /// Calls `f` on an expression and all within it.
 pub fn walk<'a>(expr: &'a Expr, f: &mut impl FnMut(&'a Expr)) {
     f(expr);

@@ -93,6 +93,11 @@ signatures! {
     trunc_normal(std: Number, bound: Number) optional 1;
 }
 
+/// How every function is written, `linear(x, w, b?)`, in the order of docs/language.md.
+pub fn functions() -> Vec<String> {
+    NAMES.iter().filter_map(|name| signature(name)).collect()
+}
+
 /// How a function is written: `linear(x, w, b?)`.
 fn signature(name: &str) -> Option<String> {
     let s = SIGNATURES.iter().find(|s| s.name == name)?;

@@ -54,13 +54,7 @@ impl<'a> Lower<'a> {
                     }
                 }
             }
-            StmtKind::Require { cond, message } => {
-                if self.flag(cond) == Some(false) {
-                    let error = Diagnostic::error("not-met", &message.text).at(cond.span, "this does not hold");
-                    let error = self.blame(error, &crate::settings::names_in(cond), cond.span);
-                    self.sink.push(error);
-                }
-            }
+            StmtKind::Require { cond, message } => self.require(cond, message),
             StmtKind::Cache { policy, arg } => self.declare_cache(policy, arg.as_ref()),
             StmtKind::Layer(layer) => self.declare_layer(layer),
             StmtKind::Section(section) => self.sections.push(section),
@@ -78,6 +72,13 @@ impl<'a> Lower<'a> {
         let error = Diagnostic::error("duplicate-name", message).at(name.span, "again here");
         self.sink.push(error.at(before, "first here"));
         false
+    }
+    fn require(&mut self, cond: &'a Expr, message: &'a Name) {
+        if self.flag(cond) == Some(false) {
+            let error = Diagnostic::error("not-met", &message.text).at(cond.span, "this does not hold");
+            let error = self.blame(error, &crate::settings::names_in(cond), cond.span);
+            self.sink.push(error);
+        }
     }
     fn declare_layer(&mut self, layer: &'a Layer) {
         if self.claim(&layer.name) {
@@ -198,7 +199,6 @@ impl<'a> Lower<'a> {
             self.sink.push(error);
             return None;
         };
-        self.used_layers.insert(layer);
         let statics = self.layers[layer].statics.len();
         if args.len() != statics {
             let message = format!("layer `{}` takes {statics} values in `<…>`, not {}", layer_name.text, args.len());

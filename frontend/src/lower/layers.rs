@@ -92,7 +92,6 @@ impl<'a> Lower<'a> {
     }
     fn call_layer(&mut self, part: &Part, args: &[(Val, Span)], span: Span) -> Val {
         let layer = self.layers[part.layer];
-        self.used_layers.insert(part.layer);
         if self.exhausted(span) {
             return Val::Error;
         }

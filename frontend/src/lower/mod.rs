@@ -13,6 +13,7 @@ mod layers;
 mod shapes;
 
 pub(crate) use builtins::NAMES as FUNCTIONS;
+pub use builtins::functions;
 
 use crate::ast::{Layer, Model, Section};
 use crate::compile::Options;
@@ -91,7 +92,6 @@ pub(crate) struct Lower<'a> {
     globals: HashMap<String, Val>,
     declared: HashMap<String, Span>,
     layers: Vec<&'a Layer>,
-    used_layers: HashSet<usize>,
     sections: Vec<&'a Section>,
     states: Vec<State<'a>>,
     weights: Vec<Weight>,
@@ -121,7 +121,6 @@ impl<'a> Lower<'a> {
             globals: HashMap::new(),
             declared: HashMap::new(),
             layers: Vec::new(),
-            used_layers: HashSet::new(),
             sections: Vec::new(),
             states: Vec::new(),
             weights: Vec::new(),
@@ -209,9 +208,11 @@ impl<'a> Lower<'a> {
     fn layer_index(&self, name: &str) -> Option<usize> {
         self.layers.iter().position(|l| l.name.text == name)
     }
-    /// Reports layers that nothing uses, after evaluating them by themselves so that mistakes in them show.
-    pub fn check_unused_layers(&mut self, chunk: usize) {
-        let unused: Vec<usize> = (0..self.layers.len()).filter(|i| !self.used_layers.contains(i)).collect();
+    /// Reports layers that no branch of the text uses, after evaluating them by themselves so that mistakes in them show.
+    pub fn check_unused_layers(&mut self, model: &Model, chunk: usize) {
+        let used = crate::scope::instantiated(&model.items);
+        let unused: Vec<usize> =
+            (0..self.layers.len()).filter(|&i| !used.contains(&*self.layers[i].name.text)).collect();
         for index in unused.into_iter().take(MOST_UNUSED) {
             let layer = self.layers[index];
             let message = format!("layer `{}` is never used", layer.name.text);

@@ -227,7 +227,7 @@ impl<'a> Lower<'a> {
             message += &format!(" ({:?}, not {:?})", sizes(dims), sizes(&t.dims));
         }
         let error = Diagnostic::error("shape-mismatch", message).at(span, format!("this is {have}"));
-        self.sink.push(error.at(stated, format!("stated as {want}")));
+        self.sink.push(error.at(stated, format!("must be {want}")));
         false
     }
 }

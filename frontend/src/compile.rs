@@ -90,7 +90,9 @@ pub fn compile(name: &str, source: &str, options: &Options) -> Result<Lowered, V
     }
     let mut lower = Lower::new(&model, source, options);
     lower.sink.extend(scope::check(&model));
-    lower.declare_model(&model.items);
+    if !lower.declare_model(&model.items) {
+        return Err(lower.sink.finish());
+    }
     let all = lower.check_readouts(model.name.span);
     let readouts = chosen(&mut lower, &all, options);
     let mut chunks: Vec<usize> = Vec::new();
@@ -101,7 +103,7 @@ pub fn compile(name: &str, source: &str, options: &Options) -> Result<Lowered, V
             chunks.push(c);
         }
     });
-    let plan = lower.plan(&readouts);
+    let plan = lower.plan(&all);
     let mut funcs = Vec::new();
     let mut compiled = Vec::new();
     if let Some(plan) = plan {

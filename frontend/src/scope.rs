@@ -240,7 +240,7 @@ impl<'a> Checker<'a> {
 }
 
 /// Names that statements of a body bind, in any branch.
-fn bound(body: &[Stmt]) -> Vec<&str> {
+pub fn bound(body: &[Stmt]) -> Vec<&str> {
     let mut out: Vec<&str> = Vec::new();
     each(body, &mut |stmt| match &stmt.kind {
         StmtKind::Let { names, .. } => out.extend(names.iter().map(|n| &*n.text)),

@@ -64,7 +64,7 @@ impl<'a> Lower<'a> {
             Err(None) => Val::Error,
             Err(Some((id, message))) => {
                 let note = match &origin {
-                    Origin::Text => "the text says so".to_string(),
+                    Origin::Text => format!("this is {}", found.show()),
                     Origin::Config(field) => format!("config.json says so in {field}"),
                     Origin::Set => "the command line says so".to_string(),
                 };
@@ -160,6 +160,10 @@ impl<'a> Lower<'a> {
             error = error.at(setting.span, setting.explain());
         }
         error
+    }
+    /// Whether every setting has a value. Without them, shapes mean nothing.
+    pub(crate) fn settings_are_fine(&self) -> bool {
+        self.settings.iter().all(|s| !matches!(s.value, Val::Error))
     }
     /// Reports `--set` names that the text does not declare.
     pub(crate) fn check_overrides(&mut self) {

@@ -151,8 +151,8 @@ impl Lower<'_> {
         let (h, g) = match (q.dims.as_slice(), k.dims.as_slice()) {
             ([_, _, h, qd], [_, _, g, kd]) if qd.n == kd.n && h.n % g.n == 0 => (h.clone(), g.clone()),
             ([_, _, h, _], [_, _, g, _]) if h.n % g.n != 0 => {
-                let message = format!("key heads must divide query heads: {} by {}", h.explain(), g.explain());
-                return Some(self.error("shape-mismatch", span, message, "here"));
+                let message = format!("{} key heads do not divide {} query heads", g.explain(), h.explain());
+                return Some(self.error("shape-mismatch", span, message, "each key head serves as many query heads"));
             }
             _ => {
                 let (q, k) = (explain_shape(&q.dims), explain_shape(&k.dims));

@@ -569,6 +569,10 @@ impl<'a> Lower<'a> {
 
 fn quotient(a: &Dim, b: &Dim) -> Option<Rc<str>> {
     let text = a.text.as_ref()?;
+    // `3 * dim` in 3 parts is `dim`.
+    if let Some(rest) = text.strip_prefix(&format!("{} * ", b.n)).filter(|r| !r.contains(' ')) {
+        return Some(rest.into());
+    }
     let text = if text.contains(' ') { format!("({text})") } else { text.to_string() };
     (text.len() < 50).then(|| format!("{text} / {}", b.show()).into())
 }

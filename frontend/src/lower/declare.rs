@@ -11,8 +11,9 @@ use std::rc::Rc;
 const MAX_NAME: usize = 1000;
 
 impl<'a> Lower<'a> {
-    /// Declares everything that stands at the top of a model: settings and layers first, then the rest in order.
-    pub fn declare_model(&mut self, items: &'a [Stmt]) {
+    /// Declares everything that stands at the top of a model: settings and layers first, then, if all settings have
+    /// values, the rest in order. Gives whether they have.
+    pub fn declare_model(&mut self, items: &'a [Stmt]) -> bool {
         for stmt in items {
             match &stmt.kind {
                 StmtKind::Setting { kind, name, value, fields } => self.declare_setting(*kind, name, value, fields),
@@ -21,11 +22,15 @@ impl<'a> Lower<'a> {
             }
         }
         self.check_overrides();
+        if !self.settings_are_fine() {
+            return false;
+        }
         for stmt in items {
             if !matches!(stmt.kind, StmtKind::Setting { .. } | StmtKind::Layer(_)) {
                 self.exec(std::slice::from_ref(stmt));
             }
         }
+        true
     }
     /// One declaration. Those in the wrong place were reported by [`crate::scope`].
     pub(super) fn declare(&mut self, stmt: &'a Stmt) {
@@ -38,8 +43,12 @@ impl<'a> Lower<'a> {
                 self.declare_part(name, layer, args, count.as_ref(), at.as_ref());
             }
             StmtKind::State { name, ty, init } => {
-                if let Some(init) = self.init(init) {
-                    self.claim(name);
+                let free = self.claim(name);
+                let Some(init) = self.init(init) else {
+                    self.bind(&name.text, Val::Error);
+                    return;
+                };
+                if free {
                     self.states.push(State { name: &name.text, ty, init, span: name.span });
                 }
             }

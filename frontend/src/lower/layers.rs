@@ -36,18 +36,23 @@ impl<'a> Lower<'a> {
             StmtKind::If { cond, then, other } => match self.flag(cond) {
                 Some(true) => return self.exec(then),
                 Some(false) => return self.exec(other),
-                None => {}
+                None => self.bind_errors([then, other]),
             },
-            StmtKind::Match { subject, arms } => {
-                if let Some(body) = self.arm(subject, arms, stmt.span) {
-                    return self.exec(body);
-                }
-            }
+            StmtKind::Match { subject, arms } => match self.arm(subject, arms, stmt.span) {
+                Some(body) => return self.exec(body),
+                None => self.bind_errors(arms.iter().map(|a| &a.body)),
+            },
             StmtKind::Collect { name, value } => self.exec_collect(name, value),
             StmtKind::Exit(cond) => self.exec_exit(cond),
             _ => self.declare(stmt),
         }
         false
+    }
+    /// Binds what branches would bind, since none of them can be chosen: one mistake is enough.
+    fn bind_errors(&mut self, blocks: impl IntoIterator<Item = &'a crate::ast::Block>) {
+        for name in blocks.into_iter().flat_map(|b| crate::scope::bound(b)) {
+            self.bind(name, Val::Error);
+        }
     }
     /// The values of expressions, calls of several results spread out.
     fn eval_flat(&mut self, values: &'a [Expr]) -> Vec<Val> {

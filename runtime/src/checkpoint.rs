@@ -87,7 +87,7 @@ impl Checkpoint {
         if file.metadata().map_err(Error::io(path))?.len() < 8 {
             return Err(Error::file(path, "not a safetensors file: it has fewer than 8 bytes"));
         }
-        // SAFETY: a private read-only mapping; see the type's documentation for changes by others.
+        // SAFETY: a read-only mapping; see the type's documentation for changes by others.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
         let (header, metadata) = SafeTensors::read_metadata(&map)
             .map_err(|e| Error::file(path, format!("not a safetensors file, or a damaged one: {e}")))?;

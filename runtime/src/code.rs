@@ -41,7 +41,7 @@ impl Code {
     /// # Errors
     /// As [`Code::from_image`].
     pub fn from_file(file: &File, offset: u64, image: &[u8], symbols: BTreeMap<String, u64>) -> Result<Code, Error> {
-        // SAFETY: the mapping is private and never written; that the file is not shortened meanwhile is the caller's to keep,
+        // SAFETY: the mapping is never written; that the file is not shortened meanwhile is the caller's to keep,
         // as for every mapping of the artifact.
         match unsafe { MmapOptions::new().offset(offset).len(image.len().max(1)).map_exec(file) } {
             Ok(map) => Ok(Code::Image { map, symbols }),

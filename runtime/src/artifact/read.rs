@@ -48,7 +48,7 @@ impl Artifact {
         if length < HEADER as u64 {
             return Err(Error::file(path, format!("not an artifact: it has only {length} bytes")));
         }
-        // SAFETY: a private read-only mapping; see the type's documentation for changes by others.
+        // SAFETY: a read-only mapping; see the type's documentation for changes by others.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
         let sections = parse_header(&map).map_err(|m| Error::file(path, m))?;
         check_padding(&map, &sections).map_err(|m| Error::file(path, m))?;

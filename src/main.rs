@@ -1,2 +1,46 @@
-//! The command line of rdc.
-fn main() {}
+//! The command line of rdc. It only calls: compiling is `rdc-frontend`, `rdc-passes` and `rdc-backend-cpu`; artifacts and
+//! running them are `rdc-runtime`.
+mod cache;
+mod cli;
+mod commands;
+mod files;
+mod fingerprint;
+mod interrupt;
+mod kv;
+#[cfg(feature = "compiler")]
+mod listing;
+#[cfg(feature = "compiler")]
+mod pipeline;
+mod progress;
+mod report;
+mod table;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map(|l| format!(" at {}:{}", l.file(), l.line())).unwrap_or_default();
+        let what = info.payload_as_str().unwrap_or("unknown").lines().next().unwrap_or_default();
+        eprintln!("error: this is a bug in rdc{place}: {what}");
+    }));
+    interrupt::install();
+    let cli = cli::Cli::parse();
+    match commands::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One message on stderr: the error and what it came from. Diagnostics of a model text are already rendered.
+fn report(error: &anyhow::Error) {
+    #[cfg(feature = "compiler")]
+    if let Some(rendered) = error.downcast_ref::<pipeline::Rendered>() {
+        eprint!("{rendered}");
+        return;
+    }
+    eprintln!("error: {error:#}");
+}

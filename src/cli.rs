@@ -1,0 +1,277 @@
+//! The words of the command line. Scripts depend on them: add, don't rename.
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use rdc_ir::program::KvPolicy;
+use std::path::PathBuf;
+
+/// The compiler for recurrent-depth language models.
+#[derive(Parser, Debug)]
+#[command(name = "rdc", version, about, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Show no progress.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+}
+
+/// The subcommands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Compile a model text into an artifact, or show a stage of the way there
+    #[cfg(feature = "compiler")]
+    Compile(CompileArgs),
+    /// Run an artifact, or a model text compiled on the fly
+    Run(RunArgs),
+    /// Show parameters, work, memory plan and kernels of an artifact or a model text
+    Inspect(InspectArgs),
+    /// Measure speed as ratios to ceilings measured in the same run
+    Bench(BenchArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// How a model text is specialised. On an artifact, every one that is given must agree with it.
+#[derive(Args, Debug, Default, Clone)]
+pub struct ModelArgs {
+    /// The CPU: native, x86-64-v3, x86-64-v4 or aarch64 (default native)
+    #[arg(long, value_name = "T")]
+    pub target: Option<String>,
+    /// A Hugging Face folder: config.json and *.safetensors
+    #[arg(long, value_name = "DIR", conflicts_with = "weights")]
+    pub hf: Option<PathBuf>,
+    /// A safetensors file, or the index.json of a sharded one
+    #[arg(long, value_name = "FILE")]
+    pub weights: Option<PathBuf>,
+    /// Set a size, flag or string of the text, over config.json
+    #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
+    pub set: Vec<(String, String)>,
+    /// Rows of the batch (default 1)
+    #[arg(long, value_name = "B", value_parser = positive)]
+    pub batch: Option<usize>,
+    /// Tokens of a prefill chunk (default: the compiler chooses)
+    #[arg(long, value_name = "S", value_parser = positive)]
+    pub seq: Option<usize>,
+    /// Longest sequence (default: the text's)
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub context: Option<usize>,
+    /// Most iterations of the loop; sizes KV caches and stacked results (default: the text's)
+    #[arg(long, value_name = "R", value_parser = positive)]
+    pub max_steps: Option<usize>,
+    /// Which KV slot an iteration writes: full, modulo:K, block:M or anchor (default: the text's)
+    #[arg(long, value_name = "POLICY", value_parser = crate::kv::parse)]
+    pub kv: Option<KvPolicy>,
+    /// How weights are stored; arithmetic is f32 (default f32)
+    #[arg(long, value_enum)]
+    pub dtype: Option<Dtype>,
+    /// Compute outputs that have one entry per token for the last token of a chunk only
+    #[arg(long)]
+    pub last_only: bool,
+}
+
+/// How weights are stored.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// Single precision.
+    F32,
+    /// Rounded to bfloat16.
+    Bf16,
+    /// Bytes with a scale per row.
+    I8,
+}
+
+impl Dtype {
+    /// The word on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Dtype::F32 => "f32",
+            Dtype::Bf16 => "bf16",
+            Dtype::I8 => "i8",
+        }
+    }
+}
+
+/// Arguments of `compile`.
+#[cfg(feature = "compiler")]
+#[derive(Args, Debug)]
+pub struct CompileArgs {
+    /// The model text
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub options: ModelArgs,
+    /// Show a stage instead of writing an artifact
+    #[arg(long, value_enum)]
+    pub emit: Option<Emit>,
+    /// With --emit ir: the pass after which to look (default: the last); `--after help` lists them
+    #[arg(long, value_name = "PASS", requires = "emit")]
+    pub after: Option<String>,
+    /// The artifact (default: the text's name with .rda); with --emit a folder that gets one file per kernel
+    #[arg(long, short, value_name = "OUT")]
+    pub output: Option<PathBuf>,
+    /// Print how long each pass and the code generation took
+    #[arg(long)]
+    pub timing: bool,
+}
+
+/// A stage to look at.
+#[cfg(feature = "compiler")]
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Emit {
+    /// The intermediate representation.
+    Ir,
+    /// Kernels, memory plan and schedule.
+    Program,
+    /// MLIR of each kernel.
+    Mlir,
+    /// Optimised LLVM IR of each kernel.
+    Llvm,
+    /// Assembly of each kernel.
+    Asm,
+    /// Object files (needs -o).
+    Obj,
+}
+
+/// Arguments of `run`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// An artifact (.rda), or a model text (.rdm) to compile for the input's shapes
+    pub file: PathBuf,
+    /// Tensors by name: input_ids [B,S], optional initial_state [B,S,dim]
+    #[arg(long, value_name = "IN.safetensors")]
+    pub input: PathBuf,
+    /// Where the results go
+    #[arg(long, value_name = "OUT.safetensors")]
+    pub output: PathBuf,
+    /// Iterations of the loop (default: the text's)
+    #[arg(long, value_name = "R")]
+    pub steps: Option<usize>,
+    /// Seed of everything drawn: an initial state not given, weights without a checkpoint (default 0)
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Worker threads (default: what the process may use)
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub threads: Option<usize>,
+    /// Feed the sequence in pieces of these lengths through the KV cache
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', value_parser = positive)]
+    pub chunks: Vec<usize>,
+    /// Which read-out of the text to run
+    #[arg(long, value_name = "NAME")]
+    pub readout: Option<String>,
+    /// Also write the state after each iteration: state_1 … state_R
+    #[arg(long)]
+    pub states: bool,
+    /// Print time, FLOP/s and bytes/s per kernel against measured ceilings
+    #[arg(long)]
+    pub profile: bool,
+    /// Write a trace for Perfetto (implies profiling)
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// The profile as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Do not read or write the compile cache
+    #[arg(long)]
+    pub no_cache: bool,
+    #[command(flatten)]
+    pub options: ModelArgs,
+}
+
+/// Arguments of `inspect`.
+#[derive(Args, Debug)]
+pub struct InspectArgs {
+    /// An artifact (.rda) or a model text (.rdm)
+    pub file: PathBuf,
+    /// Count work and unrolled parameters at this number of iterations (default: the text's)
+    #[arg(long, value_name = "R")]
+    pub steps: Option<usize>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub options: ModelArgs,
+}
+
+/// Arguments of `bench`.
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    /// Artifacts whose kernels to measure; without any, a matmul and the sizes below, compiled now
+    pub artifacts: Vec<PathBuf>,
+    /// Sizes of the standard model
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "tiny,small,medium")]
+    pub sizes: Vec<String>,
+    /// Weight types
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "f32")]
+    pub dtype: Vec<Dtype>,
+    /// What to measure
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "gemm,prefill,decode")]
+    pub work: Vec<Work>,
+    /// Iterations of the loop
+    #[arg(long, value_name = "R", value_delimiter = ',', default_value = "8,32")]
+    pub steps: Vec<usize>,
+    /// Worker threads
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = positive)]
+    pub threads: Vec<usize>,
+    /// Seconds of measuring per line
+    #[arg(long, value_name = "S", default_value_t = 3.0)]
+    pub seconds: f64,
+    /// Seed of the weights
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// With an artifact: only the kernels whose name contains this
+    #[arg(long, value_name = "NAME")]
+    pub kernel: Option<String>,
+    /// With an artifact: launch each kernel this often and measure nothing (to count instructions)
+    #[arg(long, value_name = "N")]
+    pub repeat: Option<usize>,
+    /// As JSON, one object per line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `bench` measures.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// A 512 x 512 x 512 matmul.
+    Gemm,
+    /// A whole prompt.
+    Prefill,
+    /// One token behind a full cache.
+    Decode,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".into()),
+        Ok(n) => Ok(n),
+        Err(_) => Err("is not a number".into()),
+    }
+}
+
+fn assignment(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
+        _ => Err("write NAME=VALUE".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_positive_and_settings_have_a_name() {
+        assert_eq!(positive("3"), Ok(3));
+        assert!(positive("0").is_err() && positive("x").is_err());
+        assert_eq!(assignment("dim=64"), Ok(("dim".into(), "64".into())));
+        assert!(assignment("dim").is_err() && assignment("=64").is_err());
+    }
+}

@@ -1,0 +1,103 @@
+//! One kernel alone, from an artifact: its arguments are zeros, its positions the end of the context.
+use super::measure::Need;
+use anyhow::{Result, ensure};
+use rdc_ir::program::{Buffer, Entry, Input, Launch, LaunchArg, Offset, OutputBuffer, Place, Step};
+use rdc_ir::{ArgRole, DType};
+use rdc_runtime::artifact::{Artifact, Meta};
+use rdc_runtime::exec::Executor;
+use rdc_runtime::memory;
+use rdc_runtime::model::Model;
+use rdc_runtime::weights::DrawnSource;
+use std::sync::Arc;
+
+/// Kernels that can be launched one at a time.
+pub struct Kernels {
+    executor: Executor,
+    inputs: Vec<memory::Buffer>,
+}
+
+impl Kernels {
+    /// The kernels whose name contains `name`, in an executor of their own.
+    pub fn new(artifact: &Artifact, name: &str, threads: usize) -> Result<Kernels> {
+        let mut meta: Meta = artifact.meta().clone();
+        let chosen: Vec<usize> =
+            (0..meta.program.kernels.len()).filter(|&i| meta.program.kernels[i].name.contains(name)).collect();
+        ensure!(!chosen.is_empty(), "{} has no kernel whose name contains `{name}`", artifact.path().display());
+        meta.program.entries = chosen.into_iter().map(|index| entry(&meta, index)).collect();
+        meta.program.weights.clear();
+        let code = artifact.load_code()?;
+        let model = Model::from_parts(meta, code, &DrawnSource::new([], 0))?;
+        Ok(Kernels { executor: Executor::new(Arc::new(model), threads)?, inputs: Vec::new() })
+    }
+    /// How many kernels there are.
+    pub fn count(&self) -> usize {
+        self.executor.model().program().entries.len()
+    }
+    /// The name of one.
+    pub fn name(&self, index: usize) -> &str {
+        &self.executor.model().program().entries[index].name
+    }
+    /// The work of one, all of whose data is read over and over.
+    pub fn need(&self, index: usize) -> Need {
+        let program = self.executor.model().program();
+        let kernel = program.kernels.iter().find(|k| k.name == program.entries[index].name);
+        kernel.map_or_else(Need::default, |k| Need {
+            flops: k.flops as f64,
+            reads: vec![(k.bytes as f64, k.bytes as usize)],
+        })
+    }
+    /// Makes the memory of one; then it can be launched.
+    pub fn prepare(&mut self, index: usize) -> Result<()> {
+        let model = self.executor.model().clone();
+        let entry = &model.program().entries[index];
+        self.inputs.clear();
+        for input in &entry.inputs {
+            let ty = &entry.buffers[input.buffer].ty;
+            let mut buffer = memory::Buffer::zeroed(ty.bytes())?;
+            if ty.dtype == DType::I32 {
+                let last = model.meta().context.saturating_sub(1) as i32;
+                let position = if ty.rank() == 1 { last } else { 0 };
+                buffer.as_chunks_mut::<4>().0.iter_mut().for_each(|p| *p = position.to_le_bytes());
+            }
+            self.inputs.push(buffer);
+        }
+        Ok(())
+    }
+    /// Launches the one that was prepared.
+    pub fn launch(&mut self, index: usize) -> Result<()> {
+        let mut inputs: Vec<&mut memory::Buffer> = self.inputs.iter_mut().collect();
+        self.executor.run(index, &mut inputs, &mut [], None)?;
+        Ok(())
+    }
+}
+
+/// A schedule of one launch. Every pointer of the kernel is an input of the entry, results too.
+fn entry(meta: &Meta, index: usize) -> Entry {
+    let kernel = &meta.program.kernels[index];
+    let func = &kernel.func;
+    let body = &func.regions[func.body];
+    let args = body.args.iter().map(|&v| func.ty(v).clone());
+    // Linear results have no pointer: they are their argument's memory.
+    let results = body.yields.iter().map(|&v| func.ty(v).clone()).filter(|ty| !ty.cache);
+    let types: Vec<_> = args.chain(results).collect();
+    let place = |i| Place::Input(i);
+    Entry {
+        name: kernel.name.clone(),
+        buffers: types
+            .iter()
+            .enumerate()
+            .map(|(i, ty)| Buffer { name: format!("p{i}"), ty: ty.clone(), place: place(i) })
+            .collect(),
+        inputs: (0..types.len())
+            .map(|i| Input { name: format!("p{i}"), role: ArgRole::Input, buffer: i })
+            .collect(),
+        outputs: Vec::<OutputBuffer>::new(),
+        steps: vec![Step::Launch(Launch {
+            kernel: index,
+            args: (0..types.len()).map(|buffer| LaunchArg { buffer, offset: Offset::Fixed(0) }).collect(),
+            barrier: true,
+            locs: Vec::new(),
+        })],
+        arena: 0,
+    }
+}

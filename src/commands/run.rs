@@ -1,0 +1,180 @@
+//! `rdc run`: tensors in, tensors out.
+use crate::cli::RunArgs;
+use crate::progress::Progress;
+use crate::table::{self, SI, Table, percent, short};
+use anyhow::{Context, Result};
+#[cfg(feature = "compiler")]
+use anyhow::ensure;
+use rdc_runtime::artifact::{Artifact, Verify};
+use rdc_runtime::model::Model;
+use rdc_runtime::probe::Ceilings;
+use rdc_runtime::profile::{KernelTime, Profile};
+use rdc_runtime::threads::default_threads;
+use rdc_runtime::{RunOptions, Session, TensorMap, tensor};
+use std::io::BufWriter;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Runs the subcommand.
+pub fn run(args: &RunArgs, quiet: bool) -> Result<()> {
+    let progress = Progress::start(quiet, "loading");
+    let inputs = tensor::load(&args.input)?;
+    let model = load(args, &inputs, &progress)?;
+    let mut session = Session::new(Arc::new(model), args.threads.unwrap_or_else(default_threads))?;
+    progress.stage("running");
+    let profiled = args.profile || args.trace.is_some();
+    if profiled {
+        session.start_profile();
+    }
+    let options = RunOptions {
+        steps: args.steps,
+        seed: args.seed.unwrap_or(0),
+        chunks: (!args.chunks.is_empty()).then(|| args.chunks.clone()),
+        readout: args.readout.clone(),
+        states: args.states,
+    };
+    let result = session.run(&inputs, &options)?;
+    crate::interrupt::watch(&args.output);
+    tensor::save(&args.output, &result.outputs)?;
+    drop(progress);
+    if !result.ignored.is_empty() {
+        eprintln!("note: {}: the model has no input {}", args.input.display(), result.ignored.join(", "));
+    }
+    if let Some(profile) = session.take_profile() {
+        if let Some(path) = &args.trace {
+            write_trace(&profile, session.model(), path)?;
+        }
+        if args.profile {
+            report(&profile, &session, args.json)?;
+        }
+    }
+    Ok(())
+}
+
+fn load(args: &RunArgs, inputs: &TensorMap, progress: &Progress) -> Result<Model> {
+    let seed = args.seed.unwrap_or(0);
+    if super::is_text(&args.file) {
+        return text(args, inputs, progress);
+    }
+    let artifact = Artifact::open(&args.file, Verify::Auto)?;
+    super::check_agreement(&args.options, artifact.meta())?;
+    Ok(Model::load(&artifact, seed)?)
+}
+
+/// Compiles the text for the shapes of the inputs, or takes the artifact of an earlier run from the cache.
+#[cfg(feature = "compiler")]
+fn text(args: &RunArgs, inputs: &TensorMap, progress: &Progress) -> Result<Model> {
+    use crate::pipeline::{self, Shapes, Text};
+    let seed = args.seed.unwrap_or(0);
+    let ids = inputs.get("input_ids").with_context(|| format!("{}: there is no input `input_ids`", args.input.display()))?;
+    ensure!(ids.shape.len() == 2, "`input_ids` has shape {:?}; expected [batch, sequence]", ids.shape);
+    let chunks = if args.chunks.is_empty() { vec![ids.shape[1]] } else { args.chunks.clone() };
+    let shapes = Shapes {
+        batch: args.options.batch.is_none().then_some(ids.shape[0]),
+        chunks: Some(chunks),
+        readout: Some(args.readout.clone()),
+    };
+    let entry = if args.no_cache { None } else { cache_key(args, &shapes)?.path() };
+    if let Some(entry) = entry.as_deref().filter(|e| e.exists()) {
+        // An entry that cannot be loaded (of another rdc, cut off by a full disk) is made anew.
+        if let Ok(model) = Artifact::open(entry, Verify::Auto).and_then(|a| Model::load(&a, seed)) {
+            crate::cache::touch(entry);
+            return Ok(model);
+        }
+    }
+    if let Some(entry) = entry.filter(|e| crate::cache::prepare(e).is_ok()) {
+        pipeline::compile_to(Text::read(&args.file)?, &args.options, &shapes, &entry, progress)?;
+        crate::cache::trim(&entry);
+        return Ok(Model::load(&Artifact::open(&entry, Verify::Fast)?, seed)?);
+    }
+    pipeline::compile_in_memory(Text::read(&args.file)?, &args.options, &shapes, seed, progress)
+}
+
+#[cfg(feature = "compiler")]
+fn cache_key(args: &RunArgs, shapes: &crate::pipeline::Shapes) -> Result<crate::cache::Key> {
+    let mut key = crate::cache::Key::new();
+    key.add(crate::files::read_text(&args.file)?);
+    key.add(format!("{:?}\n{shapes:?}", args.options));
+    for path in args.options.hf.iter().chain(&args.options.weights) {
+        if path.is_dir() { key.add_folder(path) } else { key.add_file(path) }
+    }
+    Ok(key)
+}
+
+#[cfg(not(feature = "compiler"))]
+fn text(args: &RunArgs, _: &TensorMap, _: &Progress) -> Result<Model> {
+    Err(super::no_compiler(&args.file))
+}
+
+fn write_trace(profile: &Profile, model: &Model, path: &Path) -> Result<()> {
+    let failed = || format!("cannot write {}", path.display());
+    let mut out = BufWriter::new(std::fs::File::create(path).with_context(failed)?);
+    profile.write_trace(model.program(), &mut out).and_then(|()| std::io::Write::flush(&mut out)).with_context(failed)
+}
+
+/// A kernel's line of the profile.
+#[derive(serde::Serialize)]
+struct Line {
+    #[serde(flatten)]
+    time: KernelTime,
+    /// Share of the whole time.
+    time_share: f64,
+    /// Share of the ceiling that bounds it: seconds at the measured ceilings / seconds taken.
+    ceiling_share: f64,
+    /// `compute` or `memory`.
+    bound: &'static str,
+}
+
+/// Prints time, FLOP/s and bytes/s per kernel, against the ceilings of the same threads measured now.
+fn report(profile: &Profile, session: &Session, json: bool) -> Result<()> {
+    let ceilings = Ceilings::measure(session.threads())?;
+    let program = session.model().program();
+    let span = profile.span().as_secs_f64().max(1e-9);
+    let line = |time: KernelTime| {
+        let kernel = program.kernels.iter().find(|k| k.name == time.kernel);
+        let (flops, bytes) = kernel.map_or((0.0, 0.0), |k| (k.flops as f64, k.bytes as f64));
+        let (compute, memory) = (flops / ceilings.flops, bytes / ceilings.read_rate(bytes as usize));
+        Line {
+            time_share: time.seconds / span,
+            ceiling_share: compute.max(memory) * time.calls as f64 / time.seconds.max(1e-12),
+            bound: if compute > memory { "compute" } else { "memory" },
+            time,
+        }
+    };
+    let lines: Vec<Line> = profile.kernels(program).into_iter().map(line).collect();
+    let outside = profile.outside().into_iter().sum::<f64>() / session.threads() as f64;
+    if json {
+        let value = serde_json::json!({
+            "kernels": lines, "seconds": span, "outside_kernels": outside, "ceilings": ceilings, "dropped": profile.dropped(),
+        });
+        println!("{}", serde_json::to_string_pretty(&value)?);
+        return Ok(());
+    }
+    let mut table = Table::new(&["kernel", "calls", "time", "of all", "FLOP/s", "bytes/s", "of ceiling", "bound", "lines"]);
+    for l in &lines {
+        table.row(vec![
+            l.time.kernel.clone(),
+            l.time.calls.to_string(),
+            table::seconds(l.time.seconds),
+            percent(l.time_share),
+            short(l.time.flops, &SI).trim_end().to_string(),
+            short(l.time.bytes, &SI).trim_end().to_string(),
+            percent(l.ceiling_share),
+            l.bound.to_string(),
+            super::line_ranges(&l.time.lines),
+        ]);
+    }
+    print!("{table}");
+    println!("{} in all, {} of it outside kernels", table::seconds(span), table::seconds(outside));
+    let reads = ceilings.reads.iter().map(|r| format!("{} {}B/s", r.level, short(r.bytes_per_second, &SI)));
+    println!(
+        "ceilings of {} threads: {}FLOP/s, reads {}",
+        ceilings.threads,
+        short(ceilings.flops, &SI),
+        reads.collect::<Vec<_>>().join(", ")
+    );
+    if profile.dropped() > 0 {
+        println!("the recording was full: {} launches are missing", profile.dropped());
+    }
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! Ctrl-C leaves no half-written file.
+//!
+//! Files are written as `.NAME.PID.N.tmp` beside their destination and renamed when complete. SIGINT and SIGTERM are blocked in
+//! every thread but one, which waits for them, removes this process's temporary files from the folders named, and ends it.
+//!
+//! `unsafe` calls signal functions of libc with sets that live on the stack; it must run before other threads start, which
+//! inherit the blocked signals.
+use std::ffi::c_int;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Call first in `main`. Also lets a closed pipe on stdout end the process silently.
+pub fn install() {
+    // SAFETY: see the module's documentation.
+    let set = unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGINT);
+        libc::sigaddset(&mut set, libc::SIGTERM);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        set
+    };
+    std::thread::spawn(move || {
+        let mut signal: c_int = 0;
+        // SAFETY: the set and the integer outlive the call.
+        if unsafe { libc::sigwait(&set, &mut signal) } == 0 {
+            if let Ok(folders) = FOLDERS.lock() {
+                folders.iter().for_each(|folder| clean(folder));
+            }
+            std::process::exit(128 + signal);
+        }
+    });
+}
+
+/// From now on an interrupt removes temporary files of this process beside `file`.
+pub fn watch(file: &Path) {
+    let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if let Ok(mut folders) = FOLDERS.lock() {
+        folders.push(folder.to_path_buf());
+    }
+}
+
+fn clean(folder: &Path) {
+    let mine = format!(".{}.", std::process::id());
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with('.') && name.ends_with(".tmp") && name.contains(&mine) {
+            // A file that another thread has just renamed is not there any more.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! From a model text to an artifact: the front end, the passes and the back end in order, with what the command line chose.
+use crate::cli::{Dtype, ModelArgs};
+use crate::files;
+use crate::fingerprint;
+use crate::kv;
+use crate::progress::Progress;
+use crate::report::{Report, Work};
+use anyhow::{Context, Result};
+use rdc_backend_cpu::CodeImage;
+use rdc_frontend::checkpoint::match_tensors;
+use rdc_frontend::{Diagnostic, Lowered};
+use rdc_ir::program::Program;
+use rdc_ir::{Func, Module, Opcode, Type};
+use rdc_passes::{Observer, WeightType};
+use rdc_runtime::artifact::{self, Contents, Meta, ParamInfo, Readout};
+use rdc_runtime::checkpoint::Checkpoint;
+use rdc_runtime::code::Code;
+use rdc_runtime::model::Model;
+use rdc_runtime::weights::{CheckpointSource, DrawnSource};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::IsTerminal;
+use std::path::Path;
+
+/// The prefill chunk unless `--seq` says otherwise (or the context is shorter).
+const DEFAULT_CHUNK: usize = 64;
+
+/// Diagnostics as they are to be shown.
+#[derive(Debug)]
+pub struct Rendered(String);
+
+impl std::fmt::Display for Rendered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Rendered {}
+
+/// A model text.
+pub struct Text {
+    /// What it is called in messages: its path.
+    pub name: String,
+    /// What it says.
+    pub source: String,
+}
+
+impl Text {
+    /// Reads a file.
+    pub fn read(path: &Path) -> Result<Text> {
+        Ok(Text { name: path.display().to_string(), source: files::read_text(path)? })
+    }
+}
+
+/// What a text is specialised for beside its [`ModelArgs`].
+#[derive(Clone, Debug, Default)]
+pub struct Shapes {
+    /// Rows; `--batch` or 1 if absent.
+    pub batch: Option<usize>,
+    /// Chunk lengths; `--seq` and 1 if absent.
+    pub chunks: Option<Vec<usize>>,
+    /// A read-out to compile alone; all if absent.
+    pub readout: Option<Option<String>>,
+}
+
+/// A text, read and lowered, with its checkpoint.
+pub struct Front {
+    text: Text,
+    lowered: Lowered,
+    checkpoint: Option<Weights>,
+    dtype: Dtype,
+    target: String,
+    last_only: bool,
+}
+
+/// A checkpoint whose tensors fit the model.
+struct Weights {
+    checkpoint: Checkpoint,
+    /// Tensor names by parameter names.
+    names: BTreeMap<String, String>,
+    fingerprint: String,
+}
+
+/// A text up to the program.
+pub struct Built {
+    /// The metadata, without symbols.
+    pub meta: Meta,
+    /// The module after the last pass.
+    pub module: Module,
+    checkpoint: Option<Weights>,
+}
+
+/// Lowers a text with its config, and opens its checkpoint.
+pub fn front(text: Text, args: &ModelArgs, shapes: &Shapes) -> Result<Front> {
+    let config = args.hf.as_deref().map(read_config).transpose()?;
+    let mut options = rdc_frontend::Options {
+        config,
+        overrides: args.set.clone(),
+        batch: shapes.batch.or(args.batch).unwrap_or(1),
+        chunks: vec![1],
+        context: args.context,
+        max_steps: args.max_steps,
+        kv: args.kv,
+        readouts: None,
+        last_only: args.last_only,
+    };
+    let lower = |options: &rdc_frontend::Options| {
+        rdc_frontend::compile(&text.name, &text.source, options)
+            .map_err(|errors| rendered(&errors, &text.name, &text.source))
+    };
+    // One token shows the context and the read-outs at no cost.
+    let probe = lower(&options)?;
+    options.chunks = match (&shapes.chunks, args.seq) {
+        (Some(chunks), None) => chunks.clone(),
+        (_, Some(seq)) => vec![seq, 1],
+        (None, None) => vec![DEFAULT_CHUNK.min(probe.context.max(1)), 1],
+    };
+    options.chunks.sort_unstable_by(|a, b| b.cmp(a));
+    options.chunks.dedup();
+    options.readouts = shapes.readout.as_ref().map(|r| vec![r.clone().unwrap_or(probe.default_readout.clone())]);
+    let lowered = if options.chunks == [1] && options.readouts.is_none() { probe } else { lower(&options)? };
+    if !lowered.warnings.is_empty() {
+        eprint!("{}", rdc_frontend::render_with(&lowered.warnings, &text.name, &text.source, std::io::stderr().is_terminal()));
+    }
+    let weights = args.hf.as_deref().or(args.weights.as_deref());
+    let checkpoint = weights.map(|w| open_checkpoint(w, &lowered)).transpose()?;
+    Ok(Front {
+        text,
+        lowered,
+        checkpoint,
+        dtype: args.dtype.unwrap_or(Dtype::F32),
+        target: args.target.clone().unwrap_or_else(|| "native".into()),
+        last_only: args.last_only,
+    })
+}
+
+fn rendered(errors: &[Diagnostic], name: &str, source: &str) -> anyhow::Error {
+    Rendered(rdc_frontend::render_with(errors, name, source, std::io::stderr().is_terminal())).into()
+}
+
+fn read_config(folder: &Path) -> Result<serde_json::Value> {
+    let path = folder.join("config.json");
+    serde_json::from_str(&files::read_text(&path)?).with_context(|| format!("{} is not JSON", path.display()))
+}
+
+fn open_checkpoint(path: &Path, lowered: &Lowered) -> Result<Weights> {
+    let checkpoint = Checkpoint::open(path)?;
+    let tensors: Vec<(String, Vec<usize>)> =
+        checkpoint.tensors().map(|(name, info)| (name.to_string(), info.shape.clone())).collect();
+    let matched = match_tensors(&lowered.module, &lowered.ignored, &tensors)
+        .map_err(|errors| rendered(&errors, &path.display().to_string(), ""))?;
+    let note = |what: &str, names: &[String]| {
+        if !names.is_empty() {
+            eprintln!("note: {}: {what}: {}", path.display(), names.join(", "));
+        }
+    };
+    note("tensors that the text ignores", &matched.ignored);
+    note("tensors that nothing uses", &matched.unused);
+    let params = lowered.module.params.values().map(|p| p.name.clone());
+    let names = params.zip(matched.tensors.iter().map(|&i| tensors[i].0.clone())).collect();
+    let fingerprint = fingerprint::of(&checkpoint);
+    Ok(Weights { checkpoint, names, fingerprint })
+}
+
+/// Runs the passes. The observer sees the module after each; see [`pipeline::POINTS`].
+pub fn build(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
+    let Front { text, lowered, checkpoint, dtype, target, last_only } = front;
+    let target = rdc_backend_cpu::target(&target)?;
+    let options = rdc_passes::Options {
+        target,
+        dtype: match dtype {
+            Dtype::F32 => WeightType::F32,
+            Dtype::Bf16 => WeightType::Bf16,
+            Dtype::I8 => WeightType::I8,
+        },
+        expected_trips: lowered.default_steps.max(1),
+    };
+    let written: Vec<(String, [u64; 2])> = lowered.module.funcs.iter().map(|f| (f.name.clone(), flops(f))).collect();
+    let looped_stack_parameters = looped_stack_parameters(&lowered.module);
+    let params: Vec<ParamInfo> = lowered.module.params.values().map(ParamInfo::from).collect();
+    let compiled = rdc_passes::compile(lowered.module, &options, observer);
+    let (module, program) = compiled.map_err(|error| match error {
+        rdc_passes::Error::Unsupported { message, loc } if loc.line > 0 => {
+            let line = text.source.lines().nth(loc.line as usize - 1).unwrap_or_default().trim();
+            anyhow::anyhow!("{}:{}:{}: {message}\n  {line}", text.name, loc.line, loc.col)
+        }
+        error => anyhow::anyhow!("{}: {error}", text.name),
+    })?;
+    let functions = written
+        .into_iter()
+        .map(|(name, [once_written, iteration_written])| {
+            let [once, iteration] = module.func(&name).map_or([0, 0], flops);
+            (name, Work { once_written, iteration_written, once, iteration })
+        })
+        .collect();
+    let report = Report { looped_stack_parameters, functions };
+    let mut options = BTreeMap::from([
+        ("target".to_string(), program.target.name.clone()),
+        ("batch".to_string(), lowered.batch.to_string()),
+        ("context".to_string(), lowered.context.to_string()),
+        ("max-steps".to_string(), lowered.max_steps.to_string()),
+        ("kv".to_string(), kv::name(lowered.kv)),
+        ("dtype".to_string(), dtype.name().to_string()),
+        ("last-only".to_string(), last_only.to_string()),
+    ]);
+    if let Some(weights) = &checkpoint {
+        options.insert("weights".to_string(), weights.fingerprint.clone());
+    }
+    let meta = Meta {
+        compiler: env!("CARGO_PKG_VERSION").to_string(),
+        sizes: lowered.sizes.into_iter().collect(),
+        default_steps: lowered.default_steps,
+        max_steps: lowered.max_steps,
+        context: lowered.context,
+        batch: lowered.batch,
+        chunks: lowered.chunks,
+        readouts: readouts(&lowered.default_readout, &lowered.readouts, &program),
+        dtype: dtype.name().to_string(),
+        kv: lowered.kv,
+        params,
+        options,
+        report: serde_json::to_value(report)?,
+        symbols: BTreeMap::new(),
+        program,
+    };
+    Ok(Built { meta, module, checkpoint })
+}
+
+/// The default read-out first, then the others that are compiled.
+fn readouts(default: &str, compiled: &[String], program: &Program) -> Vec<Readout> {
+    let names = std::iter::once(default).chain(compiled.iter().map(String::as_str).filter(|n| *n != default));
+    names
+        .map(|name| {
+            let suffix = if name == default { None } else { Some(name) };
+            let entry = program.entries.iter().find(|e| e.name.split_once('.').map(|(_, s)| s) == suffix);
+            let outputs = entry.into_iter().flat_map(|e| e.outputs.iter().map(|o| o.name.clone())).collect();
+            Readout { name: name.to_string(), outputs }
+        })
+        .collect()
+}
+
+/// Operations of a function outside its loops, and of one iteration of its loops.
+fn flops(func: &Func) -> [u64; 2] {
+    let mut total = [0u64; 2];
+    for (region, op) in func.walk() {
+        let op = &func.ops[op];
+        let types = |values: &[rdc_ir::ValueId]| values.iter().map(|&v| func.ty(v)).collect::<Vec<&Type>>();
+        let cost = (op.opcode.info().flops)(op, &types(&op.operands), &types(&op.results));
+        let part = &mut total[usize::from(region != func.body)];
+        *part = part.saturating_add(cost);
+    }
+    total
+}
+
+/// Parameters of layer stacks that are used inside a loop.
+fn looped_stack_parameters(module: &Module) -> u64 {
+    let mut names = BTreeSet::new();
+    for func in &module.funcs {
+        for (region, op) in func.walk() {
+            let op = &func.ops[op];
+            if op.opcode != Opcode::Param {
+                continue;
+            }
+            // A parameter read outside the loop counts if the loop captures it.
+            let inside = region != func.body || {
+                let captured = |(r, user): (rdc_ir::RegionId, rdc_ir::OpId)| {
+                    r != func.body && func.ops[user].operands.iter().any(|v| op.results.contains(v))
+                };
+                func.walk().into_iter().any(captured)
+            };
+            if inside {
+                names.insert(op.text("name").to_string());
+            }
+        }
+    }
+    let looped = module.params.values().filter(|p| p.in_stack && names.contains(&p.name));
+    looped.map(|p| p.ty.elements() as u64).sum()
+}
+
+/// Generates the code of all kernels.
+pub fn generate(built: &mut Built, progress: &Progress) -> Result<CodeImage> {
+    let report = |p: rdc_backend_cpu::Progress| {
+        progress.stage(&format!("compiling kernels: {} of {}, {}", p.done, p.total, p.kernel));
+    };
+    let image =
+        rdc_backend_cpu::compile(&mut built.meta.program, &rdc_backend_cpu::Options { progress: Some(&report) })?;
+    built.meta.symbols = image.symbols.iter().map(|s| (s.name.clone(), s.offset as u64)).collect();
+    Ok(image)
+}
+
+/// Writes the artifact. The IR stays in it for readers.
+pub fn write(built: &Built, image: &CodeImage, path: &Path, progress: &Progress) -> Result<()> {
+    crate::interrupt::watch(path);
+    let ir = built.module.to_string();
+    let source = built.checkpoint.as_ref().map(|w| CheckpointSource::new(&w.checkpoint, w.names.clone()));
+    let contents = Contents {
+        meta: &built.meta,
+        code: &image.bytes,
+        ir: Some(&ir),
+        params: source.as_ref().map(|s| s as &dyn rdc_runtime::weights::ParamSource),
+    };
+    artifact::write(path, &contents, &mut |done, total| {
+        let percent = done * 100 / total.max(1);
+        progress.stage(&format!("writing weights: {percent} % of {}", crate::table::bytes(total as usize)));
+    })?;
+    Ok(())
+}
+
+/// A model in memory, with weights from the checkpoint or drawn.
+pub fn in_memory(built: Built, image: &CodeImage, seed: u64) -> Result<Model> {
+    let code = Code::from_image(&image.bytes, built.meta.symbols.clone())?;
+    let model = match &built.checkpoint {
+        Some(w) => Model::from_parts(built.meta, code, &CheckpointSource::new(&w.checkpoint, w.names.clone())),
+        None => {
+            let drawn = DrawnSource::new(&built.meta.params, seed);
+            Model::from_parts(built.meta, code, &drawn)
+        }
+    };
+    Ok(model?)
+}
+
+/// Compiles a text to an artifact file.
+pub fn compile_to(text: Text, args: &ModelArgs, shapes: &Shapes, output: &Path, progress: &Progress) -> Result<()> {
+    let (built, image) = compile(text, args, shapes, progress)?;
+    write(&built, &image, output, progress)
+}
+
+/// Compiles a text and loads it, without a file.
+pub fn compile_in_memory(
+    text: Text,
+    args: &ModelArgs,
+    shapes: &Shapes,
+    seed: u64,
+    progress: &Progress,
+) -> Result<Model> {
+    let (built, image) = compile(text, args, shapes, progress)?;
+    progress.stage("making weights");
+    in_memory(built, &image, seed)
+}
+
+fn compile(text: Text, args: &ModelArgs, shapes: &Shapes, progress: &Progress) -> Result<(Built, CodeImage)> {
+    progress.stage("reading");
+    let front = front(text, args, shapes)?;
+    progress.stage("optimising");
+    let mut built = build(front, &mut |_, _| ())?;
+    let image = generate(&mut built, progress)?;
+    Ok((built, image))
+}

@@ -1,0 +1,8 @@
+//! End to end: runs the `rdc` binary and compares with what the authors' code gave (tests/fixtures/README.md).
+#![allow(clippy::unwrap_used)]
+mod determinism;
+mod errors;
+mod huginn;
+mod ouro;
+mod support;
+mod universal_transformer;

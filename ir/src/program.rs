@@ -137,8 +137,8 @@ pub enum Dispatch {
 ///
 /// *Row operations* are elementwise operations, `rms_norm`, `layer_norm`, `softmax`, reductions, slices and concats of the
 /// last axis over tensors seen as `[rows, columns]`; an operand may also be one row (`[columns]`, leading axes 1), one
-/// column (`[rows, 1]`, or any shape of `rows` elements), or a scalar. Scalar arithmetic and a `gather` of one row by a scalar
-/// index may be among them, and a reshape that keeps rows and columns, or a column, as it is.
+/// column (`[rows, 1]`, or any shape of `rows` elements), or a scalar. Scalar arithmetic and a `gather` of one row by a
+/// scalar index may be among them, and a reshape that keeps rows and columns, or a column, as it is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum KernelKind {
     /// Row operations; `gather`/`packed_gather`/`positions` may produce rows, or one row for a scalar index.

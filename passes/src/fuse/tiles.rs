@@ -44,8 +44,7 @@ pub fn matmul(m: usize, n: usize, k: usize, nr: usize, target: &Target) -> Tiled
     let blocks = k.div_ceil(512).max(1);
     let kc = k.div_ceil(blocks).next_multiple_of(2);
     let (rows_per_task, panels_per_task, dispatch) = if m <= FEW_ROWS {
-        // A thread streams one contiguous share of the weight; a share ends at a whole number of panels.
-        (m, panels.div_ceil(2 * TASKS).max(2).min(panels), Dispatch::Static)
+        (m, even_shares(panels), Dispatch::Static)
     } else {
         let (rows, columns) = blocks_of(m, panels, k, target);
         (rows, columns, Dispatch::Dynamic)
@@ -53,6 +52,19 @@ pub fn matmul(m: usize, n: usize, k: usize, nr: usize, target: &Target) -> Tiled
     let tasks = m.div_ceil(rows_per_task) * panels.div_ceil(panels_per_task);
     let kind = KernelKind::Matmul { m, n, k, rows_per_task, panels_per_task, kc };
     Tiled { kind, tasks, dispatch }
+}
+
+/// Panels of a task where each thread streams one contiguous share of the weight: 16 to 64 tasks of two panels or more, if
+/// there are as many, and the size that splits best among two and among four threads.
+fn even_shares(panels: usize) -> usize {
+    let least = panels.div_ceil(2 * TASKS).max(2).min(panels);
+    let largest_share = |each: usize, threads: usize| {
+        let cut = |t: usize| (t * panels.div_ceil(each) / threads * each).min(panels);
+        let share = (0..threads).map(|t| cut(t + 1) - cut(t)).max().unwrap_or(panels);
+        share * threads
+    };
+    let cost = |each: &usize| 2 * largest_share(*each, 2) + largest_share(*each, 4);
+    (least..=(2 * least).min(panels)).min_by_key(cost).unwrap_or(least)
 }
 
 /// Rows and panels of a task. Tall blocks reuse a panel of the weight more often, and a block with all its columns
@@ -110,6 +122,7 @@ mod tests {
         assert_eq!(tiles(1, 1024, 384), (1, 2, 384, 32));
         assert_eq!(tiles(1, 65536, 5280), (1, 64, 480, 64));
         assert_eq!(tiles(1, 1, 128), (1, 1, 128, 1));
+        assert_eq!(tiles(1, 5632, 1024), (1, 8, 512, 44), "352 panels are 2 shares of 22 tasks");
     }
 
     #[test]

@@ -225,13 +225,14 @@ fn models_that_leave_early() {
     }
     let expected = [
         "prefill: rows generic [matmul kv attention matmul matmul matmul matmul rows matmul] matmul",
-        "prefill.exit: rows generic generic copy copy copy copy [matmul kv attention matmul matmul matmul matmul rows rows] \
-         matmul",
+        "prefill.exit: rows generic generic copy copy copy copy [matmul kv attention matmul matmul matmul matmul rows \
+         rows] matmul",
         "decode: rows generic [matmul decode matmul matmul matmul matmul rows matmul] matmul",
-        "decode.exit: rows generic generic copy copy copy copy [matmul decode matmul matmul matmul matmul rows rows] matmul",
-        "prefill: rows rows [matmul kv attention matmul matmul matmul] matmul",
-        "prefill.act: rows generic generic rows copy copy copy [matmul kv attention matmul matmul matmul rows matmul generic] \
+        "decode.exit: rows generic generic copy copy copy copy [matmul decode matmul matmul matmul matmul rows rows] \
          matmul",
+        "prefill: rows rows [matmul kv attention matmul matmul matmul] matmul",
+        "prefill.act: rows generic generic rows copy copy copy [matmul kv attention matmul matmul matmul rows matmul \
+         generic] matmul",
     ];
     assert_eq!(schedules, expected);
 }

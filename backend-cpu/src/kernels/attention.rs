@@ -290,36 +290,36 @@ enum Product {
 }
 
 /// Emits a product over `rows` rows. `extent` is the number of columns for the scores, the inner size for the values.
+/// Columns go outside, so that a panel of the right operand stays in the first-level cache while the (smaller) row tiles
+/// of the left one stream past.
 fn multiply(e: &mut Emitter, l: &Layout, product: Product, rows: Val, extent: Val) {
     let zero = e.i64(0);
     let n = e.lanes;
-    e.for_range(zero, rows, l.tile.rows, &[], |e, row, _| {
-        match product {
-            Product::Scores { queries, keys, scores } => {
-                let width = l.tile.vectors * n;
-                let left = e.at(queries, row, l.dim * 4);
-                let out = e.at(scores, row, l.columns * 4);
-                let columns: Vec<(usize, usize)> = (0..l.tile.vectors).map(|v| (v * n, n)).collect();
-                e.for_range(zero, extent, width, &[], |e, column, _| {
-                    let right = e.at(keys, column, 4);
+    match product {
+        Product::Scores { queries, keys, scores } => {
+            let columns: Vec<(usize, usize)> = (0..l.tile.vectors).map(|v| (v * n, n)).collect();
+            e.for_range(zero, extent, l.tile.vectors * n, &[], |e, column, _| {
+                let right = e.at(keys, column, 4);
+                let out = e.at(scores, column, 4);
+                e.for_range(zero, rows, l.tile.rows, &[], |e, row, _| {
+                    let left = e.at(queries, row, l.dim * 4);
                     let inner = e.i64(l.dim);
                     let none: Vec<Val> = (0..l.tile.rows * columns.len()).map(|_| e.f32(0.0, n)).collect();
                     let tile = micro_kernel(e, l, (left, l.dim), (right, l.columns), inner, &columns, none);
-                    let out = e.at(out, column, 4);
-                    for (i, value) in tile.into_iter().enumerate() {
-                        let (r, c) = (i / columns.len(), i % columns.len());
-                        let place = e.offset_const(out, (r * l.columns + columns[c].0) * 4);
-                        e.store_raw(place, value);
-                    }
+                    let out = e.at(out, row, l.columns * 4);
+                    store_tile(e, tile, (out, l.columns), &columns);
                     vec![]
                 });
-            }
-            Product::Values { scores, values, sums } => {
-                let left = e.at(scores, row, l.columns * 4);
-                let out = e.at(sums, row, l.dim * 4);
-                let factors = e.offset_const(e.scratch, l.factors);
-                let factors = e.at(factors, row, 4);
-                for columns in all_pieces(l.dim, n).chunks(l.tile.vectors) {
+                vec![]
+            });
+        }
+        Product::Values { scores, values, sums } => {
+            for columns in all_pieces(l.dim, n).chunks(l.tile.vectors) {
+                e.for_range(zero, rows, l.tile.rows, &[], |e, row, _| {
+                    let left = e.at(scores, row, l.columns * 4);
+                    let out = e.at(sums, row, l.dim * 4);
+                    let factors = e.offset_const(e.scratch, l.factors);
+                    let factors = e.at(factors, row, 4);
                     let mut start = Vec::new();
                     for r in 0..l.tile.rows {
                         let place = e.offset_const(factors, r * 4);
@@ -332,16 +332,21 @@ fn multiply(e: &mut Emitter, l: &Layout, product: Product, rows: Val, extent: Va
                         }
                     }
                     let tile = micro_kernel(e, l, (left, l.columns), (values, l.dim), extent, columns, start);
-                    for (i, value) in tile.into_iter().enumerate() {
-                        let (r, c) = (i / columns.len(), i % columns.len());
-                        let place = e.offset_const(out, (r * l.dim + columns[c].0) * 4);
-                        e.store_raw(place, value);
-                    }
-                }
+                    store_tile(e, tile, (out, l.dim), columns);
+                    vec![]
+                });
             }
         }
-        vec![]
-    });
+    }
+}
+
+/// Stores a tile of rows by vectors at (address, row stride in floats).
+fn store_tile(e: &mut Emitter, tile: Vec<Val>, (out, stride): (Val, usize), columns: &[(usize, usize)]) {
+    for (i, value) in tile.into_iter().enumerate() {
+        let (row, column) = (i / columns.len(), columns[i % columns.len()].0);
+        let place = e.offset_const(out, (row * stride + column) * 4);
+        e.store_raw(place, value);
+    }
 }
 
 /// `tile + left . right` for a tile of rows by vectors; operands are (address, row stride in floats).

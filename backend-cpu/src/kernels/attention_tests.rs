@@ -48,7 +48,7 @@ fn head(z: Size, caches: &str) -> String {
     )
 }
 
-fn kv_write(z: Size, layout: Option<&str>, pos: &[i32]) {
+fn kv_write(z: Size, layout: Option<&str>, pos: &[i32]) -> Case {
     let Size { b, s, g, d, t, h } = z;
     let cache = format!("cache f32[1, {b}, {t}, {g}, {d}]");
     let text = head(z, &format!(r#""ck" cache = %ck: {cache}, "cv" cache = %cv: {cache}"#))
@@ -62,24 +62,24 @@ fn kv_write(z: Size, layout: Option<&str>, pos: &[i32]) {
         );
     let tokens = b * s;
     let kind = KernelKind::KvWrite { tokens, tokens_per_task: 2 };
-    Case::new(&text, kind, tokens.div_ceil(2)).int("pos", pos).check();
+    Case::new(&text, kind, tokens.div_ceil(2)).int("pos", pos)
 }
 
 #[test]
 fn keys_and_values_are_written() {
     let z = Size { b: 2, s: 5, h: 4, g: 2, d: 12, t: 9 };
-    kv_write(z, Some("adjacent"), &[0, 3]);
-    kv_write(z, Some("half"), &[2, 4]);
-    kv_write(z, None, &[1, 0]);
+    kv_write(z, Some("adjacent"), &[0, 3]).check();
+    kv_write(z, Some("half"), &[2, 4]).check();
+    kv_write(z, None, &[1, 0]).check();
     // The last positions do not fit.
-    kv_write(z, Some("half"), &[7, 9]);
-    kv_write(Size { d: 64, ..z }, Some("adjacent"), &[7, 9]);
-    kv_write(Size { d: 64, ..z }, Some("half"), &[0, 0]);
-    kv_write(Size { d: 6, ..z }, Some("half"), &[0, 0]);
-    kv_write(Size { d: 7, ..z }, None, &[0, 0]);
+    kv_write(z, Some("half"), &[7, 9]).check();
+    kv_write(Size { d: 64, ..z }, Some("adjacent"), &[7, 9]).check();
+    kv_write(Size { d: 64, ..z }, Some("half"), &[0, 0]).check();
+    kv_write(Size { d: 6, ..z }, Some("half"), &[0, 0]).check();
+    kv_write(Size { d: 7, ..z }, None, &[0, 0]).check();
 }
 
-fn decode(z: Size, layout: Option<&str>, pos: &[i32], causal: bool) {
+fn decode(z: Size, layout: Option<&str>, pos: &[i32], causal: bool) -> Case {
     let Size { b, g, d, t, h, .. } = z;
     let cache = format!("cache f32[1, {b}, {t}, {g}, {d}]");
     let view = format!("f32[{b}, {t}, {g}, {d}]");
@@ -97,25 +97,25 @@ fn decode(z: Size, layout: Option<&str>, pos: &[i32], causal: bool) {
             h * d,
             h * d
         );
-    Case::new(&text, KernelKind::DecodeAttention, b * g).int("pos", pos).check();
+    Case::new(&text, KernelKind::DecodeAttention, b * g).int("pos", pos)
 }
 
 #[test]
 fn decode_attention() {
     let z = Size { b: 2, s: 1, h: 4, g: 2, d: 12, t: 33 };
     for d in [12, 16, 48, 64, 96, 128, 6] {
-        decode(Size { d, ..z }, Some("adjacent"), &[0, 32], true);
-        decode(Size { d, ..z }, Some("half"), &[17, 8], true);
+        decode(Size { d, ..z }, Some("adjacent"), &[0, 32], true).check();
+        decode(Size { d, ..z }, Some("half"), &[17, 8], true).check();
     }
     for d in [7, 9, 3] {
-        decode(Size { d, ..z }, None, &[4, 30], true);
+        decode(Size { d, ..z }, None, &[4, 30], true).check();
     }
-    decode(Size { h: 2, ..z }, Some("half"), &[5, 31], true);
-    decode(Size { h: 12, ..z }, Some("half"), &[5, 31], true);
-    decode(Size { h: 3, g: 3, d: 64, ..z }, Some("adjacent"), &[15, 16], false);
+    decode(Size { h: 2, ..z }, Some("half"), &[5, 31], true).check();
+    decode(Size { h: 12, ..z }, Some("half"), &[5, 31], true).check();
+    decode(Size { h: 3, g: 3, d: 64, ..z }, Some("adjacent"), &[15, 16], false).check();
 }
 
-fn prefill(z: Size, layout: Option<&str>, pos: &[i32], causal: bool, q_rows: usize, kv_block: usize) {
+fn prefill(z: Size, layout: Option<&str>, pos: &[i32], causal: bool, q_rows: usize, kv_block: usize) -> Case {
     let Size { b, s, g, d, t, h } = z;
     let view = format!("f32[{b}, {t}, {g}, {d}]");
     let text = head(z, &format!(r#""k" input = %k: {view}, "v" input = %v: {view}"#))
@@ -126,22 +126,32 @@ fn prefill(z: Size, layout: Option<&str>, pos: &[i32], causal: bool, q_rows: usi
         );
     let tasks = b * h * s.div_ceil(q_rows);
     let kind = KernelKind::Attention { q_rows, kv_block };
-    Case::new(&text, kind, tasks).int("pos", pos).view("k").view("v").check();
+    Case::new(&text, kind, tasks).int("pos", pos).view("k").view("v")
 }
 
 #[test]
 fn prefill_attention() {
     let z = Size { b: 2, s: 13, h: 4, g: 2, d: 12, t: 40 };
     for d in [12, 16, 48, 64, 96, 128, 6, 20] {
-        prefill(Size { d, ..z }, Some("adjacent"), &[0, 21], true, 6, 16);
-        prefill(Size { d, ..z }, Some("half"), &[3, 27], true, 8, 32);
+        prefill(Size { d, ..z }, Some("adjacent"), &[0, 21], true, 6, 16).check();
+        prefill(Size { d, ..z }, Some("half"), &[3, 27], true, 8, 32).check();
     }
     for d in [7, 9, 3] {
-        prefill(Size { d, ..z }, None, &[4, 20], true, 5, 24);
+        prefill(Size { d, ..z }, None, &[4, 20], true, 5, 24).check();
     }
-    prefill(z, Some("half"), &[0, 0], false, 4, 16);
-    prefill(Size { h: 2, t: 37, ..z }, Some("half"), &[0, 9], false, 64, 64);
-    prefill(Size { h: 2, t: 37, ..z }, Some("half"), &[0, 24], true, 64, 13);
+    prefill(z, Some("half"), &[0, 0], false, 4, 16).check();
+    prefill(Size { h: 2, t: 37, ..z }, Some("half"), &[0, 9], false, 64, 64).check();
+    prefill(Size { h: 2, t: 37, ..z }, Some("half"), &[0, 24], true, 64, 13).check();
     // Queries beyond the context see all of it.
-    prefill(Size { t: 16, ..z }, None, &[0, 10], true, 6, 16);
+    prefill(Size { t: 16, ..z }, None, &[0, 10], true, 6, 16).check();
+}
+
+#[test]
+fn every_target_compiles_attention() {
+    let z = Size { b: 2, s: 13, h: 4, g: 2, d: 20, t: 40 };
+    for layout in [Some("adjacent"), Some("half"), None] {
+        kv_write(z, layout, &[0, 0]).compile_elsewhere();
+        decode(Size { s: 1, d: 22, ..z }, layout, &[0, 0], true).compile_elsewhere();
+        prefill(z, layout, &[0, 0], true, 6, 64).compile_elsewhere();
+    }
 }

@@ -1,5 +1,5 @@
 //! Compares kernels with the reference interpreter in f64.
-use crate::testing::{Aligned, Runner, kernel, random};
+use crate::testing::{Aligned, Runner, kernel, program, random};
 use rdc_ir::interp::{self, Data, Inputs, Tensor};
 use rdc_ir::program::KernelKind;
 use rdc_ir::{DType, Func, Module, Opcode, Type, ValueId};
@@ -40,6 +40,28 @@ impl Case {
         self
     }
 
+    /// Compiles the kernel for the targets that this machine need not be.
+    #[track_caller]
+    pub fn compile_elsewhere(&self) {
+        for name in ["x86-64-v4", "aarch64"] {
+            let target = crate::target(name).unwrap();
+            let mut program = program(&target, vec![kernel("k", self.kind.clone(), self.kernel_func(), self.tasks)]);
+            crate::compile(&mut program, &crate::Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+    }
+
+    /// The function as a kernel has it: views are caches.
+    fn kernel_func(&self) -> Func {
+        let mut func = self.func.clone();
+        let args = func.regions[func.body].args.clone();
+        for (arg, &value) in self.func.args.iter().zip(&args) {
+            if self.views.iter().any(|v| *v == arg.name) {
+                func.values[value].ty.cache = true;
+            }
+        }
+        func
+    }
+
     fn argument(&self, index: usize, ty: &Type) -> Tensor<f64> {
         let name = &self.func.args[index].name;
         let n = ty.elements();
@@ -59,13 +81,8 @@ impl Case {
     /// Runs the kernel in one call and task by task, backwards, and compares both with the interpreter.
     #[track_caller]
     pub fn check(&self) {
-        let mut kernel_func = self.func.clone();
+        let kernel_func = self.kernel_func();
         let args = kernel_func.regions[kernel_func.body].args.clone();
-        for (arg, &value) in self.func.args.iter().zip(&args) {
-            if self.views.iter().any(|v| *v == arg.name) {
-                kernel_func.values[value].ty.cache = true;
-            }
-        }
         let tensors: Vec<Tensor<f64>> =
             args.iter().enumerate().map(|(i, &v)| self.argument(i, self.func.ty(v))).collect();
         let mut inputs = Inputs::default();
@@ -77,7 +94,6 @@ impl Case {
         let target = crate::target("x86-64-v3").unwrap();
         let kernel = kernel("k", self.kind.clone(), kernel_func, self.tasks);
         let mut runner = Runner::new(&target, &kernel).unwrap_or_else(|e| panic!("{e}"));
-        let mut pieces = Vec::new();
         let set = |runner: &mut Runner| {
             for (i, (&value, tensor)) in args.iter().zip(&tensors).enumerate() {
                 runner.args[i] = memory(kernel.func.ty(value), tensor);
@@ -94,8 +110,7 @@ impl Case {
         for task in (0..self.tasks).rev() {
             runner.run(task..task + 1);
         }
-        pieces.append(&mut runner.args);
-        for (a, b) in whole.iter().zip(&pieces) {
+        for (a, b) in whole.iter().zip(&runner.args) {
             assert!(a.bytes() == b.bytes(), "the result depends on how tasks are split");
         }
         let pointers = self.pointers(&kernel.func);

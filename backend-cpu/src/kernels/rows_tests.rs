@@ -30,6 +30,24 @@ fn operand_classes_and_tails() {
 }
 
 #[test]
+fn every_target_compiles_rows() {
+    let text = r#"func "f"("ids" ids = %ids: i32[3], "table" input = %table: bf16[2, 11, 32, 2], "w" input = %w: f32[21]) {
+        %x = packed_gather %table, %ids {n = 64, k = 21, parts = 1} : f32[3, 21]
+        %n = layer_norm %x, %w, %w {eps = 1e-6} : f32[3, 21]
+        %g = gelu %n : f32[3, 21]
+        %t = tanh %g : f32[3, 21]
+        %l = log %t : f32[3, 21]
+        %m = max %l, %x : f32[3, 21]
+        %c = lt %m, %x : bool[3, 21]
+        %s = select %c, %m, %x : f32[3, 21]
+        %p = softmax %s : f32[3, 21]
+        %i = cast %p {dtype = i32} : i32[3, 21]
+        %b = cast %p {dtype = bf16} : bf16[3, 21]
+        yield "i" = %i, "c" = %c, "b" = %b }"#;
+    rows(text, 3).compile_elsewhere();
+}
+
+#[test]
 fn norms_in_few_sweeps() {
     for d in [2, 12, 32, 40, 69, 320] {
         let text = format!(

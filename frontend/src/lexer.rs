@@ -52,7 +52,8 @@ pub fn lex(source: &str) -> (Vec<Token>, Vec<Diagnostic>) {
     let (mut tokens, mut errors) = (Vec::new(), Vec::new());
     let run = |from: usize, f: &dyn Fn(u8) -> bool| from + bytes[from..].iter().take_while(|b| f(**b)).count();
     let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-    let mut at = 0;
+    // Some editors begin a text with a byte order mark.
+    let mut at = if source.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
     while at < bytes.len() {
         let start = at;
         let tok = match bytes[at] {

@@ -29,7 +29,9 @@ pub fn binary(op: BinaryOp, a: &Val, b: &Val) -> Option<Result<Val, String>> {
                 Sub => x.checked_sub(*y),
                 Mul => x.checked_mul(*y),
                 Div if *y == 0 => return Some(Err("division by zero".into())),
-                Div if x % y != 0 => return Some(Ok(Val::Float(*x as f64 / *y as f64))),
+                Div if x.checked_rem(*y).is_some_and(|rest| rest != 0) => {
+                    return Some(Ok(Val::Float(*x as f64 / *y as f64)));
+                }
                 Div => x.checked_div(*y),
                 _ => return compare(op, *x as f64, *y as f64).map(Ok),
             };
@@ -89,4 +91,41 @@ pub fn unary(name: &str, x: f64) -> Option<f64> {
         "abs" => x.abs(),
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(n: i64, text: &str) -> Val {
+        Val::Int(n, Some(text.into()))
+    }
+    fn show(op: BinaryOp, a: &Val, b: &Val) -> String {
+        match binary(op, a, b) {
+            Some(Ok(Val::Int(n, text))) => format!("{} = {n}", text.as_deref().unwrap_or("")),
+            Some(Ok(val)) => val.show(),
+            Some(Err(message)) => message,
+            None => "undefined".into(),
+        }
+    }
+
+    #[test]
+    fn sizes_keep_their_expressions() {
+        let dim = named(8, "dim");
+        let sum = binary(BinaryOp::Add, &dim, &Val::int(1)).and_then(Result::ok).unwrap_or(Val::Error);
+        assert_eq!(show(BinaryOp::Mul, &Val::int(3), &dim), "3 * dim = 24");
+        assert_eq!(show(BinaryOp::Mul, &Val::int(3), &sum), "3 * (dim + 1) = 27");
+        assert_eq!(show(BinaryOp::Div, &dim, &Val::int(2)), "dim / 2 = 4");
+    }
+
+    #[test]
+    fn arithmetic_never_panics() {
+        let least = Val::int(i64::MIN);
+        assert_eq!(show(BinaryOp::Div, &Val::int(7), &Val::int(2)), "3.5");
+        assert_eq!(show(BinaryOp::Div, &Val::int(7), &Val::int(0)), "division by zero");
+        assert!(show(BinaryOp::Mul, &least, &Val::int(3)).contains("does not fit"));
+        assert_eq!(show(BinaryOp::And, &Val::int(1), &Val::Bool(true)), "undefined");
+        assert_eq!(show(BinaryOp::Lt, &Val::int(1), &Val::Float(1.5)), "true");
+        assert!(show(BinaryOp::Div, &least, &Val::int(-1)).contains("does not fit"));
+    }
 }

@@ -235,7 +235,6 @@ impl Planner<'_> {
                     match (op.opcode, index) {
                         (Opcode::CacheUpdate, 0) => self.place_of(op.operands[0], op.loc)?,
                         (Opcode::CacheUpdate, _) => self.slot_of(id)?,
-                        (Opcode::Pack, _) => return Err(weights::unsupported(self.func, value)),
                         _ => {
                             let Some((source, offset)) = alias(self.func, id) else {
                                 let what = op.opcode.info().mnemonic;

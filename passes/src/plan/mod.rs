@@ -26,8 +26,7 @@ use rdc_ir::program::Program;
 /// Builds the program of a module whose weights are packed for `options.target`.
 ///
 /// # Errors
-/// If a packed weight is made otherwise than from blocks of parameters, if a cache slot is neither constant nor a
-/// `kv_slot` of the loop around, or if a cache is read by anything but attention.
+/// If a cache slot is neither constant nor a `kv_slot` of the loop around, or if a cache is read by anything but attention.
 pub fn build(module: &Module, options: &Options) -> Result<Program, Error> {
     let mut weights = weights::Weights::default();
     let mut kernels = kernels::Kernels::default();

@@ -3,7 +3,7 @@ use super::check::{self, Tensors};
 use super::testing::{Sizes, function, module, options};
 use crate::{Error, Options, WeightType};
 use rdc_ir::interp::{self, Inputs, Tensor};
-use rdc_ir::program::{Entry, KernelKind, Program, Step};
+use rdc_ir::program::{Entry, KernelKind, Place, Program, Step};
 use rdc_ir::testing::{Config, convert, max_difference, random_inputs, random_module};
 use rdc_ir::{ArgRole, DType, Func, Module, Type};
 use std::rc::Rc;
@@ -235,4 +235,64 @@ fn models_that_leave_early() {
          generic] matmul",
     ];
     assert_eq!(schedules, expected);
+}
+
+/// Whether running a changed program is caught.
+fn is_caught(change: impl Fn(&mut Entry)) -> bool {
+    let module = module(vec![function("f", &Sizes::default())]);
+    let mut program = super::build(&module, &options()).unwrap();
+    change(&mut program.entries[0]);
+    let (params, args) = (params(&module), args(&module.funcs[0], 0, 2));
+    std::panic::catch_unwind(|| check::run(&program, "f", &params, &args)).is_err()
+}
+
+#[test]
+fn the_check_sees_bad_plans() {
+    assert!(!is_caught(|_| ()));
+    let every_barrier = 2 * 6 + 1;
+    for index in 0..every_barrier {
+        let without = |entry: &mut Entry| {
+            let (mut seen, mut stack) = (0, vec![&mut entry.steps]);
+            while let Some(steps) = stack.pop() {
+                for step in steps {
+                    match step {
+                        Step::Launch(launch) => {
+                            launch.barrier &= seen != index;
+                            seen += 1;
+                        }
+                        Step::Loop(inner) => stack.push(&mut inner.body),
+                        Step::Copy { .. } => {}
+                    }
+                }
+            }
+        };
+        // What follows the launches before the loop and after it does not depend on them.
+        assert!(is_caught(without) || [7, 8, 9].contains(&index), "launch {index} needs no barrier");
+    }
+    assert!(is_caught(|entry| {
+        let in_arena = entry.buffers.iter_mut().filter(|b| matches!(b.place, Place::Arena(_)));
+        in_arena.for_each(|b| b.place = Place::Arena(0));
+    }));
+}
+
+#[test]
+fn weights_are_shared() {
+    let sizes = Sizes::default();
+    let decode = function("decode", &Sizes { s: 1, ..sizes.clone() });
+    let both = module(vec![function("prefill", &sizes), decode.clone()]);
+    let one = module(vec![decode]);
+    let count = |module: &Module| super::build(module, &options()).unwrap().weights.len();
+    assert_eq!(count(&both), count(&one));
+
+    // Layout leaves no such weight; if it did, it would be packed at run time.
+    let text = "module \"m\"\nparam \"w\": f32[16, 16] = normal(1.0)
+        func \"f\"(\"x\" input = %x: f32[2, 16]) {
+          %w = param {name = \"w\"} : f32[16, 16]
+          %t = transpose %w {perm = [1, 0]} : f32[16, 16]
+          %p = pack %t {nr = 16, parts = 1} : f32[1, 16, 16, 1] @3:7
+          %y = packed_matmul %x, %p {n = 16, k = 16, parts = 1} : f32[2, 16]
+          yield \"y\" = %y
+        }";
+    let program = agrees(rdc_ir::parse(text).unwrap().funcs.remove(0), 0, &[0]);
+    assert_eq!(schedule(&program), "generic generic matmul");
 }

@@ -3,7 +3,6 @@
 //! A recipe covers what layout and hoisting leave: a parameter (perhaps rounded to bf16) or a contiguous part of one,
 //! packed stacks of parameter blocks, their int8 scales, and position tables. Any other arithmetic on parameters is not
 //! a weight; it runs as ordinary kernels, outside the loops because hoisting put it there.
-use crate::Error;
 use crate::fuse::uses::{User, Uses, alias};
 use rdc_ir::infer::packed_type;
 use rdc_ir::program::{Piece, Weight, WeightSource};
@@ -43,19 +42,6 @@ pub fn leaves(func: &Func, uses: &Uses) -> HashSet<OpId> {
         }
     }
     leaves
-}
-
-/// An error for a packed weight that no recipe expresses.
-pub fn unsupported(func: &Func, value: ValueId) -> Error {
-    let op = func.def_op(value).map(|op| &func.ops[op]);
-    let what = op.map_or("an argument", |op| op.opcode.info().mnemonic);
-    Error::Unsupported {
-        message: format!(
-            "`{}` uses a packed weight made by `{what}`; it must be packed from blocks of parameters stacked by rows",
-            func.name
-        ),
-        loc: op.map(|op| op.loc).unwrap_or_default(),
-    }
 }
 
 /// The buffer, and the element type that the value has at this point of a cast chain.

@@ -1,14 +1,17 @@
 //! Text emission: the MLIR builder, vector mathematics, and code for row operations.
 pub mod elementwise;
 pub mod emitter;
+mod epilogue;
 pub mod math;
 #[cfg(test)]
 mod math_tests;
+mod row;
 mod rowgraph;
 pub mod rowops;
 
 pub use emitter::{Cmp, Elem, Emitter, Ty, Val};
-pub use rowops::{Epilogue, RowProgram};
+pub use epilogue::Epilogue;
+pub use rowops::RowProgram;
 
 /// Why no code could be generated for a kernel.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

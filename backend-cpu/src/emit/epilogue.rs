@@ -1,0 +1,88 @@
+//! Elementwise operations on the accumulators of a matmul, while they are in registers.
+use super::row::{Chunk, Row, store};
+use super::rowgraph::{Graph, Kind, NodeId};
+use super::{Emitter, Error, Val};
+use rdc_ir::{Func, OpId, ValueId};
+
+/// Elementwise operations after a matmul, on accumulators still in registers.
+pub struct Epilogue<'k> {
+    graph: Graph<'k>,
+    /// Nodes stored, with the pointer argument of their memory.
+    results: Vec<(NodeId, usize)>,
+    columns: usize,
+}
+
+impl<'k> Epilogue<'k> {
+    /// Plans the epilogue of `matmul`, a `packed_matmul` of `rows` rows with a weight of `parts` parts. `results` pairs
+    /// each value to store, all of shape `[.., n / parts]`, with the index of its pointer argument.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if a result is anything but elementwise operations on parts of the matmul and arguments.
+    pub fn new(
+        kernel: &'k str,
+        func: &'k Func,
+        rows: usize,
+        matmul: OpId,
+        results: &[(ValueId, usize)],
+    ) -> Result<Epilogue<'k>, Error> {
+        let op = &func.ops[matmul];
+        let parts = op.size("parts").max(1);
+        let columns = op.size("n") / parts;
+        let mut graph = Graph::new(kernel, func, rows, Some(matmul));
+        let mut nodes = Vec::new();
+        for &(value, pointer) in results {
+            let node = graph.result(value)?;
+            if graph.nodes[node].class.width().unwrap_or(1) != columns {
+                let what = format!("a result of {} after a matmul of {columns} columns", func.ty(value));
+                return Err(Error::unsupported(kernel, what));
+            }
+            nodes.push((node, pointer));
+        }
+        let epilogue = Epilogue { graph, results: nodes, columns };
+        for (id, n) in epilogue.graph.nodes.iter().enumerate() {
+            let fits = match &n.kind {
+                Kind::Arg(_) | Kind::Constant(_) | Kind::Positions { .. } | Kind::Gather { .. } | Kind::Alias(_) => {
+                    true
+                }
+                Kind::Elementwise { operands, .. } => {
+                    parts == 1 || operands.iter().all(|&o| !matches!(epilogue.graph.nodes[o].kind, Kind::Matmul))
+                }
+                Kind::Slice { x, start } => {
+                    let of_matmul = matches!(epilogue.graph.nodes[*x].kind, Kind::Matmul);
+                    !of_matmul || (start % columns == 0 && n.class.width().unwrap_or(1) == columns)
+                }
+                Kind::Matmul => parts == 1 || !epilogue.results.iter().any(|r| r.0 == id),
+                _ => false,
+            };
+            if !fits {
+                return Err(Error::unsupported(kernel, format!("{:?} after a matmul", n.kind)));
+            }
+        }
+        Ok(epilogue)
+    }
+
+    /// Emits the epilogue for columns `col..` of row `row` (both `i64`): `accumulators` holds for each part the matmul's
+    /// values there, all of the same number of lanes (any power of two).
+    pub fn emit(&self, e: &mut Emitter, row: Val, col: Val, accumulators: &[Val]) {
+        let mut ctx = Row::new(row, &[], e.scratch);
+        ctx.accumulators = accumulators;
+        ctx.part = self.columns;
+        let lanes = accumulators[0].lanes();
+        for &(node, pointer) in &self.results {
+            let n = &self.graph.nodes[node];
+            let chunk = Chunk { col, offset: 0, lanes };
+            let value = self.value(e, &mut ctx, node, chunk);
+            let base = e.at(e.arg(pointer), row, self.columns * n.dtype.bytes());
+            store(e, base, n.dtype, chunk, value);
+        }
+    }
+
+    fn value(&self, e: &mut Emitter, ctx: &mut Row, node: NodeId, chunk: Chunk) -> Val {
+        if let Some(&value) = ctx.chunk.get(&(node, chunk.offset)) {
+            return value;
+        }
+        let value = self.graph.value(e, ctx, node, chunk, &mut |e, ctx, node, chunk| self.value(e, ctx, node, chunk));
+        ctx.chunk.insert((node, chunk.offset), value);
+        value
+    }
+}

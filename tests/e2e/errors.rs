@@ -96,7 +96,7 @@ fn inputs_that_do_not_fit() {
     let artifact = small();
     let good = inputs(&ids(&[2, 12], 1.0), None);
     says(&run_fails(&artifact, &Tensors::new(), &[]), &["input_ids"]);
-    says(&run_fails(&artifact, &inputs(&ids(&[2, 12], 256.0), None), &[]), &["256", "vocab"]);
+    says(&run_fails(&artifact, &inputs(&ids(&[2, 12], 256.0), None), &[]), &["256", "0 to 255"]);
     says(&run_fails(&artifact, &inputs(&ids(&[2, 12], -1.0), None), &[]), &["-1"]);
     says(&run_fails(&artifact, &inputs(&ids(&[3, 12], 1.0), None), &[]), &["--batch"]);
     says(&run_fails(&artifact, &inputs(&ids(&[2, 129], 1.0), None), &[]), &["129", "128", "context"]);

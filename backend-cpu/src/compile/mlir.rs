@@ -17,14 +17,14 @@ use std::{cell::RefCell, rc::Rc};
 const PIPELINE: &str =
     "builtin.module(convert-scf-to-cf,convert-vector-to-llvm,convert-to-llvm,reconcile-unrealized-casts)";
 
-/// An MLIR context with its dialects loaded and the diagnostics of the current module.
+/// An MLIR context, which loads dialects as texts name them, and the diagnostics of the current module.
 struct Session {
     context: Context,
     messages: Rc<RefCell<Vec<String>>>,
 }
 
 thread_local! {
-    /// Loading dialects costs more than a kernel, and a context serves one thread at a time: one per thread.
+    /// Making a context costs more than a small kernel, and it serves one thread at a time: one per thread.
     static SESSION: Session = Session::new();
 }
 
@@ -34,7 +34,6 @@ impl Session {
         let registry = DialectRegistry::new();
         register_all_dialects(&registry);
         let context = Context::new_with_registry(&registry, false);
-        context.load_all_available_dialects();
         register_all_llvm_translations(&context);
         let messages = Rc::new(RefCell::new(Vec::new()));
         let sink = messages.clone();

@@ -157,6 +157,26 @@ mod tests {
     }
 
     #[test]
+    fn aarch64_addresses_of_constants_are_resolved() {
+        let object = object("aarch64", &add_ramp(4, |e| e.arg(0)));
+        let image = image::layout([("ramp", object.as_slice())].into_iter()).unwrap();
+        let word = |at: usize| u32::from_le_bytes(image.bytes[at..at + 4].try_into().unwrap());
+        let mut found = 0;
+        for at in (0..image.bytes.len() / 4 * 4).step_by(4).filter(|&at| word(at) & 0x9f00_0000 == 0x9000_0000) {
+            // `adrp x, page` and, soon after, `ldr q, [x, offset]` of the same register.
+            let (page, register) = (word(at), word(at) & 31);
+            let load = (at + 4..at + 40).step_by(4).map(word);
+            let load = load.into_iter().find(|w| w & 0xffc0_0000 == 0x3dc0_0000 && w >> 5 & 31 == register).unwrap();
+            let pages = (page >> 29 & 3) | (page >> 5 & 0x7_ffff) << 2;
+            let address = at / 4096 * 4096 + pages as usize * 4096 + (load >> 10 & 0xfff) as usize * 16;
+            let constant: Vec<u8> = [1f32, 2.0, 1.0, 2.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+            assert_eq!(image.bytes[address..address + 16], constant);
+            found += 1;
+        }
+        assert_eq!(found, 1);
+    }
+
+    #[test]
     fn calls_of_libraries_are_refused() {
         let text = "module { llvm.func @cosf(f32) -> f32
             func.func @k(%p: !llvm.ptr, %b: i64, %e: i64, %s: !llvm.ptr) {

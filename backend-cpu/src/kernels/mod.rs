@@ -1,5 +1,7 @@
 //! Code generation, one file per kernel family of [`KernelKind`].
 mod attention;
+#[cfg(test)]
+mod attention_tests;
 mod decode_attention;
 mod gemv;
 mod generic;
@@ -18,8 +20,6 @@ mod oracle;
 mod rows;
 #[cfg(test)]
 mod rows_tests;
-#[cfg(test)]
-mod attention_tests;
 
 use crate::emit::Error;
 use rdc_ir::program::{Kernel, KernelKind, Target};

@@ -1,9 +1,10 @@
 //! A typed builder of MLIR text for one kernel function.
 //!
-//! Everything is emitted in the dialects `arith`, `scf`, `vector` (broadcasts, shuffles, lanes) and `llvm` (pointers, loads,
-//! stores, fma): addresses are `!llvm.ptr` plus byte offsets in `i64`, loop counters are `i64`. A [`Val`] is an SSA value
-//! with its [`Ty`]: a scalar, or a vector of rank 1. A vector of one lane *is* the scalar, so code written for any
-//! number of lanes also serves as its own tail. Constants are hoisted to the head of the function and deduplicated.
+//! Everything is emitted in the dialects `arith`, `scf`, `vector` (broadcasts, shuffles, lanes) and `llvm` (pointers,
+//! loads, stores, fma): addresses are `!llvm.ptr` plus byte offsets in `i64`, loop counters are `i64`. A [`Val`] is an
+//! SSA value with its [`Ty`]: a scalar, or a vector of rank 1. A vector of one lane *is* the scalar, so code written
+//! for any number of lanes also serves as its own tail. Constants are hoisted to the head of the function and
+//! deduplicated.
 //!
 //! Operand types are the caller's business: a mistake yields text that MLIR's verifier rejects, never unsound code.
 mod control;

@@ -1,4 +1,5 @@
-//! One row while its code is being emitted: what is known of it, and the evaluation of expressions at a chunk of columns.
+//! One row while its code is being emitted: what is known of it, and the evaluation of expressions at a chunk of
+//! columns.
 use super::rowgraph::{Class, Graph, Kind, NodeId, Packed};
 use super::{Elem, Emitter, Ty, Val, elementwise};
 use rdc_ir::DType;

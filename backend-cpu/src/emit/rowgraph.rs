@@ -1,8 +1,8 @@
 //! The expression graph behind row operations: what each value looks like from one row, and when it can be computed.
 //!
-//! A kernel sees its tensors as `R` rows. How a value takes part depends on its use as much as on its shape (a vector of
-//! 64 may be a weight or one flag per row of 64), so a [`Node`] is a value *together with* the [`Class`] in which it is
-//! wanted; classes flow from results to operands by NumPy's alignment.
+//! A kernel sees its tensors as `R` rows. How a value takes part depends on its use as much as on its shape (a vector
+//! of 64 may be a weight or one flag per row of 64), so a [`Node`] is a value *together with* the [`Class`] in which
+//! it is wanted; classes flow from results to operands by NumPy's alignment.
 //!
 //! A row is computed in *sweeps* over its columns, separated by the ends of reductions. The *level* of a node is the
 //! number of reductions that must have ended before one chunk of it can be computed.

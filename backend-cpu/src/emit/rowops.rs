@@ -1,10 +1,11 @@
-//! Code for whole rows of row operations (see [`rdc_ir::program::KernelKind`]), for `Rows` kernels and matmul prologues.
+//! Code for whole rows of row operations (see [`rdc_ir::program::KernelKind`]), for `Rows` kernels and matmul
+//! prologues.
 //!
-//! A row is computed in as few sweeps over its columns as its reductions demand: a sweep evaluates every expression that
-//! it stores or reduces, chunk by chunk in registers, and a value computed in one sweep but needed in a later one goes
-//! through a buffer (its result's memory if it is a result, else scratch). Chunks are vectors of the target's lanes, then
-//! vectors of falling powers of two for the rest of the row. Reductions keep up to four accumulators and fold them in an
-//! order that depends on the row's length only.
+//! A row is computed in as few sweeps over its columns as its reductions demand: a sweep evaluates every expression
+//! that it stores or reduces, chunk by chunk in registers, and a value computed in one sweep but needed in a later one
+//! goes through a buffer (its result's memory if it is a result, else scratch). Chunks are vectors of the target's
+//! lanes, then vectors of falling powers of two for the rest of the row. Reductions keep up to four accumulators and
+//! fold them in an order that depends on the row's length only.
 use super::row::{Chunk, Place, Row, Stat, load, packed_row, store};
 use super::rowgraph::{Graph, Kind, NodeId};
 use super::{Emitter, Error, Val, math};

@@ -1,15 +1,17 @@
 //! Attention of a chunk of several tokens (flash attention).
 //!
-//! Algorithm: a task is a batch row, a head and a block of `q_rows` queries, made by their chain and scaled in scratch. It
-//! goes through the keys in blocks of `kv_block`, up to the last key that any of its queries sees, with the online softmax
-//! of Milakov and Gimelshein: scores of the block, new maximum and sum of each row, then the block's share of the result,
-//! the earlier share scaled down. Only blocks that cross the diagonal, or the end, are masked.
+//! Algorithm: a task is a batch row, a head and a block of `q_rows` queries, made by their chain and scaled in
+//! scratch. It goes through the keys in blocks of `kv_block`, up to the last key that any of its queries sees, with
+//! the online softmax of Milakov and Gimelshein: scores of the block, new maximum and sum of each row, then the
+//! block's share of the result, the earlier share scaled down. Only blocks that cross the diagonal, or the end, are
+//! masked.
 //!
-//! Tiling: both products are register-blocked, [`Tile::rows`] queries by a few vectors, the operand with queries broadcast
-//! from scratch. For the scores, the block of keys is transposed into scratch first (vectors run over keys), which costs
-//! about `lanes / 2 / q_rows` of the product; values are read in place (vectors run over columns). Bound: arithmetic, the
-//! two products plus about 20 instructions per vector of exponentials. `examples/attention_bench.rs` on one Zen 3 thread, D =
-//! 64, of the multiply-add peak and counting visible pairs only: 52 to 58 % causal, 61 to 68 % full.
+//! Tiling: both products are register-blocked, [`Tile::rows`] queries by a few vectors, the operand with queries
+//! broadcast from scratch. For the scores, the block of keys is transposed into scratch first (vectors run over keys),
+//! which costs about `lanes / 2 / q_rows` of the product; values are read in place (vectors run over columns). Bound:
+//! arithmetic, the two products plus about 20 instructions per vector of exponentials. `examples/attention_bench.rs`
+//! on one Zen 3 thread, D = 64, S = 256 to 512, counting visible pairs only: 51 to 57 % of the multiply-add peak if
+//! causal, 61 to 68 % if not.
 use super::heads::{Attend, Token, all_pieces};
 use crate::emit::{Cmp, Elem, Emitter, Error, Ty, Val, math};
 use rdc_ir::program::{Kernel, KernelKind, Target};

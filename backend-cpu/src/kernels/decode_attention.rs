@@ -1,10 +1,10 @@
 //! Attention of one new token per batch row, with the writing of its key and value.
 //!
-//! Algorithm: a task is a batch row and a group of heads that share keys and values. It writes the token's key and value,
-//! makes the group's queries (bias, rope, scale) in scratch, then streams the keys `0..=pos` once for the scores, takes
-//! the softmax of each head, and streams the values once for the sums. Tiling: keys go by fours, whose dot products fold
-//! their lanes together; values are summed in a register block of [`HEADS`] heads by a few vectors of columns. Bound:
-//! memory, the bytes of keys and values up to the position; scores never leave the cache.
+//! Algorithm: a task is a batch row and a group of heads that share keys and values. It writes the token's key and
+//! value, makes the group's queries (bias, rope, scale) in scratch, then streams the keys `0..=pos` once for the
+//! scores, takes the softmax of each head, and streams the values once for the sums. Tiling: keys go by fours, whose
+//! dot products fold their lanes together; values are summed in a register block of [`HEADS`] heads by a few vectors
+//! of columns. Bound: memory, the bytes of keys and values up to the position; scores never leave the cache.
 use super::heads::{Attend, Token, all_pieces};
 use crate::emit::{Emitter, Error, Ty, Val, math};
 use rdc_ir::program::{Kernel, Target};

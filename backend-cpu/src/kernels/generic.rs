@@ -1,7 +1,8 @@
 //! Any single operation, for what no other family takes: other ranks, axes and broadcasts.
 //!
-//! Algorithm: plain loops over the result, one element at a time, by the op table's definition; operations over the last
-//! axis go to [`RowProgram`]. Tiling: none. Bound: none worth naming; the passes keep such operations out of hot paths.
+//! Algorithm: plain loops over the result, one element at a time, by the op table's definition; operations over the
+//! last axis go to [`RowProgram`]. Tiling: none. Bound: none worth naming; the passes keep such operations out of hot
+//! paths.
 use super::heads::pointer;
 use crate::emit::{Cmp, Elem, Emitter, Error, RowProgram, Ty, Val, elementwise, math};
 use rdc_ir::program::Kernel;

@@ -1,8 +1,8 @@
 //! Writes the keys and values of a chunk into single-slot caches.
 //!
-//! Algorithm: for each token and head, the chain slice → bias → rope in registers, stored at the token's position of the
-//! head-major cache. Tiling: a task is a run of tokens. Bound: memory; the projection is read once and the cache rows are
-//! written once.
+//! Algorithm: for each token and head, the chain slice → bias → rope in registers, stored at the token's position of
+//! the head-major cache. Tiling: a task is a run of tokens. Bound: memory; the projection is read once and the cache
+//! rows are written once.
 use super::heads::{Token, Update};
 use crate::emit::{Emitter, Error};
 use rdc_ir::Opcode;

@@ -1,8 +1,9 @@
 //! Row operations without a matmul.
 //!
-//! Algorithm: each row is computed by itself in the sweeps that [`RowProgram`] plans; a task is a run of rows. Tiling: none
-//! but vectors, since a row and its intermediate values stay in the first-level cache. Bound: memory for elementwise
-//! chains and norms (each argument is read once, each result written once), division and polynomials for activations.
+//! Algorithm: each row is computed by itself in the sweeps that [`RowProgram`] plans; a task is a run of rows. Tiling:
+//! none but vectors, since a row and its intermediate values stay in the first-level cache. Bound: memory for
+//! elementwise chains and norms (each argument is read once, each result written once), division and polynomials for
+//! activations.
 use crate::emit::{Emitter, Error, RowProgram};
 use rdc_ir::ValueId;
 use rdc_ir::program::{Kernel, KernelKind, Target};

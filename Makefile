@@ -50,7 +50,7 @@ bless: setup ## Accept changed snapshots; read the diff
 
 demo: setup ## Compile a small trained model and watch its prediction settle as r grows
 	cargo build --release --bins --examples
-	$(TARGET_DIR)/release/rdc compile examples/huginn.rdm --hf examples/parity-raven --batch 64 --seq 25 -o $(TARGET_DIR)/parity.rda
+	$(TARGET_DIR)/release/rdc compile examples/huginn.rdm --hf examples/parity-raven --batch 64 --seq 25 --context 32 -o $(TARGET_DIR)/parity.rda
 	$(TARGET_DIR)/release/rdc inspect $(TARGET_DIR)/parity.rda
 	$(TARGET_DIR)/release/examples/settle $(TARGET_DIR)/parity.rda examples/parity-raven/eval.jsonl
 

@@ -1,7 +1,7 @@
 //! One kernel alone, from an artifact: its arguments are zeros, its positions the end of the context.
 use super::measure::Need;
 use anyhow::{Result, ensure};
-use rdc_ir::program::{Buffer, Entry, Input, Launch, LaunchArg, Offset, OutputBuffer, Place, Step};
+use rdc_ir::program::{Buffer, Entry, Input, Launch, LaunchArg, Offset, Place, Step};
 use rdc_ir::{ArgRole, DType};
 use rdc_runtime::artifact::{Artifact, Meta};
 use rdc_runtime::exec::Executor;
@@ -71,33 +71,33 @@ impl Kernels {
     }
 }
 
-/// A schedule of one launch. Every pointer of the kernel is an input of the entry, results too.
+/// A schedule of one launch: the kernel's arguments are inputs of the entry, its results lie in the arena.
 fn entry(meta: &Meta, index: usize) -> Entry {
     let kernel = &meta.program.kernels[index];
     let func = &kernel.func;
     let body = &func.regions[func.body];
-    let args = body.args.iter().map(|&v| func.ty(v).clone());
+    let mut buffers: Vec<Buffer> = Vec::new();
+    let mut inputs = Vec::new();
+    for (i, &value) in body.args.iter().enumerate() {
+        let ty = func.ty(value).clone();
+        // A cache is written in place, which only an input of that role may be.
+        let role = if ty.cache { ArgRole::Cache } else { ArgRole::Input };
+        inputs.push(Input { name: format!("a{i}"), role, buffer: i });
+        buffers.push(Buffer { name: format!("a{i}"), ty, place: Place::Input(i) });
+    }
+    let mut arena = 0;
     // Linear results have no pointer: they are their argument's memory.
-    let results = body.yields.iter().map(|&v| func.ty(v).clone()).filter(|ty| !ty.cache);
-    let types: Vec<_> = args.chain(results).collect();
-    let place = |i| Place::Input(i);
+    for (i, ty) in body.yields.iter().map(|&v| func.ty(v)).filter(|ty| !ty.cache).enumerate() {
+        buffers.push(Buffer { name: format!("r{i}"), ty: ty.clone(), place: Place::Arena(arena) });
+        arena = (arena + ty.bytes()).next_multiple_of(64);
+    }
+    let args = (0..buffers.len()).map(|buffer| LaunchArg { buffer, offset: Offset::Fixed(0) }).collect();
     Entry {
         name: kernel.name.clone(),
-        buffers: types
-            .iter()
-            .enumerate()
-            .map(|(i, ty)| Buffer { name: format!("p{i}"), ty: ty.clone(), place: place(i) })
-            .collect(),
-        inputs: (0..types.len())
-            .map(|i| Input { name: format!("p{i}"), role: ArgRole::Input, buffer: i })
-            .collect(),
-        outputs: Vec::<OutputBuffer>::new(),
-        steps: vec![Step::Launch(Launch {
-            kernel: index,
-            args: (0..types.len()).map(|buffer| LaunchArg { buffer, offset: Offset::Fixed(0) }).collect(),
-            barrier: true,
-            locs: Vec::new(),
-        })],
-        arena: 0,
+        buffers,
+        inputs,
+        outputs: Vec::new(),
+        steps: vec![Step::Launch(Launch { kernel: index, args, barrier: true, locs: Vec::new() })],
+        arena,
     }
 }

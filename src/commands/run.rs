@@ -22,10 +22,6 @@ pub fn run(args: &RunArgs, quiet: bool) -> Result<()> {
     let model = load(args, &inputs, &progress)?;
     let mut session = Session::new(Arc::new(model), args.threads.unwrap_or_else(default_threads))?;
     progress.stage("running");
-    let profiled = args.profile || args.trace.is_some();
-    if profiled {
-        session.start_profile();
-    }
     let options = RunOptions {
         steps: args.steps,
         seed: args.seed.unwrap_or(0),
@@ -33,7 +29,14 @@ pub fn run(args: &RunArgs, quiet: bool) -> Result<()> {
         readout: args.readout.clone(),
         states: args.states,
     };
-    let result = session.run(&inputs, &options)?;
+    let mut state = session.new_state()?;
+    let mut result = session.run_from(&mut state, &inputs, &options)?;
+    if args.profile || args.trace.is_some() {
+        // The first run touched every page of weights and memory; the second shows the kernels alone.
+        state.position = 0;
+        session.start_profile();
+        result = session.run_from(&mut state, &inputs, &options)?;
+    }
     crate::interrupt::watch(&args.output);
     tensor::save(&args.output, &result.outputs)?;
     drop(progress);

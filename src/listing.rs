@@ -34,14 +34,15 @@ fn line(out: &mut String, depth: usize, text: String) {
 }
 
 fn source(source: &WeightSource) -> String {
-    let piece = |p: &rdc_ir::program::Piece| {
-        format!("{}[{}..{}, {}..{}]", p.param, p.rows.0, p.rows.1, p.cols.0, p.cols.1)
-    };
+    let piece =
+        |p: &rdc_ir::program::Piece| format!("{}[{}..{}, {}..{}]", p.param, p.rows.0, p.rows.1, p.cols.0, p.cols.1);
     let pieces = |list: &[rdc_ir::program::Piece]| list.iter().map(piece).collect::<Vec<_>>().join(" + ");
     match source {
         WeightSource::Param { name, via_bf16: false } => name.clone(),
         WeightSource::Param { name, via_bf16: true } => format!("bf16({name})"),
-        WeightSource::Packed { pieces: list, nr, parts, .. } => format!("pack({}, nr {nr}, parts {parts})", pieces(list)),
+        WeightSource::Packed { pieces: list, nr, parts, .. } => {
+            format!("pack({}, nr {nr}, parts {parts})", pieces(list))
+        }
         WeightSource::Scales { pieces: list } => format!("scales({})", pieces(list)),
         WeightSource::RopeTable { len, dim, base } => format!("rope_table({len}, {dim}, {base})"),
         WeightSource::SinusoidTable { len, dim, base } => format!("sinusoid_table({len}, {dim}, {base})"),

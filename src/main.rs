@@ -1,5 +1,6 @@
 //! The command line of rdc. It only calls: compiling is `rdc-frontend`, `rdc-passes` and `rdc-backend-cpu`; artifacts and
 //! running them are `rdc-runtime`.
+#[cfg(feature = "compiler")]
 mod cache;
 mod cli;
 mod commands;

@@ -119,7 +119,10 @@ pub fn front(text: Text, args: &ModelArgs, shapes: &Shapes) -> Result<Front> {
     options.readouts = shapes.readout.as_ref().map(|r| vec![r.clone().unwrap_or(probe.default_readout.clone())]);
     let lowered = if options.chunks == [1] && options.readouts.is_none() { probe } else { lower(&options)? };
     if !lowered.warnings.is_empty() {
-        eprint!("{}", rdc_frontend::render_with(&lowered.warnings, &text.name, &text.source, std::io::stderr().is_terminal()));
+        eprint!(
+            "{}",
+            rdc_frontend::render_with(&lowered.warnings, &text.name, &text.source, std::io::stderr().is_terminal())
+        );
     }
     let weights = args.hf.as_deref().or(args.weights.as_deref());
     let checkpoint = weights.map(|w| open_checkpoint(w, &lowered)).transpose()?;

@@ -55,7 +55,13 @@ pub fn short(n: f64, prefixes: &[&str; 5]) -> String {
         value /= 1000.0;
         index += 1;
     }
-    let digits = if index == 0 || value >= 99.95 { 0 } else if value >= 9.995 { 1 } else { 2 };
+    let digits = if index == 0 || value >= 99.95 {
+        0
+    } else if value >= 9.995 {
+        1
+    } else {
+        2
+    };
     format!("{value:.digits$}{}", prefixes[index])
 }
 

@@ -1,9 +1,9 @@
 //! `rdc compile`: an artifact, or a look at a stage of the way there.
 use crate::cli::{CompileArgs, Emit};
+use crate::files;
 use crate::pipeline::{self, Built, Shapes, Text};
 use crate::progress::Progress;
 use crate::table::{self, Table};
-use crate::files;
 use anyhow::{Context, Result, bail, ensure};
 use rdc_backend_cpu::Stage;
 use rdc_ir::Module;

@@ -55,7 +55,11 @@ fn check_agreement(args: &ModelArgs, meta: &Meta) -> Result<()> {
         ensure!(value == *compiled, "--{flag} {value}, but the artifact was compiled with --{flag} {compiled}");
     }
     if let Some(seq) = args.seq {
-        ensure!(meta.chunks.contains(&seq), "--seq {seq}, but the artifact was compiled for chunks of {:?}", meta.chunks);
+        ensure!(
+            meta.chunks.contains(&seq),
+            "--seq {seq}, but the artifact was compiled for chunks of {:?}",
+            meta.chunks
+        );
     }
     for (name, value) in &args.set {
         let compiled = meta.sizes.get(name).with_context(|| format!("--set {name}: the model has no such setting"))?;
@@ -66,7 +70,11 @@ fn check_agreement(args: &ModelArgs, meta: &Meta) -> Result<()> {
         bail!("{} is given, but the artifact was compiled without weights", weights.display());
     };
     let fingerprint = crate::fingerprint::of(&Checkpoint::open(weights)?);
-    ensure!(fingerprint == *compiled, "{} is not the checkpoint that the artifact was compiled with", weights.display());
+    ensure!(
+        fingerprint == *compiled,
+        "{} is not the checkpoint that the artifact was compiled with",
+        weights.display()
+    );
     Ok(())
 }
 

@@ -2,16 +2,15 @@
 use crate::cli::RunArgs;
 use crate::progress::Progress;
 use crate::table::{self, SI, Table, percent, short};
-use anyhow::{Context, Result};
+use anyhow::Result;
 #[cfg(feature = "compiler")]
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use rdc_runtime::artifact::{Artifact, Verify};
 use rdc_runtime::model::Model;
 use rdc_runtime::probe::Ceilings;
 use rdc_runtime::profile::{KernelTime, Profile};
 use rdc_runtime::threads::default_threads;
 use rdc_runtime::{RunOptions, Session, TensorMap, tensor};
-use std::io::BufWriter;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -69,7 +68,8 @@ fn load(args: &RunArgs, inputs: &TensorMap, progress: &Progress) -> Result<Model
 fn text(args: &RunArgs, inputs: &TensorMap, progress: &Progress) -> Result<Model> {
     use crate::pipeline::{self, Shapes, Text};
     let seed = args.seed.unwrap_or(0);
-    let ids = inputs.get("input_ids").with_context(|| format!("{}: there is no input `input_ids`", args.input.display()))?;
+    let ids =
+        inputs.get("input_ids").with_context(|| format!("{}: there is no input `input_ids`", args.input.display()))?;
     ensure!(ids.shape.len() == 2, "`input_ids` has shape {:?}; expected [batch, sequence]", ids.shape);
     let chunks = if args.chunks.is_empty() { vec![ids.shape[1]] } else { args.chunks.clone() };
     let shapes = Shapes {
@@ -110,9 +110,10 @@ fn text(args: &RunArgs, _: &TensorMap, _: &Progress) -> Result<Model> {
 }
 
 fn write_trace(profile: &Profile, model: &Model, path: &Path) -> Result<()> {
-    let failed = || format!("cannot write {}", path.display());
-    let mut out = BufWriter::new(std::fs::File::create(path).with_context(failed)?);
-    profile.write_trace(model.program(), &mut out).and_then(|()| std::io::Write::flush(&mut out)).with_context(failed)
+    let mut trace = Vec::new();
+    profile.write_trace(model.program(), &mut trace)?;
+    crate::interrupt::watch(path);
+    crate::files::write(path, &trace)
 }
 
 /// A kernel's line of the profile.
@@ -153,7 +154,8 @@ fn report(profile: &Profile, session: &Session, json: bool) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(&value)?);
         return Ok(());
     }
-    let mut table = Table::new(&["kernel", "calls", "time", "of all", "FLOP/s", "bytes/s", "of ceiling", "bound", "lines"]);
+    let mut table =
+        Table::new(&["kernel", "calls", "time", "of all", "FLOP/s", "bytes/s", "of ceiling", "bound", "lines"]);
     for l in &lines {
         table.row(vec![
             l.time.kernel.clone(),

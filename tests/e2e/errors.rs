@@ -100,7 +100,10 @@ fn inputs_that_do_not_fit() {
     says(&run_fails(&artifact, &inputs(&ids(&[2, 12], -1.0), None), &[]), &["-1"]);
     says(&run_fails(&artifact, &inputs(&ids(&[3, 12], 1.0), None), &[]), &["--batch"]);
     says(&run_fails(&artifact, &inputs(&ids(&[2, 129], 1.0), None), &[]), &["129", "128", "context"]);
-    says(&run_fails(&artifact, &inputs(&ids(&[2, 12], 1.0), Some(&Tensor::zeros(&[2, 12, 63]))), &[]), &["initial_state"]);
+    says(
+        &run_fails(&artifact, &inputs(&ids(&[2, 12], 1.0), Some(&Tensor::zeros(&[2, 12, 63]))), &[]),
+        &["initial_state"],
+    );
     says(&run_fails(&artifact, &good, &["--steps", "1000000"]), &["1000000", "--max-steps"]);
     says(&run_fails(&artifact, &good, &["--readout", "nothing"]), &["nothing"]);
     says(&run_fails(&artifact, &good, &["--chunks", "5,6"]), &["--chunks", "11", "12"]);
@@ -110,7 +113,9 @@ fn inputs_that_do_not_fit() {
 fn compile_flags_must_agree_with_the_artifact() {
     let artifact = small();
     let good = inputs(&ids(&[2, 12], 1.0), None);
-    for (flag, value) in [("--dtype", "bf16"), ("--kv", "anchor"), ("--max-steps", "5"), ("--batch", "3"), ("--context", "64")] {
+    for (flag, value) in
+        [("--dtype", "bf16"), ("--kv", "anchor"), ("--max-steps", "5"), ("--batch", "3"), ("--context", "64")]
+    {
         says(&run_fails(&artifact, &good, &[flag, value]), &[flag]);
     }
     run(&artifact, &good, &["--dtype", "f32", "--kv", "full", "--batch", "2", "--seq", "12"]);

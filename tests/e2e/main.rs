@@ -3,6 +3,8 @@
 mod determinism;
 mod errors;
 mod huginn;
+mod instructions;
 mod ouro;
+mod pages;
 mod support;
 mod universal_transformer;

@@ -193,7 +193,11 @@ pub fn inputs(ids: &Tensor, state: Option<&Tensor>) -> Tensors {
 
 /// A prompt of `first` tokens and then single ones.
 pub fn chunks(first: usize, total: usize) -> String {
-    std::iter::once(first).chain(std::iter::repeat_n(1, total - first)).map(|n| n.to_string()).collect::<Vec<_>>().join(",")
+    std::iter::once(first)
+        .chain(std::iter::repeat_n(1, total - first))
+        .map(|n| n.to_string())
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 /// One model with one checkpoint, run both ways: through its text, and through an artifact compiled before.

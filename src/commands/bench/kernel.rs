@@ -80,8 +80,8 @@ fn entry(meta: &Meta, index: usize) -> Entry {
     let mut inputs = Vec::new();
     for (i, &value) in body.args.iter().enumerate() {
         let ty = func.ty(value).clone();
-        // A cache is written in place, which only an input of that role may be.
-        let role = if ty.cache { ArgRole::Cache } else { ArgRole::Input };
+        // Slots of a cache (rank 5) are written in place, which only an input of that role may be; views are read.
+        let role = if ty.cache && ty.rank() == 5 { ArgRole::Cache } else { ArgRole::Input };
         inputs.push(Input { name: format!("a{i}"), role, buffer: i });
         buffers.push(Buffer { name: format!("a{i}"), ty, place: Place::Input(i) });
     }

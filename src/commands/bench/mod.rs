@@ -38,8 +38,18 @@ impl Output {
             return;
         }
         let mut table = Table::new(&[
-            "work", "size", "dtype", "r", "threads", "median", "best", "FLOP/s", "bytes/s", "peak FLOP/s",
-            "peak bytes/s", "share of ceiling",
+            "work",
+            "size",
+            "dtype",
+            "r",
+            "threads",
+            "median",
+            "best",
+            "FLOP/s",
+            "bytes/s",
+            "peak FLOP/s",
+            "peak bytes/s",
+            "share of ceiling",
         ]);
         for l in self.lines {
             let rate = |n: f64| if n > 0.0 { short(n, &SI).trim_end().to_string() } else { "-".into() };

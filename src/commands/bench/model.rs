@@ -61,11 +61,14 @@ pub fn measure_size(
 
 /// The core's weights come from wherever they fit, read r times; the rest from wherever all of it fits.
 fn decode_need(size: &Size, steps: usize, dtype: Dtype) -> Need {
-    let bytes = size.bytes_decode(steps, match dtype {
-        Dtype::F32 => 4.0,
-        Dtype::Bf16 => 2.0,
-        Dtype::I8 => 1.0,
-    });
+    let bytes = size.bytes_decode(
+        steps,
+        match dtype {
+            Dtype::F32 => 4.0,
+            Dtype::Bf16 => 2.0,
+            Dtype::I8 => 1.0,
+        },
+    );
     let all = bytes.core + bytes.once + bytes.kv;
     Need {
         flops: size.flops_decode(steps),
@@ -76,7 +79,8 @@ fn decode_need(size: &Size, steps: usize, dtype: Dtype) -> Need {
 /// Token ids, and an initial state for every position up to the last, so that no time goes into drawing it.
 fn inputs(size: &Size, positions: usize, tokens: usize) -> Result<TensorMap> {
     let ids: Vec<i32> = (0..tokens).map(|i| ((i * 7919 + 13) % size.vocab) as i32).collect();
-    let state: Vec<f32> = (0..positions * size.dim).map(|i| ((i * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0).collect();
+    let state: Vec<f32> =
+        (0..positions * size.dim).map(|i| ((i * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0).collect();
     Ok(TensorMap::from([
         ("input_ids".to_string(), Tensor::from_i32(&[1, tokens], &ids)?),
         ("initial_state".to_string(), Tensor::from_f32(&[1, positions, size.dim], &state)?),

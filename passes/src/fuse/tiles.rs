@@ -4,8 +4,8 @@ use rdc_ir::program::{Dispatch, KernelKind, Target};
 
 /// Rows up to which a matmul is bound by reading the weight.
 const FEW_ROWS: usize = 4;
-/// Longest inner block of a matmul: `384 * nr` f32 weights and a micro-tile of the left operand share a 32 KiB cache.
-const INNER: usize = 384;
+/// Longest inner block of a matmul: `256 * nr` f32 weights and a micro-tile of the left operand share a 32 KiB cache.
+const INNER: usize = 256;
 /// Tasks aimed at where the work has no natural grain.
 const TASKS: usize = 32;
 
@@ -33,9 +33,10 @@ pub fn kv_write(tokens: usize) -> Tiled {
     Tiled { kind: KernelKind::KvWrite { tokens, tokens_per_task }, tasks, dispatch: Dispatch::Static }
 }
 
-/// Attention of `queries` queries for each of `heads` heads (over all batches).
+/// Attention of `queries` queries for each of `heads` heads (over all batches). Whole register tiles of queries; with 48
+/// a causal block computes few pairs in vain.
 pub fn attention(queries: usize, heads: usize) -> Tiled {
-    let q_rows = if heads * queries.div_ceil(64) >= TASKS { 64 } else { 32 }.min(queries.max(1));
+    let q_rows = 48.min(queries.max(1));
     let tasks = heads * queries.div_ceil(q_rows);
     Tiled { kind: KernelKind::Attention { q_rows, kv_block: 64 }, tasks, dispatch: Dispatch::Dynamic }
 }
@@ -91,7 +92,7 @@ fn blocks_of(m: usize, panels: usize, kc: usize, target: &Target) -> (usize, usi
             let padding = (m.next_multiple_of(mr) as f64) / m as f64;
             let round = |threads: usize| (tasks.div_ceil(threads) * threads) as f64 / tasks as f64;
             let ragged = (column_blocks * columns) as f64 / panels as f64 * (row_blocks * rows) as f64 / m as f64;
-            let few = if tasks < 8 { 8.0 / tasks as f64 } else { 1.0 };
+            let few = (16.0 / tasks as f64).max(1.0);
             let uneven = 1.0 + (ragged - 1.0) / row_blocks.max(column_blocks) as f64;
             let cost = padding * (round(2) + 0.5 * round(4)) * few * uneven * (1.0 + 0.004 * column_blocks as f64)
                 + 0.1 * mr as f64 / rows as f64;

@@ -50,7 +50,7 @@ impl Executor {
         let program = model.program();
         let (mut plans, mut launches, mut dynamic) = (Vec::new(), Vec::new(), 0);
         for entry in &program.entries {
-            plans.push(plan(&model, entry, &mut launches, &mut dynamic));
+            plans.push(plan(&model, entry, threads, &mut launches, &mut dynamic));
         }
         let arena = program.entries.iter().map(|e| e.arena).max().unwrap_or(0);
         let scratch = program.kernels.iter().map(|k| k.scratch).max().unwrap_or(0);

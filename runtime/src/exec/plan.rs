@@ -25,10 +25,31 @@ pub(super) struct LaunchNode {
     pub id: u32,
     pub kernel: KernelFn,
     pub tasks: usize,
-    /// Index of its claim counter, if tasks are claimed.
-    pub claim: Option<usize>,
+    /// If tasks are claimed.
+    pub claim: Option<Claims>,
     pub args: Box<[(usize, Offset)]>,
     pub barrier: bool,
+}
+
+/// How the tasks of a launch are claimed: run after run, in order.
+pub(super) struct Claims {
+    /// Index of the counter.
+    pub counter: usize,
+    /// Where each run of tasks begins, and the end of the last. Long runs come first: neighbouring tasks share work (the
+    /// prologue of a row block), and short runs at the end let a thread that was held up finish with the others.
+    pub runs: Box<[usize]>,
+}
+
+impl Claims {
+    fn new(counter: usize, tasks: usize, threads: usize) -> Claims {
+        let mut runs = vec![0];
+        let mut at = 0;
+        while at < tasks {
+            at += ((tasks - at) / (2 * threads)).max(1);
+            runs.push(at);
+        }
+        Claims { counter, runs: runs.into() }
+    }
 }
 
 pub(super) struct LoopNode {
@@ -55,7 +76,13 @@ pub(super) struct Done {
 }
 
 /// Prepares an entry of a validated program. Launches are numbered on from `launches`, claim counters from `dynamic`.
-pub(super) fn plan(model: &Model, entry: &Entry, launches: &mut Vec<LaunchInfo>, dynamic: &mut usize) -> Plan {
+pub(super) fn plan(
+    model: &Model,
+    entry: &Entry,
+    threads: usize,
+    launches: &mut Vec<LaunchInfo>,
+    dynamic: &mut usize,
+) -> Plan {
     let private = |place| matches!(place, Place::Step | Place::IsLast | Place::Trips);
     let private: Vec<(usize, usize)> = entry
         .buffers
@@ -66,7 +93,7 @@ pub(super) fn plan(model: &Model, entry: &Entry, launches: &mut Vec<LaunchInfo>,
         .map(|(cell, (b, _))| (b, cell))
         .collect();
     let cells = private.len();
-    let mut planner = Planner { model, entry, launches, dynamic, exits_early: false };
+    let mut planner = Planner { model, entry, threads, launches, dynamic, exits_early: false };
     let nodes = planner.nodes(&entry.steps);
     let exits_early = planner.exits_early;
     Plan { nodes, private, cells, exits_early }
@@ -75,6 +102,7 @@ pub(super) fn plan(model: &Model, entry: &Entry, launches: &mut Vec<LaunchInfo>,
 struct Planner<'a> {
     model: &'a Model,
     entry: &'a Entry,
+    threads: usize,
     launches: &'a mut Vec<LaunchInfo>,
     dynamic: &'a mut usize,
     exits_early: bool,
@@ -102,7 +130,7 @@ impl Planner<'_> {
         });
         let claim = (kernel.dispatch == Dispatch::Dynamic).then(|| {
             *self.dynamic += 1;
-            *self.dynamic - 1
+            Claims::new(*self.dynamic - 1, kernel.tasks, self.threads)
         });
         LaunchNode {
             id,
@@ -172,5 +200,20 @@ impl Planner<'_> {
             Step::Copy { src, .. } => *src == buffer,
             Step::Loop(inner) => self.is_read_whole(buffer, &inner.body),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_cover_every_task_and_shrink() {
+        for (tasks, threads) in [(0, 2), (1, 2), (16, 2), (17, 3), (1000, 8)] {
+            let runs = Claims::new(0, tasks, threads).runs;
+            assert_eq!((runs[0], runs[runs.len() - 1]), (0, tasks));
+            let sizes: Vec<usize> = runs.windows(2).map(|r| r[1] - r[0]).collect();
+            assert!(sizes.windows(2).all(|s| s[0] >= s[1] && s[1] > 0), "{sizes:?}");
+        }
     }
 }

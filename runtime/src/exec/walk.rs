@@ -5,7 +5,7 @@
 //! offsets stay within it (`validate::program`). Two threads write the same bytes at the same time only if the schedule, whose
 //! barriers order kernels, is wrong.
 use super::States;
-use super::plan::{LaunchNode, LoopNode, Node, Plan};
+use super::plan::{Claims, LaunchNode, LoopNode, Node, Plan};
 use crate::Error;
 use crate::barrier::Barrier;
 use crate::memory::{Buffer, Shared};
@@ -131,17 +131,17 @@ impl Worker {
         let (args, scratch) = (self.args.as_ptr().cast::<*mut u8>(), self.scratch.shared().0);
         // SAFETY: a kernel of this launch, with the pointers of its calling convention; tasks are within its number.
         let call = |begin: usize, end: usize| unsafe { (node.kernel)(args, begin as i64, end as i64, scratch) };
-        match node.claim {
-            Some(claim) if context.barrier.threads() > 1 => {
-                let base = self.bases[claim];
+        match &node.claim {
+            Some(Claims { counter, runs }) if context.barrier.threads() > 1 => {
+                let base = self.bases[*counter];
                 loop {
-                    let task = context.claims[claim].0.fetch_add(1, Ordering::Relaxed) - base;
-                    if task >= node.tasks as u64 {
-                        break;
+                    let run = (context.claims[*counter].0.fetch_add(1, Ordering::Relaxed) - base) as usize;
+                    match (runs.get(run), runs.get(run + 1)) {
+                        (Some(&begin), Some(&end)) => call(begin, end),
+                        _ => break,
                     }
-                    call(task as usize, task as usize + 1);
                 }
-                self.bases[claim] = base + node.tasks as u64 + context.barrier.threads() as u64;
+                self.bases[*counter] = base + (runs.len() - 1 + context.barrier.threads()) as u64;
             }
             _ => {
                 let (begin, end) = self.share(context, node.tasks, 1);

@@ -357,25 +357,26 @@ pub enum KvPolicy {
 }
 
 impl KvPolicy {
-    /// The slot, counted from the loop's first, of a layer call.
+    /// The slot, counted from the loop's first, of a layer call. Numbers too large saturate, and a zero counts as one.
     pub fn slot(self, step: usize, layer: usize, layers: usize) -> usize {
-        let call = step * layers + layer;
+        let call = step.saturating_mul(layers).saturating_add(layer);
+        let own = layers.saturating_mul(8);
         match self {
             KvPolicy::Full => call,
-            KvPolicy::Modulo(k) => call % (k * layers),
-            KvPolicy::Block(m) => call / m,
-            KvPolicy::Anchor if call < 8 * layers => call,
-            KvPolicy::Anchor => 8 * layers + (call - 8 * layers) % layers,
+            KvPolicy::Modulo(k) => call % k.saturating_mul(layers).max(1),
+            KvPolicy::Block(m) => call / m.max(1),
+            KvPolicy::Anchor if call < own => call,
+            KvPolicy::Anchor => own.saturating_add((call - own) % layers.max(1)),
         }
     }
-    /// Slots needed for `max_steps` iterations of `layers` calls.
+    /// Slots needed for `max_steps` iterations of `layers` calls; saturates as [`KvPolicy::slot`].
     pub fn slots(self, max_steps: usize, layers: usize) -> usize {
-        let calls = max_steps * layers;
+        let calls = max_steps.saturating_mul(layers);
         match self {
             KvPolicy::Full => calls,
-            KvPolicy::Modulo(k) => calls.min(k * layers),
-            KvPolicy::Block(m) => calls.div_ceil(m),
-            KvPolicy::Anchor => calls.min(9 * layers),
+            KvPolicy::Modulo(k) => calls.min(k.saturating_mul(layers)),
+            KvPolicy::Block(m) => calls.div_ceil(m.max(1)),
+            KvPolicy::Anchor => calls.min(layers.saturating_mul(9)),
         }
     }
 }

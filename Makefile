@@ -43,10 +43,10 @@ test: setup ## All tests
 	  || { echo "the runtime-only build depends on the compiler" >&2; exit 1; }
 	@! ldd $(TARGET_DIR)/debug/rdc-runtime-only | grep -E 'LLVM|MLIR' \
 	  || { echo "the runtime-only build links LLVM or MLIR" >&2; exit 1; }
-	RDC_RUNTIME_ONLY=$(abspath $(TARGET_DIR))/debug/rdc-runtime-only cargo test --workspace
+	RDC_RUNTIME_ONLY=$(abspath $(TARGET_DIR))/debug/rdc-runtime-only cargo test --workspace --no-fail-fast
 
 bless: setup ## Accept changed snapshots; read the diff
-	INSTA_UPDATE=always INSTA_FORCE_PASS=1 cargo test --workspace
+	BLESS=1 INSTA_UPDATE=always INSTA_FORCE_PASS=1 cargo test --workspace
 
 demo: setup ## Compile a small trained model and watch its prediction settle as r grows
 	cargo build --release --bins --examples

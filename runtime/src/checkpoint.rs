@@ -38,10 +38,12 @@ impl Checkpoint {
     /// If a file cannot be read or is corrupt, the index names what is not there, or two files hold one name.
     pub fn open(path: &Path) -> Result<Checkpoint, Error> {
         let mut checkpoint = Checkpoint { path: path.to_path_buf(), shards: Vec::new(), tensors: BTreeMap::new() };
-        if !path.is_dir() {
+        if !path.is_dir() && path.extension().is_some_and(|e| e == "json") {
+            checkpoint.open_index(path)?;
+        } else if !path.is_dir() {
             checkpoint.add(path)?;
         } else if path.join(INDEX).exists() {
-            checkpoint.open_index(path)?;
+            checkpoint.open_index(&path.join(INDEX))?;
         } else if path.join(SINGLE).exists() {
             checkpoint.add(&path.join(SINGLE))?;
         } else {
@@ -56,29 +58,27 @@ impl Checkpoint {
         }
         Ok(checkpoint)
     }
-    fn open_index(&mut self, folder: &Path) -> Result<(), Error> {
+    /// The shards that an index names, which lie beside it.
+    fn open_index(&mut self, path: &Path) -> Result<(), Error> {
         #[derive(serde::Deserialize)]
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
-        let path = folder.join(INDEX);
-        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
         let index: Index =
-            serde_json::from_str(&text).map_err(|e| Error::file(&path, format!("not an index of shards: {e}")))?;
+            serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not an index of shards: {e}")))?;
         let mut files: Vec<&String> = index.weight_map.values().collect();
         files.sort();
         files.dedup();
         for file in files {
             if Path::new(file).file_name() != Some(file.as_ref()) {
-                return Err(Error::file(&path, format!("shard `{file}` is not a plain file name")));
+                return Err(Error::file(path, format!("shard `{file}` is not a plain file name")));
             }
-            self.add(&folder.join(file))?;
+            self.add(&path.with_file_name(file))?;
         }
         let absent = index.weight_map.iter().find(|(name, _)| !self.tensors.contains_key(*name));
         match absent {
-            Some((name, file)) => {
-                Err(Error::file(&path, format!("tensor {name} is not in `{file}` as the index says")))
-            }
+            Some((name, file)) => Err(Error::file(path, format!("tensor {name} is not in `{file}` as the index says"))),
             None => Ok(()),
         }
     }

@@ -47,7 +47,7 @@ impl Model {
     /// # Errors
     /// If the program is malformed, the code lacks a kernel, or a weight cannot be made.
     pub fn from_parts(meta: Meta, code: Code, params: &dyn ParamSource) -> Result<Model, Error> {
-        validate::program(&meta.program).map_err(Error::Program)?;
+        validate::meta(&meta).map_err(Error::Program)?;
         let (offsets, total) =
             weight_offsets(&meta.program).ok_or_else(|| Error::Program("the weights are too large".into()))?;
         let mut buffer = Buffer::zeroed(total)?;

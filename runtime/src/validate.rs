@@ -1,7 +1,12 @@
 //! Checks that a program holds together, so that running its schedule touches no memory but its own. What kernels do with
 //! their pointers is the back end's word.
+mod weight;
+
+pub(crate) use weight::weight;
+
+use crate::artifact::Meta;
 use rdc_ir::entity::Entity;
-use rdc_ir::program::{Entry, LaunchArg, LoopStep, Offset, Place, Program, Step};
+use rdc_ir::program::{Entry, Kernel, KvPolicy, Launch, LaunchArg, LoopStep, Offset, Place, Program, Step};
 use rdc_ir::{ArgRole, DType, Type};
 
 /// Bytes of a tensor, if that is a number.
@@ -10,10 +15,19 @@ pub(crate) fn bytes(ty: &Type) -> Option<usize> {
     total.filter(|&b| b <= isize::MAX as usize)
 }
 
+/// Checks metadata: its cache policy, its program, and that the parameters have what the weights take.
+pub(crate) fn meta(meta: &Meta) -> Result<(), String> {
+    if empty(meta.kv) {
+        return Err(format!("the cache policy {:?} has no slot", meta.kv));
+    }
+    program(&meta.program)?;
+    weight::params(meta)
+}
+
 /// Checks a program. The error says what is wrong, for people who write compilers.
 pub(crate) fn program(program: &Program) -> Result<(), String> {
     for weight in &program.weights {
-        bytes(&weight.ty).ok_or_else(|| format!("weight {} is too large", weight.name))?;
+        self::weight(weight).map_err(|m| format!("weight {}: {m}", weight.name))?;
     }
     for kernel in &program.kernels {
         let values = kernel.func.values.len();
@@ -35,6 +49,11 @@ pub(crate) fn program(program: &Program) -> Result<(), String> {
         }
     }
     program.entries.iter().try_for_each(|e| entry(program, e).map_err(|m| format!("entry {}: {m}", e.name)))
+}
+
+/// Whether a cache policy has no slot.
+fn empty(policy: KvPolicy) -> bool {
+    matches!(policy, KvPolicy::Modulo(0) | KvPolicy::Block(0))
 }
 
 fn entry(program: &Program, entry: &Entry) -> Result<(), String> {
@@ -101,26 +120,7 @@ impl Checker<'_> {
                 Step::Launch(launch) => {
                     let kernel = self.program.kernels.get(launch.kernel);
                     let kernel = kernel.ok_or_else(|| format!("there is no kernel {}", launch.kernel))?;
-                    let body = kernel.func.regions.get(kernel.func.body);
-                    let (arguments, results) = body.map_or((0, 0), |b| {
-                        let linear = b.yields.iter().filter(|v| kernel.func.ty(**v).cache).count();
-                        (b.args.len(), b.yields.len() - linear)
-                    });
-                    if launch.args.len() != arguments + results {
-                        return Err(format!(
-                            "kernel {} takes {} pointers, a launch gives {}",
-                            kernel.name,
-                            arguments + results,
-                            launch.args.len()
-                        ));
-                    }
-                    for (index, arg) in launch.args.iter().enumerate() {
-                        self.argument(arg, around)?;
-                        let written = index >= arguments;
-                        if written && !self.writable(arg.buffer)? {
-                            return Err(format!("kernel {} would write buffer {}", kernel.name, arg.buffer));
-                        }
-                    }
+                    self.launch(kernel, launch, around)?;
                 }
                 Step::Copy { dst, src } => {
                     let (to, from) = (self.buffer(*dst)?, self.buffer(*src)?);
@@ -133,6 +133,32 @@ impl Checker<'_> {
         }
         Ok(())
     }
+    fn launch(&self, kernel: &Kernel, launch: &Launch, around: Option<&LoopStep>) -> Result<(), String> {
+        let func = &kernel.func;
+        let body = &func.regions[func.body];
+        // Linear results have no pointer: the cache is an argument.
+        let results = body.yields.iter().map(|v| func.ty(*v)).filter(|ty| !ty.cache);
+        // Each pointer's type, and whether the kernel writes there: its results, and caches updated in place.
+        let arguments = body.args.iter().map(|v| (func.ty(*v), func.ty(*v).cache && func.ty(*v).rank() == 5));
+        let pointers: Vec<(&Type, bool)> = arguments.chain(results.map(|ty| (ty, true))).collect();
+        if launch.args.len() != pointers.len() {
+            return Err(format!(
+                "kernel {} takes {} pointers, a launch gives {}",
+                kernel.name,
+                pointers.len(),
+                launch.args.len()
+            ));
+        }
+        for (arg, (ty, written)) in launch.args.iter().zip(pointers) {
+            self.argument(arg, ty, around)?;
+            // The runtime zeroes the rest of a stacked result, which is what is addressed by the step.
+            let written = written || matches!(arg.offset, Offset::Step { .. });
+            if written && !self.writable(arg.buffer)? {
+                return Err(format!("kernel {} would write buffer {}", kernel.name, arg.buffer));
+            }
+        }
+        Ok(())
+    }
     /// Whether kernels may write a buffer: memory of the schedule, or of the caller if it is a cache.
     fn writable(&self, buffer: usize) -> Result<bool, String> {
         Ok(match self.place(buffer)? {
@@ -141,28 +167,28 @@ impl Checker<'_> {
             Place::Weight(_) | Place::Step | Place::IsLast | Place::Trips => false,
         })
     }
-    fn argument(&self, arg: &LaunchArg, around: Option<&LoopStep>) -> Result<(), String> {
+    /// Checks that what a kernel addresses as `ty` lies in the buffer in every step of the loop around.
+    fn argument(&self, arg: &LaunchArg, ty: &Type, around: Option<&LoopStep>) -> Result<(), String> {
         let buffer = self.buffer(arg.buffer)?;
         let size = bytes(&buffer.ty).unwrap_or(0);
         let last_step = around.map_or(0, |l| l.max_steps.saturating_sub(1));
+        // The largest offset.
         let reach = match arg.offset {
             Offset::Fixed(offset) => Some(offset),
             Offset::Step { stride } => last_step.checked_mul(stride),
             Offset::Slot { policy, layer, layers, base, stride } => {
-                use rdc_ir::program::KvPolicy::{Block, Modulo};
-                if layer >= layers || layers > u32::MAX as usize || matches!(policy, Modulo(0) | Block(0)) {
+                if layer >= layers || layers > u32::MAX as usize || empty(policy) {
                     return Err(format!("buffer {}: layer {layer} of {layers} under {policy:?}", buffer.name));
                 }
-                let calls = last_step.checked_add(1).and_then(|s| s.checked_mul(layers));
-                let slots = calls.map(|_| policy.slots(last_step + 1, layers));
-                slots.and_then(|s| base.checked_add(s.max(1))?.checked_mul(stride)).map(|end| end - stride)
+                let last = policy.slots(last_step.saturating_add(1), layers).saturating_sub(1);
+                base.checked_add(last).and_then(|slot| slot.checked_mul(stride))
             }
         };
-        // The last byte addressed first must exist; empty tensors have none.
-        if reach.is_some_and(|r| r < size || (r == 0 && size == 0)) {
+        let end = reach.and_then(|offset| offset.checked_add(bytes(ty)?));
+        if end.is_some_and(|end| end <= size) {
             Ok(())
         } else {
-            Err(format!("an offset {:?} goes beyond buffer {} ({})", arg.offset, buffer.name, buffer.ty))
+            Err(format!("{ty} at offset {:?} goes beyond buffer {} ({})", arg.offset, buffer.name, buffer.ty))
         }
     }
     fn loop_step(&self, inner: &LoopStep) -> Result<(), String> {

@@ -63,7 +63,10 @@ fn check_agreement(args: &ModelArgs, meta: &Meta) -> Result<()> {
     }
     for (name, value) in &args.set {
         let compiled = meta.sizes.get(name).with_context(|| format!("--set {name}: the model has no such setting"))?;
-        ensure!(value == compiled, "--set {name}={value}, but the artifact was compiled with {name}={compiled}");
+        ensure!(
+            same_setting(value, compiled),
+            "--set {name}={value}, but the artifact was compiled with {name}={compiled}"
+        );
     }
     let Some(weights) = args.hf.as_deref().or(args.weights.as_deref()) else { return Ok(()) };
     let Some(compiled) = meta.options.get("weights") else {
@@ -76,6 +79,12 @@ fn check_agreement(args: &ModelArgs, meta: &Meta) -> Result<()> {
         weights.display()
     );
     Ok(())
+}
+
+/// Whether two words of a setting mean the same: `1e-6` and `0.000001`, `zero` and `"zero"`.
+fn same_setting(a: &str, b: &str) -> bool {
+    let number = |word: &str| word.parse::<f64>().ok();
+    a.trim_matches('"') == b.trim_matches('"') || number(a).is_some_and(|a| Some(a) == number(b))
 }
 
 /// Ascending line numbers for people: `12, 14-17`.
@@ -94,6 +103,12 @@ fn line_ranges(lines: &[u32]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_agree_by_value() {
+        assert!(same_setting("1e-6", "0.000001") && same_setting("zero", "\"zero\"") && same_setting("5e4", "50000"));
+        assert!(!same_setting("1e-6", "1e-5") && !same_setting("zero", "unit") && !same_setting("true", "1"));
+    }
 
     #[test]
     fn lines_join_into_ranges() {

@@ -99,7 +99,12 @@ fn cache_key(args: &RunArgs, shapes: &crate::pipeline::Shapes) -> Result<crate::
     key.add(crate::files::read_text(&args.file)?);
     key.add(format!("{:?}\n{shapes:?}", args.options));
     for path in args.options.hf.iter().chain(&args.options.weights) {
-        if path.is_dir() { key.add_folder(path) } else { key.add_file(path) }
+        match path.parent() {
+            _ if path.is_dir() => key.add_folder(path),
+            // An index names files beside it.
+            Some(folder) if path.extension().is_some_and(|e| e == "json") => key.add_folder(folder),
+            _ => key.add_file(path),
+        }
     }
     Ok(key)
 }

@@ -125,18 +125,23 @@ fn kv_budgets() {
         ("block:4", "latest-m4-compress-r4"),
         ("anchor", "latest-m4-compress-anchor"),
     ];
-    for model in [&TINY, &ODD] {
+    for (model, budgets) in [(&TINY, 10), (&ODD, 8)] {
+        let mut seen = 0;
         let reference = of(model, "d_kv_budget.safetensors");
         let inputs = inputs(&reference["ids"], Some(&reference["s0"]));
         for (policy, name) in cases {
             for steps in ["8", "32"] {
                 let Some(expected) = reference.get(&format!("r{steps}.{name}.logits")) else { continue };
+                seen += 1;
                 let args = ["--steps", steps, "--chunks", &chunks(6, 20)];
                 model.both(&inputs, 6, &["--kv", policy], &args, |way, out| {
                     assert_close(&format!("{policy} r={steps} through {way}"), &out["logits"], expected, TOLERANCE);
                 });
+                checked += 1;
             }
         }
+        assert_eq!(checked, count, "{}: cases of the fixture", model.hf);
+        assert_eq!(seen, budgets);
     }
 }
 

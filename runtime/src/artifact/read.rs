@@ -65,7 +65,7 @@ impl Artifact {
         find(CODE).ok_or_else(|| Error::file(path, "it has no section `code`"))?;
         let meta: Meta = serde_json::from_slice(bytes_of(&map, meta))
             .map_err(|e| Error::file(path, format!("section `meta` is not readable metadata: {e}")))?;
-        validate::program(&meta.program).map_err(|m| Error::file(path, format!("section `meta`: {m}")))?;
+        validate::meta(&meta).map_err(|m| Error::file(path, format!("section `meta`: {m}")))?;
         let mut weights = None;
         if let Some(section) = find(WEIGHTS) {
             let (offsets, total) =

@@ -151,7 +151,7 @@ impl Executor {
             let mut worker = workers[thread].lock().unwrap_or_else(PoisonError::into_inner);
             worker.enter(&addresses, plan);
             // SAFETY: every address is of memory as long as its buffer's type says: the arena, a weight and the callers' buffers,
-            // which the lengths above and `validate::program` make sure of, and which this function holds borrowed
+            // which the lengths above and `validate::meta` make sure of, and which this function holds borrowed
             // exclusively (weights are only read). All threads of the barrier are in this call.
             unsafe { worker.walk(&context) };
         });

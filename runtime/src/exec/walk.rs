@@ -2,7 +2,7 @@
 //!
 //! `unsafe` here: kernels are called with addresses and memory is copied by address. The invariant, which [`Worker::walk`] asks of its
 //! caller: each address of the table is of live memory as long as its buffer's type says, exclusive to this call, and
-//! offsets stay within it (`validate::program`). Two threads write the same bytes at the same time only if the schedule, whose
+//! offsets stay within it (`validate::meta`). Two threads write the same bytes at the same time only if the schedule, whose
 //! barriers order kernels, is wrong.
 use super::States;
 use super::plan::{Claims, LaunchNode, LoopNode, Node, Plan};

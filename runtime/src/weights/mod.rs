@@ -7,7 +7,6 @@ pub use source::{CheckpointSource, DrawnSource, ParamSource};
 
 use crate::Error;
 use half::bf16;
-use rdc_ir::Type;
 use rdc_ir::packing::Packing;
 use rdc_ir::program::{Piece, Weight, WeightSource};
 
@@ -19,12 +18,13 @@ const PARALLEL_FROM: usize = 256 << 10;
 /// Makes the bytes of a weight, in order, and hands them to `sink` in batches; all together they are `weight.ty.bytes()`.
 ///
 /// # Errors
-/// If the source lacks a parameter or has another shape, or if the sink fails.
+/// If the recipe does not make the weight's type, the source lacks a parameter or has another shape, or the sink fails.
 pub fn produce(
     weight: &Weight,
     params: &dyn ParamSource,
     sink: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
 ) -> Result<(), Error> {
+    crate::validate::weight(weight).map_err(|m| Error::Program(format!("weight {}: {m}", weight.name)))?;
     match &weight.source {
         WeightSource::Param { name, via_bf16 } => {
             let total = weight.ty.elements();
@@ -39,21 +39,12 @@ pub fn produce(
         }
         WeightSource::Packed { pieces, n, k, nr, parts } => {
             let packing = Packing::new(weight.ty.dtype, *n, *k, *nr, *parts);
-            let packed = pack::Packed::new(&weight.ty, pieces, packing, params)?;
+            let packed = pack::Packed::new(weight.ty.dtype, pieces, packing, params)?;
             in_batches(packed.panels(), packed.panel_bytes(), 1, sink, &|first, out| packed.fill(first, out))
         }
-        WeightSource::Scales { pieces } => {
-            let rows: usize = pieces.iter().map(|p| p.rows.1.saturating_sub(p.rows.0)).sum();
-            if weight.ty != Type::f32([rows]) {
-                return Err(Error::Program(format!(
-                    "weight {}: {} scales do not fill {}",
-                    weight.name, rows, weight.ty
-                )));
-            }
-            in_batches(rows, 4, 64, sink, &|start, out| {
-                pack::scales(pieces, start, params, bytemuck::cast_slice_mut(out))
-            })
-        }
+        WeightSource::Scales { pieces } => in_batches(weight.ty.elements(), 4, 64, sink, &|start, out| {
+            pack::scales(pieces, start, params, bytemuck::cast_slice_mut(out))
+        }),
         WeightSource::RopeTable { len, dim, base } => {
             sink(bytemuck::cast_slice(&rdc_ir::tables::rope_table(*len, *dim, *base)))
         }

@@ -1,9 +1,9 @@
 //! Panels of packed weights: rows of stacked pieces, fetched for [`rdc_ir::packing`].
 use super::{ParamSource, locate, read_whole_row};
 use crate::Error;
+use rdc_ir::DType;
 use rdc_ir::packing::{Element, Packing, row_scale};
 use rdc_ir::program::Piece;
-use rdc_ir::{DType, Type};
 
 /// A packed weight that is made panel by panel.
 pub struct Packed<'a> {
@@ -16,36 +16,23 @@ pub struct Packed<'a> {
 }
 
 impl<'a> Packed<'a> {
-    /// Checks that the recipe gives the type and that the parameters have the pieces; reads the rows' scales for int8.
+    /// Checks that the parameters have the pieces; reads the rows' scales for int8. That the recipe makes a type is known
+    /// ([`crate::validate::weight`]).
     pub fn new(
-        ty: &Type,
+        dtype: DType,
         pieces: &'a [Piece],
         packing: Packing,
         params: &'a dyn ParamSource,
     ) -> Result<Packed<'a>, Error> {
-        let Packing { n, k, nr, parts, kp } = packing;
-        let rows: usize = pieces.iter().map(|p| p.rows.1.saturating_sub(p.rows.0)).sum();
-        let divides = |a: usize, b: usize| b > 0 && a.is_multiple_of(b);
-        let parts_fit = parts == 1 || (divides(n, parts) && divides(nr, parts) && divides(n / parts, nr / parts));
-        let fits = nr > 0
-            && k > 0
-            && rows == n
-            && parts_fit
-            && pieces.iter().all(|p| p.cols.1.checked_sub(p.cols.0) == Some(k))
-            && matches!(ty.dtype, DType::F32 | DType::BF16 | DType::I8)
-            && ty.shape == [n.div_ceil(nr), k.div_ceil(kp), nr, kp];
-        if !fits {
-            return Err(Error::Program(format!("{rows} rows packed as {packing:?} are not {ty}")));
-        }
         for piece in pieces {
             let columns = params.columns(&piece.param)?;
             if piece.cols.1 > columns {
                 return Err(Error::Program(format!("parameter {} has only {columns} columns", piece.param)));
             }
         }
-        let mut packed = Packed { packing, dtype: ty.dtype, pieces, scales: Vec::new(), params };
-        if ty.dtype == DType::I8 {
-            packed.scales = vec![0.0; n];
+        let mut packed = Packed { packing, dtype, pieces, scales: Vec::new(), params };
+        if dtype == DType::I8 {
+            packed.scales = vec![0.0; packing.n];
             scales(pieces, 0, params, &mut packed.scales)?;
         }
         Ok(packed)

@@ -2,7 +2,7 @@ use super::*;
 use crate::artifact::ParamInfo;
 use crate::checkpoint::Checkpoint;
 use rdc_ir::packing::{Packing, quantize, row_scale};
-use rdc_ir::{DType, Init};
+use rdc_ir::{DType, Init, Type};
 use std::collections::BTreeMap;
 
 /// Parameters in memory.

@@ -6,5 +6,7 @@ mod huginn;
 mod instructions;
 mod ouro;
 mod pages;
+mod runtime_only;
 mod support;
 mod universal_transformer;
+mod variants;

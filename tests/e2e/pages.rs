@@ -12,6 +12,7 @@ fn page(text: &str, settings: &[&str]) -> String {
     let mut page = String::new();
     for (title, stage) in [
         ("IR as the text says it", &["ir", "--after", "lower"][..]),
+        ("IR simplified", &["ir", "--after", "simplify"]),
         ("IR with the invariant part hoisted out of the loop", &["ir", "--after", "dce"]),
         ("IR with weights laid out", &["ir"]),
         ("Program", &["program"]),

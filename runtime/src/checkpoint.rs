@@ -31,8 +31,8 @@ pub struct TensorInfo {
 }
 
 impl Checkpoint {
-    /// Opens a safetensors file, or a folder: with an index the shards it names, else `model.safetensors`, else all its
-    /// safetensors files.
+    /// Opens a safetensors file; an index (`*.json`) with the shards beside it; or a folder: with an index the shards it names,
+    /// else `model.safetensors`, else all its safetensors files.
     ///
     /// # Errors
     /// If a file cannot be read or is corrupt, the index names what is not there, or two files hold one name.
@@ -175,6 +175,12 @@ mod tests {
         index(r#"{"weight_map": {"a": "m-1.safetensors", "b": "m-1.safetensors", "c": "m-2.safetensors"}}"#);
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
         assert_eq!(checkpoint.tensors().map(|(n, _)| n).collect::<Vec<_>>(), ["a", "b", "c", "n"]);
+        // The index by itself, under any name.
+        let renamed = dir.path().join("other.index.json");
+        for path in [&dir.path().join(INDEX), &renamed] {
+            std::fs::copy(dir.path().join(INDEX), &renamed).unwrap();
+            assert_eq!(Checkpoint::open(path).unwrap().tensors, checkpoint.tensors);
+        }
         for name in ["a", "b", "c"] {
             let mut out = [0.0; 3];
             checkpoint.read(name, 1, &mut out).unwrap();

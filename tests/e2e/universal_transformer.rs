@@ -39,13 +39,16 @@ fn adaptive_computation_time() {
     for tag in ["b1s1", "b2s12", "b3s17"] {
         let inputs = inputs(&reference[&format!("{tag}.ids")], None);
         let length = inputs["input_ids"].shape[1];
-        // The loop ends when every token of the call has halted: one call, as in the reference.
-        UT.both(&inputs, length, &[], &["--readout", "act"], |way, out| {
-            let what = format!("{tag} through {way}");
-            assert_eq!(out["steps_taken"].data, reference[&format!("{tag}.act.n")].data, "{what}");
-            assert_close(&what, &out["logits"], &reference[&format!("{tag}.act.logits")], TOLERANCE);
-            assert_close(&what, &out["remainder"], &reference[&format!("{tag}.act.remainder")], TOLERANCE);
-        });
+        // The loop ends when every token of the call has halted; padding and pieces change nothing for those that have.
+        let pieces = [chunks(length, length), chunks(1, length)];
+        for (seq, pieces) in [(length, &pieces[0]), (20, &pieces[0]), (20, &pieces[1])] {
+            UT.both(&inputs, seq, &[], &["--readout", "act", "--chunks", pieces], |way, out| {
+                let what = format!("{tag} in pieces of {pieces} through {way}, compiled for {seq}");
+                assert_eq!(out["steps_taken"].data, reference[&format!("{tag}.act.n")].data, "{what}");
+                assert_close(&what, &out["logits"], &reference[&format!("{tag}.act.logits")], TOLERANCE);
+                assert_close(&what, &out["remainder"], &reference[&format!("{tag}.act.remainder")], TOLERANCE);
+            });
+        }
     }
 }
 

@@ -1,9 +1,11 @@
 use super::*;
 use crate::Error;
-use crate::exec::testing::{code, meta, program};
+use crate::exec::testing::{DIM, VOCABULARY, code, meta, program};
 use crate::model::Model;
 use crate::weights::DrawnSource;
 use proptest::prelude::*;
+use rdc_ir::infer::packed_type;
+use rdc_ir::{DType, Type};
 
 /// Returns at once, on every machine that the tests run on.
 const CODE_IMAGE: [u8; 8] =
@@ -113,6 +115,75 @@ fn every_flipped_byte_is_found() {
     assert!(message.contains("section `weights` is damaged"), "{message}");
 }
 
+/// Metadata with a weight of every kind; the program has a cache already.
+fn meta_of_all_weights() -> Meta {
+    use rdc_ir::program::{Piece, Weight, WeightSource};
+    let mut meta = test_meta();
+    let piece = |rows| Piece { param: "table".into(), rows, cols: (0, DIM) };
+    let pieces = vec![piece((0, 5)), piece((5, VOCABULARY))];
+    let sources = [
+        (Type::f32([VOCABULARY, DIM]), WeightSource::Param { name: "table".into(), via_bf16: true }),
+        (
+            packed_type(DType::I8, VOCABULARY, DIM, 8),
+            WeightSource::Packed { pieces: pieces.clone(), n: VOCABULARY, k: DIM, nr: 8, parts: 1 },
+        ),
+        (Type::f32([VOCABULARY]), WeightSource::Scales { pieces }),
+        (Type::f32([9, 4, 2]), WeightSource::RopeTable { len: 9, dim: 8, base: 10000.0 }),
+        (Type::f32([9, 8]), WeightSource::SinusoidTable { len: 9, dim: 8, base: 10000.0 }),
+    ];
+    let weights = sources.into_iter().map(|(ty, source)| Weight { name: "w".into(), ty, source });
+    meta.program.weights.extend(weights);
+    meta
+}
+
+/// What `rdc inspect` and `rdc run` do with an artifact before a kernel runs. Drawn weights are kept small by the check here, not
+/// by the format.
+fn use_artifact(artifact: &Artifact) {
+    let meta = artifact.meta();
+    let _ =
+        (meta.kv.slots(meta.max_steps, 4), meta.kv.slot(meta.max_steps, 3, 4), meta.kv.slots(usize::MAX, usize::MAX));
+    let small = weight_offsets(&meta.program).is_some_and(|(_, total)| total < 1 << 24);
+    if small && let Ok(model) = Model::load(artifact, 0) {
+        let _ = crate::Session::new(std::sync::Arc::new(model), 1);
+    }
+}
+
+#[test]
+fn every_kind_of_weight_is_made() {
+    let (_dir, path) = folder();
+    let meta = meta_of_all_weights();
+    write_test(&path, &meta, true);
+    let artifact = Artifact::open(&path, Verify::All).unwrap();
+    let model = Model::load(&artifact, 0).unwrap();
+    for (index, weight) in meta.program.weights.iter().enumerate() {
+        assert!(model.weight(index).iter().any(|&b| b != 0), "{:?}", weight.source);
+    }
+    use_artifact(&artifact);
+}
+
+#[test]
+fn lies_about_weights_and_policies_are_refused() {
+    use rdc_ir::program::{KvPolicy, WeightSource};
+    let (_dir, path) = folder();
+    let lies: [fn(&mut Meta); 6] = [
+        |m| m.kv = KvPolicy::Block(0),
+        |m| m.kv = KvPolicy::Modulo(0),
+        |m| m.params[0].ty = Type::f32([1, DIM]),
+        |m| m.params[0].ty = Type::f32([1, usize::MAX]),
+        |m| m.program.weights[4].source = WeightSource::RopeTable { len: 1 << 61, dim: 8, base: 10000.0 },
+        |m| m.program.weights[5].source = WeightSource::SinusoidTable { len: 1 << 61, dim: 8, base: 10000.0 },
+    ];
+    for (index, lie) in lies.into_iter().enumerate() {
+        let mut meta = meta_of_all_weights();
+        lie(&mut meta);
+        let json = serde_json::to_vec(&meta).unwrap();
+        let opened = open_bytes(&path, &assemble(&[(META, &json), (CODE, &CODE_IMAGE)]));
+        assert!(opened.is_err(), "lie {index}");
+        let params = DrawnSource::new(&meta.params, 1);
+        assert!(Model::from_parts(meta, code(), &params).is_err(), "lie {index}");
+    }
+}
+
 /// Puts sections together as the writer does.
 fn assemble(parts: &[(&str, &[u8])]) -> Vec<u8> {
     let mut bytes = vec![0; HEADER + parts.len() * TABLE_ENTRY];
@@ -208,17 +279,13 @@ proptest! {
     #[test]
     fn lying_metadata_never_panics(pick in any::<prop::sample::Index>(), value in prop_oneof![any::<u64>(), 0u64..100]) {
         let (_dir, path) = folder();
-        let json = serde_json::to_string(&test_meta()).unwrap();
+        let json = serde_json::to_string(&meta_of_all_weights()).unwrap();
         let starts: Vec<usize> = json.char_indices().filter(|(i, c)| c.is_ascii_digit() && !json.as_bytes()[i - 1].is_ascii_digit()).map(|(i, _)| i).collect();
         let at = starts[pick.index(starts.len())];
         let end = at + json[at..].find(|c: char| !c.is_ascii_digit()).unwrap_or(1);
         let changed = format!("{}{value}{}", &json[..at], &json[end..]);
         if let Ok(artifact) = open_bytes(&path, &assemble(&[(META, changed.as_bytes()), (CODE, &CODE_IMAGE)])) {
-            // Whatever is accepted can be prepared; drawn weights are kept small by the check here, not by the format.
-            let small = weight_offsets(&artifact.meta().program).is_some_and(|(_, total)| total < 1 << 24);
-            if small && let Ok(model) = Model::load(&artifact, 0) {
-                let _ = crate::Session::new(std::sync::Arc::new(model), 1);
-            }
+            use_artifact(&artifact);
         }
     }
 }

@@ -84,10 +84,6 @@ impl Executor {
         let entry = &self.model.program().entries[entry];
         entry.outputs.iter().map(|o| entry.buffers[o.buffer].ty.bytes()).collect()
     }
-    /// Whether the loop of an entry can end before its steps are done.
-    pub fn exits_early(&self, entry: usize) -> bool {
-        self.plans[entry].exits_early
-    }
     /// Records times from now on.
     pub fn start_profile(&mut self) {
         self.profile = Some(Profile::new(self.launches.clone(), self.threads()));
@@ -108,6 +104,7 @@ impl Executor {
         inputs: &mut [&mut Buffer],
         outputs: &mut [Buffer],
         states: Option<&mut States>,
+        exit: bool,
     ) -> Result<Outcome, Error> {
         let program = self.model.program();
         let Some(described) = program.entries.get(entry) else {
@@ -144,6 +141,7 @@ impl Executor {
             barrier: &self.barrier,
             claims: &self.claims,
             states: states.as_ref(),
+            exit,
             origin: self.profile.as_ref().map(|p| p.origin()),
         };
         let workers = &self.workers;

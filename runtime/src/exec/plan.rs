@@ -11,7 +11,6 @@ pub(super) struct Plan {
     pub private: Vec<(usize, usize)>,
     /// Number of those cells.
     pub cells: usize,
-    pub exits_early: bool,
 }
 
 pub(super) enum Node {
@@ -93,10 +92,9 @@ pub(super) fn plan(
         .map(|(cell, (b, _))| (b, cell))
         .collect();
     let cells = private.len();
-    let mut planner = Planner { model, entry, threads, launches, dynamic, exits_early: false };
+    let mut planner = Planner { model, entry, threads, launches, dynamic };
     let nodes = planner.nodes(&entry.steps);
-    let exits_early = planner.exits_early;
-    Plan { nodes, private, cells, exits_early }
+    Plan { nodes, private, cells }
 }
 
 struct Planner<'a> {
@@ -105,7 +103,6 @@ struct Planner<'a> {
     threads: usize,
     launches: &'a mut Vec<LaunchInfo>,
     dynamic: &'a mut usize,
-    exits_early: bool,
 }
 
 impl Planner<'_> {
@@ -153,7 +150,6 @@ impl Planner<'_> {
         let ends_met = body.last().is_some_and(meets);
         let barrier = !ends_met && (inner.done.is_some() || !body.iter().any(meets));
         let done = inner.done.map(|buffer| {
-            self.exits_early = true;
             let writer = |node: &Node| match node {
                 Node::Launch(launch) => launch.args.iter().any(|a| a.0 == buffer),
                 Node::Copy { dst, .. } => *dst == buffer,

@@ -20,7 +20,7 @@ fn run(
         executor.output_bytes(entry).into_iter().map(|b| Buffer::zeroed(b).unwrap()).collect();
     let mut states = States::new();
     let mut pointers: Vec<&mut Buffer> = inputs.iter_mut().collect();
-    let outcome = executor.run(entry, &mut pointers, &mut outputs, Some(&mut states)).unwrap();
+    let outcome = executor.run(entry, &mut pointers, &mut outputs, Some(&mut states), true).unwrap();
     let floats = |b: &Buffer| bytemuck::cast_slice::<u8, f32>(b).to_vec();
     let mut values: Vec<Vec<f32>> = outputs.iter().map(floats).collect();
     values.push(floats(&inputs[4]));
@@ -73,7 +73,6 @@ fn leaves_early_on_every_thread_alike() {
     let trips = (1..=MAX_STEPS).find(|&r| expected[r][0] > LIMIT).unwrap_or(MAX_STEPS);
     for threads in [1, 2, 4] {
         let mut executor = Executor::new(model.clone(), threads).unwrap();
-        assert!(executor.exits_early(1) && !executor.exits_early(0));
         for _ in 0..200 {
             let (values, outcome, _) = run(&mut executor, 1, &ids, MAX_STEPS as i32, &initial);
             assert_eq!(outcome.trips, trips);
@@ -123,14 +122,14 @@ fn memory_that_does_not_fit_is_an_error() {
     let (ids, initial) = example();
     let mut inputs = inputs(&ids[1..], 1, &initial);
     let mut pointers: Vec<&mut Buffer> = inputs.iter_mut().collect();
-    assert!(executor.run(0, &mut pointers, &mut [], None).is_err());
-    assert!(executor.run(9, &mut pointers, &mut [], None).is_err());
+    assert!(executor.run(0, &mut pointers, &mut [], None, true).is_err());
+    assert!(executor.run(9, &mut pointers, &mut [], None, true).is_err());
 }
 
 /// Breaks the program in one place at a time; none may be accepted.
 #[test]
 fn malformed_programs_are_refused() {
-    use rdc_ir::program::{Offset, Program, Step};
+    use rdc_ir::program::{KvPolicy, Offset, Program, Step};
     fn inner(program: &mut Program) -> &mut rdc_ir::program::LoopStep {
         match &mut program.entries[0].steps[2] {
             Step::Loop(inner) => inner,
@@ -166,6 +165,45 @@ fn malformed_programs_are_refused() {
         |p| inner(p).carried[0] = 99,
         |p| p.entries[0].steps[1] = Step::Copy { dst: 0, src: 0 },
     ];
+    let addressed: Vec<fn(&mut Program)> = vec![
+        // Arguments that start in their buffer but end beyond it.
+        |p| first(p).args[3].offset = Offset::Fixed(4),
+        |p| first(p).args[0].offset = Offset::Fixed(usize::MAX),
+        |p| second(p).args[6].offset = Offset::Fixed(MAX_STEPS * CHUNK * DIM * 4 - 4),
+        |p| second(p).args[6].offset = Offset::Step { stride: CHUNK * DIM * 4 + 4 },
+        |p| second(p).args[6].offset = Offset::Step { stride: usize::MAX },
+        |p| slot(p, KvPolicy::Full, 1, CONTEXT * DIM * 4),
+        |p| slot(p, KvPolicy::Full, 0, CONTEXT * DIM * 4 + 4),
+        |p| slot(p, KvPolicy::Full, usize::MAX, usize::MAX),
+        |p| slot(p, KvPolicy::Block(0), 0, 0),
+        |p| slot(p, KvPolicy::Modulo(0), 0, 0),
+        // A cache, which kernels update in place, that is a weight.
+        |p| {
+            let ty = p.entries[0].buffers[5].ty.clone();
+            p.weights[0].ty = rdc_ir::Type::f32(ty.shape);
+            p.entries[0].buffers[0].ty = p.weights[0].ty.clone();
+            second(p).args[4].buffer = 0;
+        },
+        // What is addressed by the step has its rest zeroed, and an input may not.
+        |p| {
+            second(p).args[1].buffer = 4;
+            second(p).args[1].offset = Offset::Step { stride: 0 };
+        },
+    ];
+    fn second(program: &mut Program) -> &mut rdc_ir::program::Launch {
+        match &mut inner(program).body[1] {
+            Step::Launch(launch) => launch,
+            _ => unreachable!("the second step of the test program's loop is a launch"),
+        }
+    }
+    fn slot(program: &mut Program, policy: KvPolicy, base: usize, stride: usize) {
+        second(program).args[4].offset = Offset::Slot { policy, layer: 0, layers: 1, base, stride };
+    }
+    for (index, breaker) in addressed.iter().enumerate() {
+        let mut program = program();
+        breaker(&mut program);
+        assert!(crate::validate::program(&program).is_err(), "addressed {index}");
+    }
     for (index, breaker) in breakers.iter().enumerate() {
         let mut program = program();
         breaker(&mut program);

@@ -31,6 +31,8 @@ pub(super) struct Context<'a> {
     pub barrier: &'a Barrier,
     pub claims: &'a [Claim],
     pub states: Option<&'a Mutex<&'a mut States>>,
+    /// Whether loops may end early.
+    pub exit: bool,
     /// The profile's time zero, if times are recorded.
     pub origin: Option<Instant>,
 }
@@ -173,7 +175,8 @@ impl Worker {
                     self.meet(context);
                 }
                 // Read before the exchange: the body wrote the buffer under the name it has now.
-                let done = node.done.as_ref().is_some_and(|done| self.addresses[done.buffer].0.read() != 0);
+                let done =
+                    context.exit && node.done.as_ref().is_some_and(|done| self.addresses[done.buffer].0.read() != 0);
                 for &(carried, next) in &node.swaps {
                     self.addresses.swap(carried, next);
                 }

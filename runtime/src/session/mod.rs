@@ -42,6 +42,8 @@ pub struct RunOptions {
     pub readout: Option<String>,
     /// Whether to return the carried tensors after every step, as `state_1`, `state_2`, ….
     pub states: bool,
+    /// Whether no later call continues the sequence: then, if it runs in one piece, its loop may end early.
+    pub last: bool,
 }
 
 /// What a run gives.
@@ -110,7 +112,7 @@ impl Session {
                 }
             }
         }
-        let functions = pieces::functions(&model, &executor);
+        let functions = pieces::functions(&model);
         let memory = program.entries.iter().map(|_| None).collect();
         Ok(Session { executor, functions, caches, memory })
     }
@@ -144,7 +146,7 @@ impl Session {
     /// As [`Session::run_from`].
     pub fn run(&mut self, inputs: &TensorMap, options: &RunOptions) -> Result<RunOutput, Error> {
         let mut state = self.new_state()?;
-        self.run_from(&mut state, inputs, options)
+        self.run_from(&mut state, inputs, &RunOptions { last: true, ..options.clone() })
     }
     /// Runs a sequence that continues the one in `state`, and moves `state` on. Inputs go by name: `input_ids` `i32[B, S]`, and the
     /// model's others. A state such as `initial_state` `f32[B, T, dim]` is drawn under the seed if it is not given; row i
@@ -180,9 +182,12 @@ impl Session {
         let ignored = inputs.ignored.clone();
         let (mut assembly, mut trips) = (Assembly::new(inputs.length, steps, &functions), Vec::new());
         let base = state.position;
+        // A token that leaves early has no keys at deeper steps. Later pieces look for them, so then no one leaves: more
+        // iterations change nothing in the results of who is done.
+        let exit = options.last && calls.len() == 1 && base == 0;
         for call in &calls {
             let mut states = options.states.then(States::new);
-            let taken = self.call(state, &inputs, call, steps, states.as_mut())?;
+            let taken = self.call(state, &inputs, call, (steps, exit), states.as_mut())?;
             let entry = &model.program().entries[call.entry];
             let memory = self.memory[call.entry].as_mut();
             let outputs = memory.map_or(&mut [][..], |m| &mut m.outputs);
@@ -201,7 +206,7 @@ impl Session {
         state: &mut KvState,
         inputs: &Inputs,
         call: &Call,
-        steps: usize,
+        (steps, exit): (usize, bool),
         states: Option<&mut States>,
     ) -> Result<usize, Error> {
         let model = self.model().clone();
@@ -241,7 +246,7 @@ impl Session {
             }
             pointers.push(buffer);
         }
-        let outcome = self.executor.run(call.entry, &mut pointers, &mut memory.outputs, states)?;
+        let outcome = self.executor.run(call.entry, &mut pointers, &mut memory.outputs, states, exit)?;
         Ok(outcome.trips)
     }
 }

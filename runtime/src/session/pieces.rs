@@ -1,7 +1,6 @@
 //! Which function runs which part of a sequence.
 use crate::Error;
 use crate::artifact::Meta;
-use crate::exec::Executor;
 use crate::model::Model;
 use rdc_ir::program::{Entry, KvPolicy, OutputBuffer, Program, Step};
 use rdc_ir::{ArgRole, Func, Opcode, ValueId};
@@ -21,8 +20,6 @@ pub(super) struct Function {
     pub vocabulary: Option<usize>,
     /// Whether it may be called at a position other than 0, so that a sequence can be fed in pieces.
     pub continues: bool,
-    /// Whether its loop may end early.
-    pub exits: bool,
     /// Names of outputs without a sequence axis.
     pub whole: Vec<String>,
     /// Whether some output may depend on all rows together, beyond those that count steps.
@@ -39,7 +36,7 @@ pub(super) struct Call {
 }
 
 /// The functions of a model.
-pub(super) fn functions(model: &Model, executor: &Executor) -> Vec<Function> {
+pub(super) fn functions(model: &Model) -> Vec<Function> {
     let program = model.program();
     let split = |entry: &Entry| match entry.name.split_once('.') {
         Some((base, readout)) => (base.to_string(), Some(readout.to_string())),
@@ -62,7 +59,6 @@ pub(super) fn functions(model: &Model, executor: &Executor) -> Vec<Function> {
             chunk,
             vocabulary: vocabulary(program, entry),
             continues: decodes || entry.inputs.iter().any(|i| i.role == ArgRole::Cache),
-            exits: executor.exits_early(index),
             whole: entry.outputs.iter().filter(|o| !has_rows(entry, o, chunk)).map(|o| o.name.clone()).collect(),
             mixes: entry.outputs.iter().any(|o| entry.buffers[o.buffer].ty.rank() > 0 && !has_rows(entry, o, chunk)),
             readout,
@@ -142,21 +138,17 @@ fn plan_piece(
     let mut rest = piece;
     while rest > 0 {
         let exact = functions.iter().find(|f| f.chunk == rest);
-        // Rows of padding write cache positions that later calls write again; but they would have a say in an early exit
-        // and in an output over all rows (or of the last), and must not go past the context, where there is no row of
-        // a table for them.
+        // Rows of padding write cache positions that later calls write again, and at most delay an early exit, which changes
+        // nothing for rows that are done; but they would have a say in an output over all rows (or of the last), and must
+        // not go past the context, where there is no row of a table for them.
         let can_pad = |f: &&&Function| {
-            f.chunk > rest
-                && f.continues
-                && !f.exits
-                && !f.mixes
-                && (meta.context == 0 || start + f.chunk <= meta.context)
+            f.chunk > rest && f.continues && !f.mixes && (meta.context == 0 || start + f.chunk <= meta.context)
         };
         let padded = functions.iter().rev().find(can_pad);
         let smaller = functions.iter().find(|f| f.chunk < rest && f.continues);
         // A piece in several calls gives the same numbers only if later tokens find every step's keys of earlier ones.
         let split = if explicit && meta.kv != KvPolicy::Full { None } else { smaller };
-        // A call costs about as much as an eighth of a padded one (peers.md measures a sixth to a fortieth).
+        // A call costs about as much as an eighth of a padded one.
         let worth = |f: &&&Function| split.is_none() || rest * 8 >= f.chunk;
         let Some(function) = exact.or(padded.filter(worth)).or(split) else {
             let lengths: Vec<String> = functions.iter().map(|f| f.chunk.to_string()).collect();
@@ -234,7 +226,6 @@ mod tests {
             chunk,
             vocabulary: None,
             continues: true,
-            exits: false,
             whole: Vec::new(),
             mixes: false,
         }
@@ -273,11 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn early_exits_mixed_rows_and_full_attention_are_not_padded() {
-        let prefill = Function { exits: true, ..function(0, 4) };
-        let decode = Function { exits: true, ..function(1, 1) };
-        let calls = plan(&meta(64, KvPolicy::Full), &[&prefill, &decode], 0, 6, None).unwrap();
-        assert_eq!(rows(&calls), [(0, 0, 4), (1, 4, 1), (1, 5, 1)]);
+    fn mixed_rows_and_full_attention_are_not_padded() {
         let last = Function { mixes: true, ..function(0, 4) };
         let calls = plan(&meta(64, KvPolicy::Full), &[&last, &function(1, 1)], 0, 6, None).unwrap();
         assert_eq!(rows(&calls), [(0, 0, 4), (1, 4, 1), (1, 5, 1)]);

@@ -100,13 +100,20 @@ fn a_given_state_is_used_by_position() {
 }
 
 #[test]
-fn early_exits_take_their_own_number_of_steps() {
+fn only_a_sequence_in_one_piece_leaves_early() {
     let mut session = session(2);
-    let run =
-        session.run(&ids(CHUNK + 2), &RunOptions { readout: Some("exit".into()), ..options(MAX_STEPS, None) }).unwrap();
-    assert_eq!(run.trips.len(), 3);
-    let most = *run.trips.iter().max().unwrap();
-    assert_eq!(run.outputs["all"].shape, [most, 1, CHUNK + 2, DIM]);
+    let exit = RunOptions { readout: Some("exit".into()), ..options(MAX_STEPS, None) };
+    let with_large_state = |rows: usize| {
+        let mut inputs = ids(rows);
+        let state = vec![2.0 * LIMIT; rows * DIM];
+        inputs.insert("initial_state".into(), Tensor::from_f32(&[1, rows, DIM], &state).unwrap());
+        inputs
+    };
+    let one = session.run(&with_large_state(CHUNK), &exit).unwrap();
+    assert!(one.trips[0] < MAX_STEPS, "{:?}", one.trips);
+    assert_eq!(one.outputs["all"].shape, [one.trips[0], 1, CHUNK, DIM]);
+    let pieces = session.run(&with_large_state(CHUNK + 2), &exit).unwrap();
+    assert!(pieces.trips.len() > 1 && pieces.trips.iter().all(|&t| t == MAX_STEPS), "{:?}", pieces.trips);
 }
 
 #[test]

@@ -91,7 +91,7 @@ impl Gemm {
     /// Runs it once.
     pub fn run(&mut self) -> Result<()> {
         let mut inputs: Vec<&mut Buffer> = self.inputs.iter_mut().collect();
-        self.executor.run(0, &mut inputs, &mut self.outputs, None)?;
+        self.executor.run(0, &mut inputs, &mut self.outputs, None, true)?;
         Ok(())
     }
 }

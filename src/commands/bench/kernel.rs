@@ -66,7 +66,7 @@ impl Kernels {
     /// Launches the one that was prepared.
     pub fn launch(&mut self, index: usize) -> Result<()> {
         let mut inputs: Vec<&mut memory::Buffer> = self.inputs.iter_mut().collect();
-        self.executor.run(index, &mut inputs, &mut [], None)?;
+        self.executor.run(index, &mut inputs, &mut [], None, true)?;
         Ok(())
     }
 }

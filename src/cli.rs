@@ -175,6 +175,9 @@ pub struct RunArgs {
     /// Do not read or write the compile cache
     #[arg(long)]
     pub no_cache: bool,
+    /// Check every byte of the artifact first, the weights of files over 256 MB too
+    #[arg(long)]
+    pub verify: bool,
     #[command(flatten)]
     pub options: ModelArgs,
 }
@@ -187,6 +190,9 @@ pub struct InspectArgs {
     /// Count work and unrolled parameters at this number of iterations (default: the text's)
     #[arg(long, value_name = "R")]
     pub steps: Option<usize>,
+    /// Check every byte of the artifact first, the weights too
+    #[arg(long)]
+    pub verify: bool,
     /// As JSON
     #[arg(long)]
     pub json: bool,

@@ -91,7 +91,7 @@ fn load(args: &InspectArgs, quiet: bool) -> Result<(Meta, Option<bool>)> {
     if super::is_text(&args.file) {
         return text(args, quiet).map(|meta| (meta, None));
     }
-    let artifact = Artifact::open(&args.file, Verify::Fast)?;
+    let artifact = Artifact::open(&args.file, if args.verify { Verify::All } else { Verify::Fast })?;
     super::check_agreement(&args.options, artifact.meta())?;
     Ok((artifact.meta().clone(), Some(artifact.has_weights())))
 }
@@ -112,7 +112,7 @@ fn text(args: &InspectArgs, _: bool) -> Result<Meta> {
 fn facts(meta: &Meta, steps: usize, weights_in_artifact: Option<bool>) -> Facts {
     let report = Report::of(meta);
     let program = &meta.program;
-    let parameters: u64 = meta.params.iter().map(|p| p.ty.elements() as u64).sum();
+    let parameters: u64 = meta.params.iter().fold(0, |n: u64, p| n.saturating_add(p.ty.elements() as u64));
     let looped = report.looped_stack_parameters;
     let functions = program.entries.iter().map(|e| function(e, report.functions.get(&e.name), steps)).collect();
     Facts {
@@ -131,7 +131,7 @@ fn facts(meta: &Meta, steps: usize, weights_in_artifact: Option<bool>) -> Facts 
         parameters,
         looped_stack_parameters: looped,
         unrolled_parameters: (parameters - looped.min(parameters)).saturating_add(looped.saturating_mul(steps as u64)),
-        weight_bytes: program.weights.iter().map(|w| w.ty.bytes()).sum(),
+        weight_bytes: total(program.weights.iter().map(|w| w.ty.bytes())),
         weights_in_artifact,
         functions,
         kv: program.entries.first().and_then(|e| cache(e, meta)),
@@ -147,14 +147,19 @@ fn function(entry: &Entry, work: Option<&Work>, steps: usize) -> Function {
     Function {
         name: entry.name.clone(),
         arena_bytes: entry.arena,
-        input_output_bytes: outside.map(|b| entry.buffers[b].ty.bytes()).sum(),
+        input_output_bytes: total(outside.map(|b| entry.buffers[b].ty.bytes())),
         flops_once: work.once,
         flops_per_iteration: work.iteration,
         flops: work.once.saturating_add(work.iteration.saturating_mul(steps as u64)),
-        flops_removed_per_iteration: work.iteration_written as i64 - work.iteration as i64,
+        flops_removed_per_iteration: (work.iteration_written as i64).saturating_sub(work.iteration as i64),
         launches_once: once.len(),
         launches_per_iteration: looped.len(),
     }
+}
+
+/// A sum of sizes. An artifact may claim any; those past all memory are shown as the largest number.
+fn total(sizes: impl Iterator<Item = usize>) -> usize {
+    sizes.fold(0, usize::saturating_add)
 }
 
 /// The launches outside and inside loops.
@@ -179,13 +184,9 @@ fn loops(steps: &[Step]) -> impl Iterator<Item = &LoopStep> {
 }
 
 fn cache(entry: &Entry, meta: &Meta) -> Option<Kv> {
-    let caches = entry.inputs.iter().filter(|i| i.role == ArgRole::Cache);
-    let (mut bytes, mut slots) = (0, 0);
-    for cache in caches {
-        let ty = &entry.buffers[cache.buffer].ty;
-        bytes += ty.bytes();
-        slots += ty.shape.first().copied().unwrap_or(0);
-    }
+    let caches = || entry.inputs.iter().filter(|i| i.role == ArgRole::Cache).map(|i| &entry.buffers[i.buffer].ty);
+    let bytes = total(caches().map(|ty| ty.bytes()));
+    let slots = total(caches().map(|ty| ty.shape.first().copied().unwrap_or(0)));
     if slots == 0 {
         return None;
     }
@@ -203,6 +204,7 @@ fn cache(entry: &Entry, meta: &Meta) -> Option<Kv> {
     let in_loop = |policy: KvPolicy| if layers == 0 { 0 } else { policy.slots(max, layers) };
     let per_cache = slots / count_caches(entry).max(1);
     let outside = per_cache.saturating_sub(in_loop(meta.kv));
+    let bytes_for = |slots: usize| slots.saturating_mul(count_caches(entry)).saturating_mul(slot_bytes);
     let policies = [
         KvPolicy::Full,
         KvPolicy::Modulo(1),
@@ -213,7 +215,7 @@ fn cache(entry: &Entry, meta: &Meta) -> Option<Kv> {
     ];
     let alternatives = policies
         .into_iter()
-        .map(|policy| (kv::name(policy), (outside + in_loop(policy)) * count_caches(entry) * slot_bytes))
+        .map(|policy| (kv::name(policy), bytes_for(outside.saturating_add(in_loop(policy)))))
         .collect();
     Some(Kv { policy: kv::name(meta.kv), bytes, slots, alternatives })
 }
@@ -277,7 +279,7 @@ fn print(facts: &Facts) {
     let mut functions =
         Table::new(&["function", "arena", "once", "per iteration", "hoisted away", &at, "kernels once", "in the loop"]);
     for f in &facts.functions {
-        let written = f.flops_per_iteration as i64 + f.flops_removed_per_iteration;
+        let written = (f.flops_per_iteration as i64).saturating_add(f.flops_removed_per_iteration);
         let share = f.flops_removed_per_iteration as f64 / (written.max(1)) as f64;
         functions.row(vec![
             f.name.clone(),

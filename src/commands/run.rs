@@ -27,6 +27,7 @@ pub fn run(args: &RunArgs, quiet: bool) -> Result<()> {
         chunks: (!args.chunks.is_empty()).then(|| args.chunks.clone()),
         readout: args.readout.clone(),
         states: args.states,
+        last: true,
     };
     let mut state = session.new_state()?;
     let mut result = session.run_from(&mut state, &inputs, &options)?;
@@ -58,9 +59,13 @@ fn load(args: &RunArgs, inputs: &TensorMap, progress: &Progress) -> Result<Model
     if super::is_text(&args.file) {
         return text(args, inputs, progress);
     }
-    let artifact = Artifact::open(&args.file, Verify::Auto)?;
+    let artifact = Artifact::open(&args.file, verify(args))?;
     super::check_agreement(&args.options, artifact.meta())?;
     Ok(Model::load(&artifact, seed)?)
+}
+
+fn verify(args: &RunArgs) -> Verify {
+    if args.verify { Verify::All } else { Verify::Auto }
 }
 
 /// Compiles the text for the shapes of the inputs, or takes the artifact of an earlier run from the cache.
@@ -80,7 +85,7 @@ fn text(args: &RunArgs, inputs: &TensorMap, progress: &Progress) -> Result<Model
     let entry = if args.no_cache { None } else { cache_key(args, &shapes)?.path() };
     if let Some(entry) = entry.as_deref().filter(|e| e.exists()) {
         // An entry that cannot be loaded (of another rdc, cut off by a full disk) is made anew.
-        if let Ok(model) = Artifact::open(entry, Verify::Auto).and_then(|a| Model::load(&a, seed)) {
+        if let Ok(model) = Artifact::open(entry, verify(args)).and_then(|a| Model::load(&a, seed)) {
             crate::cache::touch(entry);
             return Ok(model);
         }

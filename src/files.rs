@@ -4,12 +4,13 @@ use std::path::Path;
 
 /// Writes a whole file through a temporary name.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = rdc_runtime::artifact::temporary_name(path);
+    let failed = || format!("cannot write {}", path.display());
+    let temporary = rdc_runtime::artifact::temporary_name(path).with_context(failed)?;
     let written = std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
     if written.is_err() {
         let _ = std::fs::remove_file(&temporary);
     }
-    written.with_context(|| format!("cannot write {}", path.display()))
+    written.with_context(failed)
 }
 
 /// Reads a whole text file.

@@ -140,7 +140,7 @@ pub fn save(path: &Path, tensors: &TensorMap) -> Result<(), Error> {
             self.0.data.len()
         }
     }
-    let temporary = crate::artifact::temporary_name(path);
+    let temporary = crate::artifact::temporary_name(path).map_err(Error::io(path))?;
     let written = safetensors::serialize_to_file(tensors.iter().map(|(name, t)| (name, View(t))), None, &temporary);
     let result = match written {
         Err(safetensors::SafeTensorError::IoError(e)) => Err(Error::io(path)(e)),

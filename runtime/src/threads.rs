@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 /// How long an idle worker yields before it sleeps: between the calls of a decode loop it stays awake.
 const LINGER: Duration = Duration::from_micros(50);
 
+/// Threads of a pool at most.
+const MAX_THREADS: usize = 1024;
+
 type Job = &'static (dyn Fn(usize) + Sync);
 
 struct Control {
@@ -31,8 +34,11 @@ impl Pool {
     /// A pool of `threads` threads, the caller's included.
     ///
     /// # Errors
-    /// If the system gives no more threads.
+    /// If they are more than a thousand or so, or the system gives no more.
     pub fn new(threads: usize) -> std::io::Result<Pool> {
+        if threads > MAX_THREADS {
+            return Err(std::io::Error::other(format!("more than {MAX_THREADS} are no help on any machine")));
+        }
         let control = Arc::new(Control {
             job: Mutex::new(None),
             epoch: AtomicU32::new(0),

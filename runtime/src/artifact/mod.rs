@@ -46,13 +46,19 @@ pub struct Section {
     pub crc: u32,
 }
 
-/// A name in the same folder that no other process uses.
-pub fn temporary_name(path: &Path) -> PathBuf {
+/// A name in the same folder that no other process uses, for a file that is then renamed to `path`.
+///
+/// # Errors
+/// If `path` is a folder, a device or another thing that a rename would destroy rather than replace.
+pub fn temporary_name(path: &Path) -> std::io::Result<PathBuf> {
     use std::sync::atomic::{AtomicU32, Ordering};
     static COUNT: AtomicU32 = AtomicU32::new(0);
+    if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+        return Err(std::io::Error::other("it exists and is not a file"));
+    }
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}.{count}.tmp", std::process::id()))
+    Ok(path.with_file_name(format!(".{name}.{}.{count}.tmp", std::process::id())))
 }
 
 /// The header and the table. The checksum in bytes 28..32 covers both, itself taken as zero.

@@ -25,7 +25,7 @@ pub struct Contents<'a> {
 /// # Errors
 /// If the file cannot be written, or a weight cannot be made.
 pub fn write(path: &Path, contents: &Contents, progress: &mut dyn FnMut(u64, u64)) -> Result<(), Error> {
-    let temporary = temporary_name(path);
+    let temporary = temporary_name(path).map_err(Error::io(path))?;
     let result = write_to(&temporary, path, contents, progress).and_then(|()| {
         std::fs::rename(&temporary, path).map_err(Error::io(path))?;
         // The rename is durable once the folder is; some file systems cannot sync a folder.

@@ -122,10 +122,10 @@ mod tests {
 
     #[test]
     fn one_row_streams_the_weight_in_even_shares() {
-        assert_eq!(tiles(1, 1024, 384), (1, 2, 384, 32));
-        assert_eq!(tiles(1, 65536, 5280), (1, 64, 378, 64));
+        assert_eq!(tiles(1, 1024, 384), (1, 2, 192, 32));
+        assert_eq!(tiles(1, 65536, 5280), (1, 64, 252, 64));
         assert_eq!(tiles(1, 1, 128), (1, 1, 128, 1));
-        assert_eq!(tiles(1, 5632, 1024), (1, 8, 342, 44), "352 panels are 2 shares of 22 tasks");
+        assert_eq!(tiles(1, 5632, 1024), (1, 8, 256, 44), "352 panels are 2 shares of 22 tasks");
     }
 
     #[test]

@@ -27,18 +27,12 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
         }
     }
     let mut e = Emitter::new(&kernel.name, func.args.len(), target.lanes);
-    e.tasks(|e, task| {
-        let lo = e.mul_const(task, tokens_per_task);
-        let hi = e.add_const(lo, tokens_per_task);
-        let all = e.i64(tokens);
-        let hi = e.min(hi, all);
-        e.each(lo, hi, |e, index| {
-            for (update, steps) in &updates {
-                let token = Token::new(e, index, *steps);
-                let heads = (e.i64(0), e.i64(update.heads()));
-                update.emit(e, token, heads);
-            }
-        });
+    e.items(tokens_per_task, tokens, |e, index| {
+        for (update, steps) in &updates {
+            let token = Token::new(e, index, *steps);
+            let heads = (e.i64(0), e.i64(update.heads()));
+            update.emit(e, token, heads);
+        }
     });
     Ok(e.finish())
 }

@@ -27,15 +27,9 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     let program = RowProgram::new(&kernel.name, &kernel.func, rows, &results)?;
     let arguments = kernel.func.args.len();
     let mut e = Emitter::new(&kernel.name, arguments + results.len(), target.lanes);
-    e.tasks(|e, task| {
-        let lo = e.mul_const(task, rows_per_task);
-        let hi = e.add_const(lo, rows_per_task);
-        let all = e.i64(rows);
-        let hi = e.min(hi, all);
-        e.each(lo, hi, |e, row| {
-            let to: Vec<_> = (0..results.len()).map(|i| e.at(e.arg(arguments + i), row, program.stride(i))).collect();
-            program.emit(e, row, &to, e.scratch);
-        });
+    e.items(rows_per_task, rows, |e, row| {
+        let to: Vec<_> = (0..results.len()).map(|i| e.at(e.arg(arguments + i), row, program.stride(i))).collect();
+        program.emit(e, row, &to, e.scratch);
     });
     Ok(e.finish())
 }

@@ -40,7 +40,9 @@ impl<'a> Lower<'a> {
             }
             StmtKind::Tie { name, target, at } => self.declare_tie(name, target, at.as_ref()),
             StmtKind::Part { name, layer, args, count, at } => {
-                self.declare_part(name, layer, args, count.as_ref(), at.as_ref());
+                let part = self.part_value(name, layer, args, count.as_ref(), at.as_ref());
+                self.claim(name);
+                self.bind(&name.text, part.map_or(Val::Error, Val::Part));
             }
             StmtKind::State { name, ty, init } => {
                 let free = self.claim(name);
@@ -179,18 +181,6 @@ impl<'a> Lower<'a> {
                 Val::Error
             }
         };
-        self.bind(&name.text, val);
-    }
-    fn declare_part(
-        &mut self,
-        name: &'a Name,
-        layer_name: &'a Name,
-        args: &'a [Expr],
-        count: Option<&'a Expr>,
-        at: Option<&'a Name>,
-    ) {
-        let val = self.part_value(name, layer_name, args, count, at).map_or(Val::Error, Val::Part);
-        self.claim(name);
         self.bind(&name.text, val);
     }
     fn part_value(

@@ -50,6 +50,16 @@ impl Emitter {
     pub fn tasks(&mut self, body: impl FnOnce(&mut Emitter, Val)) {
         self.each(self.begin, self.end, body);
     }
+    /// Runs the body for each of `count` items, of which a task has `per_task` and the last task the rest.
+    pub fn items(&mut self, per_task: usize, count: usize, body: impl FnOnce(&mut Emitter, Val)) {
+        self.tasks(|e, task| {
+            let lo = e.mul_const(task, per_task);
+            let hi = e.add_const(lo, per_task);
+            let all = e.i64(count);
+            let hi = e.min(hi, all);
+            e.each(lo, hi, body);
+        });
+    }
     /// `if cond { then } else { otherwise }`, both giving values of the types `results`.
     pub fn branch(
         &mut self,

@@ -38,7 +38,7 @@ fn source(source: &WeightSource) -> String {
         |p: &rdc_ir::program::Piece| format!("{}[{}..{}, {}..{}]", p.param, p.rows.0, p.rows.1, p.cols.0, p.cols.1);
     let pieces = |list: &[rdc_ir::program::Piece]| list.iter().map(piece).collect::<Vec<_>>().join(" + ");
     match source {
-        WeightSource::Param { name, via_bf16: false } => name.clone(),
+        WeightSource::Param { name, via_bf16: false } | WeightSource::State { name } => name.clone(),
         WeightSource::Param { name, via_bf16: true } => format!("bf16({name})"),
         WeightSource::Packed { pieces: list, nr, parts, .. } => {
             format!("pack({}, nr {nr}, parts {parts})", pieces(list))

@@ -40,7 +40,13 @@ impl<'f> Builder<'f> {
     }
     /// Adds a function result.
     pub fn output(&mut self, name: impl Into<String>, value: ValueId, stacked: bool) {
-        self.func.outputs.push(Output { name: name.into(), stacked });
+        self.func.outputs.push(Output { name: name.into(), stacked, updates: false });
+        let body = self.func.body;
+        self.func.regions[body].yields.push(value);
+    }
+    /// Adds a result that replaces the parameter of that name.
+    pub fn update(&mut self, param: impl Into<String>, value: ValueId) {
+        self.func.outputs.push(Output { name: param.into(), stacked: false, updates: true });
         let body = self.func.body;
         self.func.regions[body].yields.push(value);
     }
@@ -124,7 +130,12 @@ impl<'f> Builder<'f> {
         self.func.regions[region].yields = yields;
         let results = loop_types(self.func, init, stacked, max_steps);
         let operands = std::iter::once(steps).chain(init.iter().copied()).collect();
-        let attrs = vec![Attr::Int(max_steps as i64), Attr::Bool(done.is_some()), Attr::Int(stacked.len() as i64)];
+        let attrs = vec![
+            Attr::Int(max_steps as i64),
+            Attr::Bool(done.is_some()),
+            Attr::Int(stacked.len() as i64),
+            Attr::Bool(false),
+        ];
         self.append(Opcode::Loop, operands, attrs, results, vec![region])
     }
 }

@@ -186,7 +186,7 @@ func "f"("steps" steps = %steps: i32[], "x" input = %x: f32[2, 4]) {
   %v = param {name = "v"} : f32[4, 4]
   %a = param {name = "adapter"} : f32[4, 4]
   %h = matmul %x, %v {trans_a = false, trans_b = true} : f32[2, 4]
-  %y, %trips = loop %steps, %h {max_steps = 4, exit = false, stacked = 0} : f32[2, 4], i32[] {
+  %y, %trips = loop %steps, %h {max_steps = 4, exit = false, stacked = 0, reverse = false} : f32[2, 4], i32[] {
     (%step: i32[], %last: bool[], %s: f32[2, 4])
     %1 = matmul %s, %t {trans_a = false, trans_b = false} : f32[2, 4]
     %2 = matmul %1, %a {trans_a = false, trans_b = false} : f32[2, 4]

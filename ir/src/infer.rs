@@ -400,3 +400,112 @@ pub fn packed_gather(t: &[Type], a: &[Attr]) -> Types {
     shape.push(k);
     Ok(vec![Type::f32(shape)])
 }
+/// `pad`
+pub fn pad(t: &[Type], a: &[Attr]) -> Types {
+    want(&t[0], DType::F32, "operand")?;
+    let axis = axis_of(&t[0], &a[0])?;
+    let (start, size) = (a[1].as_int(), positive(a[2].as_int(), "size")?);
+    let fits = usize::try_from(start).is_ok_and(|s| s.saturating_add(t[0].shape[axis]) <= size);
+    if !fits {
+        return Err(format!("{} at {start} does not fit into {size} along axis {axis}", t[0]));
+    }
+    let mut shape = t[0].shape.clone();
+    shape[axis] = size;
+    Ok(vec![t[0].with_shape(shape)])
+}
+/// `index`
+pub fn index(t: &[Type], _: &[Attr]) -> Types {
+    want(&t[1], DType::I32, "i")?;
+    want_rank(&t[1], 0, "i")?;
+    if t[0].cache || t[0].rank() == 0 || t[0].shape[0] == 0 {
+        return Err(format!("{} has no entries", t[0]));
+    }
+    Ok(vec![t[0].with_shape(t[0].shape[1..].to_vec())])
+}
+/// `one_hot`
+pub fn one_hot(t: &[Type], a: &[Attr]) -> Types {
+    want(&t[0], DType::I32, "ids")?;
+    let mut shape = t[0].shape.clone();
+    shape.push(positive(a[0].as_int(), "n")?);
+    Ok(vec![Type::f32(shape)])
+}
+/// `sum_to`
+pub fn sum_to(t: &[Type], a: &[Attr]) -> Types {
+    want(&t[0], DType::F32, "operand")?;
+    let shape = shape_of(&a[0])?;
+    if broadcast(&shape, &t[0].shape).as_ref() != Some(&t[0].shape) {
+        return Err(format!("{shape:?} does not broadcast to {}", t[0]));
+    }
+    Ok(vec![t[0].with_shape(shape)])
+}
+/// `scatter_add`
+pub fn scatter_add(t: &[Type], _: &[Attr]) -> Types {
+    let rows = gather(&t[..2], &[])?.remove(0);
+    if t[2] != rows {
+        return Err(format!("rows must be {rows}, not {}", t[2]));
+    }
+    Ok(vec![t[0].clone()])
+}
+fn per_token(x: &Type, other: &Type, dtype: DType, what: &str) -> Result<(), String> {
+    want(x, DType::F32, "logits")?;
+    want(other, dtype, what)?;
+    if x.rank() == 0 || other.shape != x.shape[..x.rank() - 1] {
+        return Err(format!("{what} of {other} do not fit {x}"));
+    }
+    Ok(())
+}
+/// `cross_entropy`
+pub fn cross_entropy(t: &[Type], _: &[Attr]) -> Types {
+    per_token(&t[0], &t[1], DType::I32, "labels")?;
+    Ok(vec![Type::f32(t[1].shape.clone()); 2])
+}
+/// `cross_entropy_grad`
+pub fn cross_entropy_grad(t: &[Type], _: &[Attr]) -> Types {
+    per_token(&t[0], &t[1], DType::I32, "labels")?;
+    per_token(&t[0], &t[2], DType::F32, "dnll")?;
+    Ok(vec![t[0].clone()])
+}
+fn head(x: &Type, w: &Type, bias: Option<&Type>) -> Result<(), String> {
+    want(w, DType::F32, "w")?;
+    want_rank(w, 2, "w")?;
+    if x.rank() == 0 || x.last() != w.shape[1] {
+        return Err(format!("x must end in {}, not {x}", w.shape[1]));
+    }
+    match bias {
+        Some(b) if *b != Type::f32([w.shape[0]]) => Err(format!("bias must be f32[{}], not {b}", w.shape[0])),
+        _ => Ok(()),
+    }
+}
+/// `linear_cross_entropy`
+pub fn linear_cross_entropy(t: &[Type], _: &[Attr]) -> Types {
+    per_token(&t[0], &t[2], DType::I32, "labels")?;
+    head(&t[0], &t[1], t.get(3))?;
+    Ok(vec![Type::f32(t[2].shape.clone()); 2])
+}
+/// `linear_cross_entropy_grad`
+pub fn linear_cross_entropy_grad(t: &[Type], _: &[Attr]) -> Types {
+    per_token(&t[0], &t[2], DType::I32, "labels")?;
+    per_token(&t[0], &t[3], DType::F32, "dnll")?;
+    head(&t[0], &t[1], t.get(4))?;
+    Ok([&t[0], &t[1]].into_iter().chain(t.get(4)).cloned().collect())
+}
+/// One product.
+pub fn linear_cross_entropy_flops(_: &Op, operands: &[&Type], _: &[&Type]) -> u64 {
+    flops(&[2, operands[0].elements(), operands[1].shape[0]])
+}
+/// Three products: the logits again, and the derivatives by x and w.
+pub fn linear_cross_entropy_grad_flops(_: &Op, operands: &[&Type], _: &[&Type]) -> u64 {
+    flops(&[6, operands[0].elements(), operands[1].shape[0]])
+}
+/// `attention_grad`
+pub fn attention_grad(t: &[Type], a: &[Attr]) -> Types {
+    let out = attention(&t[..4], a)?.remove(0);
+    if t[4] != out {
+        return Err(format!("dout must be {out}, not {}", t[4]));
+    }
+    Ok(t[..3].to_vec())
+}
+/// Five matmuls where `attention` has two.
+pub fn attention_grad_flops(op: &Op, operands: &[&Type], results: &[&Type]) -> u64 {
+    attention_flops(op, operands, results).saturating_mul(5) / 2
+}

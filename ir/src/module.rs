@@ -30,6 +30,9 @@ pub struct Param {
     pub decay: bool,
     /// Whether it belongs to a stack of layers (the paper's "unrolled" parameter count repeats those of looped stacks).
     pub in_stack: bool,
+    /// Whether it is training state (a gradient, a moment of the optimiser) rather than a weight: no checkpoint of the model
+    /// holds it.
+    pub state: bool,
     /// Where the text declares it.
     pub loc: Loc,
 }
@@ -73,6 +76,12 @@ pub enum ArgRole {
     Steps,
     /// A tensor given by the user or else drawn: the initial state, `f32[B, S, dim]`.
     State(Init),
+    /// Labels, `i32[B, S]`: the token that each position is to predict, or -100.
+    Labels,
+    /// The number n of iterations without gradient, `i32[]`.
+    NoGradSteps,
+    /// The number k of iterations with gradient that follow, `i32[]`.
+    GradSteps,
     /// A KV cache, handed back as the result of the same name.
     Cache,
     /// Anything else, given by the user by name.
@@ -95,6 +104,8 @@ pub struct Output {
     pub name: String,
     /// If set, the leading axis is stacked over the loop's iterations, and only the first `trips` entries count.
     pub stacked: bool,
+    /// If set, the result replaces the parameter of that name. Within the function the parameter keeps its old value.
+    pub updates: bool,
 }
 
 /// A specialised function.

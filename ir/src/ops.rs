@@ -255,6 +255,8 @@ ops! {
     Sqrt = "sqrt" (a) {} => infer::float1, |_, _, r| per_element(1)(r);
     /// 1 / sqrt(a)
     Rsqrt = "rsqrt" (a) {} => infer::float1, |_, _, r| per_element(1)(r);
+    /// arc tangent
+    Atan = "atan" (a) {} => infer::float1, |_, _, r| per_element(1)(r);
     /// hyperbolic tangent
     Tanh = "tanh" (a) {} => infer::float1, |_, _, r| per_element(1)(r);
     /// Gauss error function
@@ -284,11 +286,20 @@ ops! {
     /// Broadcasts to a shape, as elementwise operations do.
     Broadcast = "broadcast" (a) {shape: ints} => infer::broadcast_to, free;
 
+    /// Zeros of that size along an axis, but for the operand, which begins at `start`: what `slice` takes back out.
+    Pad = "pad" (a) {axis: int, start: int, size: int} => infer::pad, free;
+    /// Entry `i: i32[]` of the leading axis: `T[N, ..], i32[] -> T[..]`; i is clamped to 0..N.
+    Index = "index" (stack, i) {} => infer::index, free;
+    /// 1 at the id, else 0: `i32[..] -> f32[.., n]`; an id outside 0..n gives zeros.
+    OneHot = "one_hot" (ids) {n: int} => infer::one_hot, free;
+
     // ---- reductions; the reduced axis stays with size 1 if `keep` ----
     /// Sum over an axis.
     ReduceSum = "reduce_sum" (a) {axis: int, keep: bool} => infer::reduce, |_, o, _| per_element(1)(o);
     /// Maximum over an axis.
     ReduceMax = "reduce_max" (a) {axis: int, keep: bool} => infer::reduce, |_, o, _| per_element(1)(o);
+    /// Sums over the axes along which `broadcast` from `shape` repeats; the result has that shape.
+    SumTo = "sum_to" (a) {shape: ints} => infer::sum_to, |_, o, _| per_element(1)(o);
     /// Whether every element is true: `bool[..] -> bool[]`.
     All = "all" (a) {} => infer::all, free;
 
@@ -296,6 +307,9 @@ ops! {
     /// Row `ids[..]` of `table`: `f32[N, D], i32[..] -> f32[.., D]`. An id outside 0..N is an error (the runtime checks ids
     /// on input; compiled code clamps).
     Gather = "gather" (table, ids) {} => infer::gather, free;
+    /// `base` with row `ids[i]` increased by row i of `rows`, for all i in order: `f32[N, D], i32[..], f32[.., D] -> f32[N, D]`;
+    /// ids as for `gather`. The derivative of `gather` by its table.
+    ScatterAdd = "scatter_add" (base, ids, rows) {} => infer::scatter_add, |_, o, _| o[2].elements() as u64;
     /// Absolute positions of a chunk: `i32[B] -> i32[B, len]`, element (b, s) is `pos[b] + s`.
     Positions = "positions" (pos) {len: int} => infer::positions, free;
 
@@ -312,14 +326,36 @@ ops! {
     /// exp(x - max) / sum over the last axis.
     Softmax = "softmax" (x) {} => infer::float1, |_, _, r| per_element(4)(r);
 
+    // ---- losses ----
+    /// For logits x `f32[.., V]` and labels l `i32[..]`: `nll = lse - x[l] + z_loss * lse^2` with `lse = log sum exp x`, and
+    /// `correct` = 1 where `x[l]` is the largest, else 0; both `f32[..]`, and both 0 where the label is -100 (ignored). Other
+    /// labels outside 0..V are an error (compiled code clamps).
+    CrossEntropy = "cross_entropy" (logits, labels) {z_loss: float}
+        => infer::cross_entropy, |_, o, _| per_element(4)(o);
+    /// The derivative of `cross_entropy`'s nll by its logits, times `dnll: f32[..]`.
+    CrossEntropyGrad = "cross_entropy_grad" (logits, labels, dnll) {z_loss: float}
+        => infer::cross_entropy_grad, |_, o, _| per_element(6)(o);
+    /// `cross_entropy` of the logits `x wᵀ + bias`, which are never held for all tokens at once: `x: f32[.., K]`, `w: f32[V, K]`,
+    /// `bias: f32[V]`.
+    LinearCrossEntropy = "linear_cross_entropy" (x, w, labels, bias) optional 1 {z_loss: float}
+        => infer::linear_cross_entropy, infer::linear_cross_entropy_flops;
+    /// The derivatives of `linear_cross_entropy`'s nll by x, w and (if given) bias, with the tokens weighted by `dnll: f32[..]`.
+    LinearCrossEntropyGrad = "linear_cross_entropy_grad" (x, w, labels, dnll, bias) optional 1 {z_loss: float}
+        => infer::linear_cross_entropy_grad, infer::linear_cross_entropy_grad_flops;
+
     // ---- attention ----
     /// Rotates pairs of the last axis: `x: f32[B, S, H, D]`, `table: f32[T, D/2, 2]`, `pos: i32[B]`; row s of batch b uses table
     /// row `pos[b] + s`. (a, b) becomes (a c - b s, b c + a s). `layout` is "adjacent" (pairs 2j, 2j+1) or "half" (j, j + D/2).
     Rope = "rope" (x, table, pos) {layout: str} => infer::rope, |_, _, r| per_element(3)(r);
+    /// The derivative of `rope` by x, applied to dy: the rotation back.
+    RopeGrad = "rope_grad" (dy, table, pos) {layout: str} => infer::rope, |_, _, r| per_element(3)(r);
     /// Softmax attention: `q: f32[B, S, H, D]`, `k, v: f32[B, T, G, D]` with G dividing H (head h uses group h / (H/G)),
     /// `pos: i32[B]`. Query s of batch b sits at position `pos[b] + s`. If `causal`, it sees keys `0..=pos[b]+s`; otherwise all T
     /// (then pos is ignored). Scores are multiplied by `scale`. Result `f32[B, S, H, D]`.
     Attention = "attention" (q, k, v, pos) {causal: bool, scale: float} => infer::attention, infer::attention_flops;
+    /// The derivatives `(dq, dk, dv)` of `attention`, for `dout` of the result's type. Scores are computed again.
+    AttentionGrad = "attention_grad" (q, k, v, pos, dout) {causal: bool, scale: float}
+        => infer::attention_grad, infer::attention_grad_flops;
     /// Writes `x: f32[B, S, H, D]` at positions `pos[b] + s` of slot `slot: i32[]` of `cache: cache f32[slots, B, T, H, D]`.
     /// Positions at or beyond T are dropped. Results: the cache, and a view `f32[B, T, H, D]` of that slot after the write.
     /// The view must not be used after the next `cache_update` of the same cache, nor be carried or yielded.
@@ -346,8 +382,12 @@ ops! {
     PackedGather = "packed_gather" (w, ids, scale) optional 1 {n: int, k: int, parts: int} => infer::packed_gather, free;
 
     // ---- control ----
-    /// The loop; see the crate documentation. Result types follow from the operands and the region's yields.
-    Loop = "loop" (steps, init) variadic true {max_steps: int, exit: bool, stacked: int} => infer::stored, free;
+    /// The loop; see the crate documentation. Result types follow from the operands and the region's yields. With `reverse`
+    /// the step index runs from `steps - 1` down to 0 and a stacked yield goes to the entry of its step, so that a reverse loop
+    /// reads with `index` what a forward loop stacked; `is_last` is about the index (`step == steps - 1`) in both directions, and
+    /// `exit` is not allowed.
+    Loop = "loop" (steps, init) variadic true {max_steps: int, exit: bool, stacked: int, reverse: bool}
+        => infer::stored, free;
 }
 
 impl Opcode {
@@ -378,6 +418,7 @@ impl Opcode {
                 | Log
                 | Sqrt
                 | Rsqrt
+                | Atan
                 | Tanh
                 | Erf
                 | Sigmoid

@@ -3,12 +3,12 @@
 //! # Grammar
 //! ```text
 //! module  := "module" STRING param* func*
-//! param   := "param" STRING ":" type "=" init ("alias" STRING ("," STRING)*)? "decay"? "in_stack"? loc?
+//! param   := "param" STRING ":" type "=" init ("alias" STRING ("," STRING)*)? "decay"? "in_stack"? "state"? loc?
 //! init    := "constant" "(" FLOAT ")" | "normal" "(" FLOAT ")" | "trunc_normal" "(" FLOAT "," FLOAT ")"
 //! func    := "func" STRING "(" (arg ("," arg)*)? ")" "{" op* "yield" (output ("," output)*)? "}"
 //! arg     := STRING role "=" VALUE ":" type
-//! role    := "ids" | "position" | "steps" | "state" init | "cache" | "input"
-//! output  := STRING "stacked"? "=" VALUE
+//! role    := "ids" | "labels" | "position" | "steps" | "no_grad_steps" | "grad_steps" | "state" init | "cache" | "input"
+//! output  := STRING ("stacked" | "updates")? "=" VALUE
 //! op      := (VALUE ("," VALUE)* "=")? MNEMONIC (VALUE ("," VALUE)*)? ("{" attrs "}")? (":" type ("," type)*)? region* loc?
 //! region  := "{" "(" (VALUE ":" type ("," VALUE ":" type)*)? ")" op* "yield" (VALUE ("," VALUE)*)? "}"
 //! type    := "cache"? DTYPE "[" (INT ("," INT)*)? "]"
@@ -94,6 +94,9 @@ impl fmt::Display for ArgRole {
             ArgRole::Position => f.write_str("position"),
             ArgRole::Steps => f.write_str("steps"),
             ArgRole::State(init) => write!(f, "state {init}"),
+            ArgRole::Labels => f.write_str("labels"),
+            ArgRole::NoGradSteps => f.write_str("no_grad_steps"),
+            ArgRole::GradSteps => f.write_str("grad_steps"),
             ArgRole::Cache => f.write_str("cache"),
             ArgRole::Input => f.write_str("input"),
         }
@@ -118,6 +121,9 @@ impl fmt::Display for Param {
         }
         if self.in_stack {
             f.write_str(" in_stack")?;
+        }
+        if self.state {
+            f.write_str(" state")?;
         }
         loc(f, self.loc)
     }
@@ -266,8 +272,12 @@ impl Printer<'_> {
         f.write_str("  yield")?;
         let mut separator = " ";
         for (output, &value) in func.outputs.iter().zip(&body.yields) {
-            let stacked = if output.stacked { " stacked" } else { "" };
-            write!(f, "{separator}{}{stacked} = {}", Quoted(&output.name), self.names.get(value))?;
+            let kind = match output {
+                output if output.updates => " updates",
+                output if output.stacked => " stacked",
+                _ => "",
+            };
+            write!(f, "{separator}{}{kind} = {}", Quoted(&output.name), self.names.get(value))?;
             separator = ", ";
         }
         f.write_str("\n}\n")

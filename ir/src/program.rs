@@ -102,6 +102,11 @@ pub enum WeightSource {
         /// Base of the angles.
         base: f64,
     },
+    /// Training state under that name (a gradient, a moment), zero at first.
+    State {
+        /// The name of the parameter.
+        name: String,
+    },
     /// A sinusoid table, as the op `sinusoid_table`.
     SinusoidTable {
         /// Rows.
@@ -138,7 +143,8 @@ pub enum Dispatch {
 /// *Row operations* are elementwise operations, `rms_norm`, `layer_norm`, `softmax`, reductions, slices and concats of the
 /// last axis over tensors seen as `[rows, columns]`; an operand may also be one row (`[columns]`, leading axes 1), one
 /// column (`[rows, 1]`, or any shape of `rows` elements), or a scalar. Scalar arithmetic and a `gather` of one row by a
-/// scalar index may be among them, and a reshape that keeps rows and columns, or a column, as it is.
+/// scalar index may be among them, and a reshape that keeps rows and columns, or a column, as it is. So may `one_hot` of a
+/// column of ids, `pad` of the last axis, and `rope`/`rope_grad` over `[B, S, H, D]` seen as rows of H * D.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum KernelKind {
     /// Row operations; `gather`/`packed_gather`/`positions` may produce rows, or one row for a scalar index.
@@ -175,7 +181,7 @@ pub enum KernelKind {
         /// Tokens per task.
         tokens_per_task: usize,
     },
-    /// One `attention`; k and v are views (`cache f32[B, T, G, D]`); q comes through a chain as in `KvWrite`.
+    /// One `attention`; k and v are views (`cache f32[B, T, G, D]`) or plain tensors `f32[B, T, G, D]`; q comes through a chain as in `KvWrite`.
     /// Task = (batch, head, block of `q_rows` queries), the block innermost.
     Attention {
         /// Queries per task.
@@ -186,6 +192,53 @@ pub enum KernelKind {
     /// One `attention` with S = 1, fused with the `cache_update`s of its k and v (single slots as in `KvWrite`) and the
     /// chains of all three. Task = (batch, group).
     DecodeAttention,
+    /// One `matmul` of two row-major operands of rank 2, either transposed: a weight's gradient, `trans_a` with the tokens as
+    /// inner size. After it elementwise operations (the epilogue). Tasks are row blocks times column blocks
+    /// (`task = row_block * column_blocks + column_block`); a task packs pieces of both operands into its scratch.
+    Product {
+        /// Rows of the result.
+        m: usize,
+        /// Columns of the result.
+        n: usize,
+        /// Inner size.
+        k: usize,
+        /// Rows per task.
+        rows_per_task: usize,
+        /// Columns per task.
+        columns_per_task: usize,
+        /// Inner block size.
+        kc: usize,
+    },
+    /// One `pack` of an f32 weight, perhaps of its `transpose`. Task t covers `panels_per_task` panels.
+    Pack {
+        /// Panels.
+        panels: usize,
+        /// Panels per task.
+        panels_per_task: usize,
+    },
+    /// `sum_to` one row of `[rows, columns]` tensors, of the same rows: the gradients of biases and norm weights. Before them
+    /// elementwise operations on such tensors, columns `[rows, 1]`, rows and scalars, after them elementwise operations on the
+    /// sums (the epilogue). Task t covers `columns_per_task` columns and all rows, in order.
+    Columns {
+        /// Rows.
+        rows: usize,
+        /// Columns.
+        columns: usize,
+        /// Columns per task.
+        columns_per_task: usize,
+    },
+    /// One `scatter_add`. Task t covers `rows_per_task` rows of the table, and all ids. The result may share the base's memory.
+    ScatterAdd {
+        /// Rows of the table.
+        rows: usize,
+        /// Rows per task.
+        rows_per_task: usize,
+    },
+    /// One `attention_grad`. Task = (batch, group of heads): all of its queries and keys.
+    AttentionGrad {
+        /// Queries per block.
+        q_rows: usize,
+    },
     /// Any single operation, as plain loops over the result. One task.
     Generic,
 }
@@ -244,7 +297,7 @@ pub struct Buffer {
 pub enum Place {
     /// At this byte offset of the entry's arena (a multiple of 64).
     Arena(usize),
-    /// The program's weight of that index.
+    /// The program's weight of that index. Results that update a parameter are written to it.
     Weight(usize),
     /// Memory of the caller, for the entry's input of that index.
     Input(usize),
@@ -323,7 +376,7 @@ pub struct LaunchArg {
 pub enum Offset {
     /// A constant.
     Fixed(usize),
-    /// `step * stride`: an entry of a stacked result.
+    /// `step * stride`: an entry of a stacked result, being written, or read by `index`.
     Step {
         /// Bytes per step.
         stride: usize,
@@ -385,10 +438,12 @@ impl KvPolicy {
 /// runtime sets the entries that no iteration wrote to zero when the loop ends.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoopStep {
-    /// The `i32[]` buffer that holds r.
+    /// The `i32[]` buffer that holds r: an input, a constant's, or the trips of an earlier loop.
     pub steps: usize,
     /// R_max.
     pub max_steps: usize,
+    /// Whether the step index runs from r - 1 down to 0.
+    pub reverse: bool,
     /// Buffer of [`Place::Step`].
     pub step: usize,
     /// Buffer of [`Place::IsLast`].
@@ -397,7 +452,8 @@ pub struct LoopStep {
     pub trips: usize,
     /// The iteration.
     pub body: Vec<Step>,
-    /// Pairs (carried, next): after each iteration every thread exchanges the two buffers' addresses.
+    /// Pairs (carried, next): after each iteration every thread exchanges the two buffers' addresses. A carried value that one
+    /// kernel reads element by element as it writes the next (a sum) has one buffer and is not among them.
     pub swaps: Vec<(usize, usize)>,
     /// If set, a `bool[]` buffer read after the iteration (behind a barrier): true ends the loop.
     pub done: Option<usize>,

@@ -40,6 +40,11 @@ pub fn mlir(target: &Target, kernel: &Kernel) -> Result<String, Error> {
         KernelKind::Attention { .. } => attention::emit(target, kernel),
         KernelKind::DecodeAttention => decode_attention::emit(target, kernel),
         KernelKind::Generic => generic::emit(target, kernel),
+        KernelKind::Product { .. }
+        | KernelKind::Pack { .. }
+        | KernelKind::Columns { .. }
+        | KernelKind::ScatterAdd { .. }
+        | KernelKind::AttentionGrad { .. } => Err(Error::unsupported(&kernel.name, "a kernel of training")),
     }
 }
 
@@ -52,6 +57,11 @@ pub fn scratch_bytes(kernel: &Kernel, target: &Target) -> usize {
         KernelKind::Attention { .. } => attention::scratch(kernel, target),
         KernelKind::DecodeAttention => decode_attention::scratch(kernel, target),
         KernelKind::Generic => generic::scratch(kernel),
-        KernelKind::KvWrite { .. } => 0,
+        KernelKind::Product { .. }
+        | KernelKind::Pack { .. }
+        | KernelKind::Columns { .. }
+        | KernelKind::ScatterAdd { .. }
+        | KernelKind::AttentionGrad { .. }
+        | KernelKind::KvWrite { .. } => 0,
     }
 }

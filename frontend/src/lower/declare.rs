@@ -149,7 +149,7 @@ impl<'a> Lower<'a> {
             return;
         }
         let loc = self.loc(span);
-        let param = Param { name: full.clone(), aliases: Vec::new(), ty, init, decay, in_stack, loc };
+        let param = Param { name: full.clone(), aliases: Vec::new(), ty, init, decay, in_stack, state: false, loc };
         let param = self.module.params.push(param);
         self.weights.push(Weight { param, dims, declared: span });
         self.weight_names.insert(full, self.weights.len() - 1);

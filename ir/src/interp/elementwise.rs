@@ -161,6 +161,7 @@ pub(super) fn eval<T: Real>(op: &Op, o: &[&Tensor<T>], ty: &Type) -> Option<Tens
         Opcode::Log => float1(o, T::ln),
         Opcode::Sqrt => float1(o, T::sqrt),
         Opcode::Rsqrt => float1(o, |a| one / a.sqrt()),
+        Opcode::Atan => float1(o, T::atan),
         Opcode::Tanh => float1(o, T::tanh),
         Opcode::Erf => float1(o, T::erf),
         Opcode::Sigmoid => float1(o, sigmoid),

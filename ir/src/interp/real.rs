@@ -34,6 +34,8 @@ pub trait Real:
     fn sqrt(self) -> Self;
     /// Hyperbolic tangent.
     fn tanh(self) -> Self;
+    /// Arc tangent.
+    fn atan(self) -> Self;
     /// Gauss error function.
     fn erf(self) -> Self;
     /// |x|
@@ -94,6 +96,9 @@ macro_rules! real {
             }
             fn tanh(self) -> Self {
                 self.tanh()
+            }
+            fn atan(self) -> Self {
+                self.atan()
             }
             fn erf(self) -> Self {
                 $erf(self)

@@ -165,7 +165,7 @@ const LOOP: &str = r#"module "m"
 param "limit": f32[] = constant(10.0)
 func "f"("steps" steps = %steps: i32[], "x" input = %x: f32[]) {
   %limit = param {name = "limit"} : f32[]
-  %y, %trips, %all, %lasts = loop %steps, %x {max_steps = 4, exit = true, stacked = 2} : f32[], i32[], f32[4], bool[4] {
+  %y, %trips, %all, %lasts = loop %steps, %x {max_steps = 4, exit = true, stacked = 2, reverse = false} : f32[], i32[], f32[4], bool[4] {
     (%step: i32[], %last: bool[], %s: f32[])
     %two = add %s, %s : f32[]
     %done = lt %limit, %two : bool[]

@@ -236,8 +236,8 @@ impl Parser {
             }
         }
         let decay = self.eat_word("decay");
-        let in_stack = self.eat_word("in_stack");
-        Ok(Param { name, aliases, ty, init, decay, in_stack, loc: self.loc()? })
+        let (in_stack, state) = (self.eat_word("in_stack"), self.eat_word("state"));
+        Ok(Param { name, aliases, ty, init, decay, in_stack, state, loc: self.loc()? })
     }
     fn role(&mut self) -> Result<ArgRole> {
         let role = match self.peek() {
@@ -248,6 +248,9 @@ impl Parser {
             "ids" => ArgRole::Ids,
             "position" => ArgRole::Position,
             "steps" => ArgRole::Steps,
+            "labels" => ArgRole::Labels,
+            "no_grad_steps" => ArgRole::NoGradSteps,
+            "grad_steps" => ArgRole::GradSteps,
             "cache" => ArgRole::Cache,
             "input" => ArgRole::Input,
             "state" => {
@@ -281,9 +284,9 @@ impl Parser {
         self.ops(&mut func, body, &mut scope, 0)?;
         let outputs = self.until('}', |p| {
             let name = p.string()?;
-            let stacked = p.eat_word("stacked");
+            let (stacked, updates) = (p.eat_word("stacked"), p.eat_word("updates"));
             p.mark('=')?;
-            Ok((Output { name, stacked }, p.operand(&scope)?))
+            Ok((Output { name, stacked, updates }, p.operand(&scope)?))
         })?;
         for (output, value) in outputs {
             func.outputs.push(output);

@@ -14,7 +14,7 @@ func "prefill.act"(
 ) {
   %0 = param {name = "w.weight"} : f32[4, 4]
   %1 = constant {value = nan(0x7ff0000000000001), dtype = f32} : f32[] @12:7
-  %s.1, %2, %kv.1, %trips = loop %steps, %s, %1, %kv {max_steps = 32, exit = true, stacked = 0} : f32[1, 2, 4], f32[], cache f32[8, 1, 16, 2, 2], i32[] {
+  %s.1, %2, %kv.1, %trips = loop %steps, %s, %1, %kv {max_steps = 32, exit = true, stacked = 0, reverse = false} : f32[1, 2, 4], f32[], cache f32[8, 1, 16, 2, 2], i32[] {
     (%step: i32[], %is_last: bool[], %s.2: f32[1, 2, 4], %3: f32[], %kv.2: cache f32[8, 1, 16, 2, 2])
     %h = matmul %s.2, %0 {trans_a = false, trans_b = true} : f32[1, 2, 4]
     %4 = transpose %h {perm = [0, 1, 2]} : f32[1, 2, 4] @14:1
@@ -64,7 +64,7 @@ fn inner_names_end_with_their_region() {
 
 #[test]
 fn deep_nesting_is_an_error() {
-    let deep = "%x = loop %a {max_steps = 1, exit = false, stacked = 0} : i32[] { ()\n".repeat(100_000);
+    let deep = "%x = loop %a {max_steps = 1, exit = false, stacked = 0, reverse = false} : i32[] { ()\n".repeat(100_000);
     let text = format!("module \"m\" func \"f\"(\"a\" input = %a: f32[2]) {{\n{deep}");
     assert!(parse(&text).unwrap_err().message.contains("nested"));
 }

@@ -71,9 +71,9 @@ pub fn random_inputs(module: &Module, func: &str, seed: u64) -> Inputs<f64> {
             Tensor { ty: ty.clone(), data: Data::Int(values) }
         };
         let tensor = match arg.role {
-            ArgRole::Ids => ints(limits.rows),
+            ArgRole::Ids | ArgRole::Labels => ints(limits.rows),
             ArgRole::Position => ints((limits.context + 1).saturating_sub(seq)),
-            ArgRole::Steps => ints(limits.steps + 1),
+            ArgRole::Steps | ArgRole::NoGradSteps | ArgRole::GradSteps => ints(limits.steps + 1),
             ArgRole::State(init) => draw(&mut rng, ty, init),
             ArgRole::Cache | ArgRole::Input => match ty.dtype {
                 DType::F32 | DType::BF16 => draw(&mut rng, ty, Init::Normal { std: 0.6 }),

@@ -180,9 +180,9 @@ impl Checker<'_> {
                 self.fail(format!("two arguments are named {name:?}"));
             }
             let ok = match arg.role {
-                ArgRole::Ids => *ty == Type::new(DType::I32, ty.shape.clone()) && ty.rank() == 2,
+                ArgRole::Ids | ArgRole::Labels => *ty == Type::new(DType::I32, ty.shape.clone()) && ty.rank() == 2,
                 ArgRole::Position => *ty == Type::new(DType::I32, ty.shape.clone()) && ty.rank() == 1,
-                ArgRole::Steps => *ty == Type::scalar(DType::I32),
+                ArgRole::Steps | ArgRole::NoGradSteps | ArgRole::GradSteps => *ty == Type::scalar(DType::I32),
                 ArgRole::State(_) => *ty == Type::f32(ty.shape.clone()),
                 ArgRole::Cache => ty.cache,
                 ArgRole::Input => !ty.cache,

@@ -11,7 +11,7 @@ func "decode"(
   %zero = constant {value = 0.0, dtype = i32} : i32[]
   %kv.1, %v0 = cache_update %kv, %s, %pos, %zero : cache f32[3, 1, 8, 2, 2], f32[1, 8, 2, 2]
   %a = attention %s, %v0, %v0, %pos {causal = true, scale = 0.5} : f32[1, 1, 2, 2]
-  %out, %kv.2, %trips = loop %steps, %a, %kv.1 {max_steps = 2, exit = true, stacked = 0} : f32[1, 1, 2, 2], cache f32[3, 1, 8, 2, 2], i32[] {
+  %out, %kv.2, %trips = loop %steps, %a, %kv.1 {max_steps = 2, exit = true, stacked = 0, reverse = false} : f32[1, 1, 2, 2], cache f32[3, 1, 8, 2, 2], i32[] {
     (%step: i32[], %last: bool[], %x: f32[1, 1, 2, 2], %c: cache f32[3, 1, 8, 2, 2])
     %slot = kv_slot %step {policy = "full", arg = 0, layer = 0, layers = 1, base = 1} : i32[]
     %c.1, %view = cache_update %c, %x, %pos, %slot : cache f32[3, 1, 8, 2, 2], f32[1, 8, 2, 2]

@@ -147,7 +147,7 @@ impl Maker<'_> {
         let update = self.func.def_op(value).and_then(|op| self.slots.get(&op));
         let Some(&inner) = update.or_else(|| self.map.get(&value)) else { return };
         let name = format!("r{}", self.out.outputs.len());
-        self.out.outputs.push(Output { name, stacked: false });
+        self.out.outputs.push(Output { name, stacked: false, updates: false });
         let body = self.out.body;
         self.out.regions[body].yields.push(inner);
     }

@@ -346,6 +346,7 @@ impl Planner<'_> {
         steps.push(Step::Loop(LoopStep {
             steps: trip_count,
             max_steps,
+            reverse: op.flag("reverse"),
             step,
             is_last,
             trips,

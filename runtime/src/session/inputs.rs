@@ -108,7 +108,12 @@ impl<'a> Inputs<'a> {
                 )))
             }
             ArgRole::Input => Ok(()),
-            ArgRole::Position | ArgRole::Steps | ArgRole::Cache => {
+            ArgRole::Labels
+            | ArgRole::NoGradSteps
+            | ArgRole::GradSteps
+            | ArgRole::Position
+            | ArgRole::Steps
+            | ArgRole::Cache => {
                 Err(Error::Input(format!("`{name}` is set by the run itself and cannot be given")))
             }
         }
@@ -121,7 +126,8 @@ impl<'a> Inputs<'a> {
             ArgRole::Position => {
                 out.as_chunks_mut::<4>().0.iter_mut().for_each(|p| *p = (call.start as i32).to_le_bytes());
             }
-            ArgRole::Cache => {}
+            // Functions of the trainer, which no session calls, have the roles of training.
+            ArgRole::Cache | ArgRole::Labels | ArgRole::NoGradSteps | ArgRole::GradSteps => {}
             ArgRole::State(init) => match self.tensors.get(&input.name) {
                 Some(tensor) if tensor.shape.get(2) == Some(&ty.last()) => copy_rows(tensor, call.start, call, ty, out),
                 Some(tensor) => {

@@ -20,7 +20,7 @@ pub(crate) fn weight(weight: &Weight) -> Result<(), String> {
         dim > 0 && dim.is_multiple_of(2) && ty.shape == shape && is_plain(ty, DType::F32) && size <= MAX_TABLE
     };
     let fits = match &weight.source {
-        WeightSource::Param { .. } => is_plain(ty, DType::F32),
+        WeightSource::Param { .. } | WeightSource::State { .. } => is_plain(ty, DType::F32),
         WeightSource::Packed { pieces, n, k, nr, parts } => {
             rows_of(pieces) == Some(*n)
                 && pieces.iter().all(|p| p.cols.1.checked_sub(p.cols.0) == Some(*k))
@@ -48,7 +48,7 @@ pub(super) fn params(meta: &Meta) -> Result<(), String> {
     };
     for weight in &meta.program.weights {
         let fits = match &weight.source {
-            WeightSource::Param { name, .. } => {
+            WeightSource::Param { name, .. } | WeightSource::State { name } => {
                 types.get(name.as_str()).is_none_or(|ty| ty.elements() == weight.ty.elements())
             }
             WeightSource::Packed { pieces, .. } | WeightSource::Scales { pieces } => pieces.iter().all(inside),

@@ -37,6 +37,10 @@ pub fn produce(
                 Ok(())
             })
         }
+        WeightSource::State { .. } => in_batches(weight.ty.elements(), 4, 1, sink, &|_, out| {
+            out.fill(0);
+            Ok(())
+        }),
         WeightSource::Packed { pieces, n, k, nr, parts } => {
             let packing = Packing::new(weight.ty.dtype, *n, *k, *nr, *parts);
             let packed = pack::Packed::new(weight.ty.dtype, pieces, packing, params)?;

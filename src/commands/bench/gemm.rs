@@ -37,6 +37,7 @@ pub fn model() -> Result<Arc<Model>> {
         init: Init::Normal { std: 1.0 },
         decay: false,
         in_stack: false,
+        state: false,
         loc: Default::default(),
     });
     let mut func = Func::new("prefill");

@@ -64,7 +64,8 @@ fn inner_names_end_with_their_region() {
 
 #[test]
 fn deep_nesting_is_an_error() {
-    let deep = "%x = loop %a {max_steps = 1, exit = false, stacked = 0, reverse = false} : i32[] { ()\n".repeat(100_000);
+    let deep =
+        "%x = loop %a {max_steps = 1, exit = false, stacked = 0, reverse = false} : i32[] { ()\n".repeat(100_000);
     let text = format!("module \"m\" func \"f\"(\"a\" input = %a: f32[2]) {{\n{deep}");
     assert!(parse(&text).unwrap_err().message.contains("nested"));
 }

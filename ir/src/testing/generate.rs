@@ -190,7 +190,16 @@ impl Generator<'_, '_> {
             let aliases = if self.rng.one_in(8) { vec![format!("alias of {name}")] } else { vec![] };
             let (decay, in_stack) = (self.rng.one_in(2), self.rng.one_in(2));
             let loc = Loc { line: 1 + self.rng.below(9) as u32, col: 1 };
-            self.module.params.push(Param { name: name.clone(), aliases, ty: ty.clone(), init, decay, in_stack, state: false, loc });
+            self.module.params.push(Param {
+                name: name.clone(),
+                aliases,
+                ty: ty.clone(),
+                init,
+                decay,
+                in_stack,
+                state: false,
+                loc,
+            });
             name
         };
         self.builder.param(&name, ty)

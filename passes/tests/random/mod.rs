@@ -23,6 +23,7 @@ pub fn module(seed: u64) -> Module {
     for (name, shape) in PARAMS {
         let init = Init::Normal { std: 0.5 };
         let param = Param {
+            state: false,
             name: (*name).into(),
             aliases: vec![],
             ty: Type::f32(*shape),

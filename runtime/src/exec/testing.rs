@@ -163,6 +163,7 @@ fn entry(name: &str, rows: usize, kernels: usize, exit: bool) -> Entry {
         body.push(launch(kernels + 3, &[(next, fixed), (done, fixed)], false));
     }
     let inner = LoopStep {
+        reverse: false,
         steps,
         max_steps: MAX_STEPS,
         step,

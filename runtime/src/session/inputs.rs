@@ -113,9 +113,7 @@ impl<'a> Inputs<'a> {
             | ArgRole::GradSteps
             | ArgRole::Position
             | ArgRole::Steps
-            | ArgRole::Cache => {
-                Err(Error::Input(format!("`{name}` is set by the run itself and cannot be given")))
-            }
+            | ArgRole::Cache => Err(Error::Input(format!("`{name}` is set by the run itself and cannot be given"))),
         }
     }
     /// Fills the memory of an input for a call. Rows of padding get zeros.

@@ -176,6 +176,7 @@ pub fn build(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
             Dtype::I8 => WeightType::I8,
         },
         expected_trips: lowered.default_steps.max(1),
+        training: None,
     };
     let written: Vec<(String, [u64; 2])> = lowered.module.funcs.iter().map(|f| (f.name.clone(), flops(f))).collect();
     let looped_stack_parameters = looped_stack_parameters(&lowered.module);

@@ -13,5 +13,5 @@ pub mod pipeline;
 pub mod plan;
 pub mod simplify;
 
-pub use options::{Error, Options, WeightType};
+pub use options::{Error, Options, Remat, Training, WeightType};
 pub use pipeline::{Observer, POINTS, Stage, compile, optimise};

@@ -23,6 +23,36 @@ pub struct Options {
     pub dtype: WeightType,
     /// How often a loop is expected to run: work inside it weighs this many times as much as work outside.
     pub expected_trips: usize,
+    /// If set, the module's losses are compiled for training.
+    pub training: Option<Training>,
+}
+
+/// What is kept of the iterations with gradient for the way back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Remat {
+    /// Everything whose recomputation costs.
+    #[default]
+    None,
+    /// The carried state only.
+    Iteration,
+    /// As much as lets weights and the largest arena fit into that many bytes.
+    Auto {
+        /// Bytes.
+        memory: usize,
+    },
+}
+
+/// How a module is compiled for training: `grad.NAME` for each `loss.NAME`.
+#[derive(Clone, Debug)]
+pub struct Training {
+    /// The largest number of iterations with gradient.
+    pub max_grad_steps: usize,
+    /// What is kept for the way back.
+    pub remat: Remat,
+    /// Names of the parameters that get no gradient.
+    pub frozen: Vec<String>,
+    /// Whether the losses without gradient stay in the module, for evaluation.
+    pub losses: bool,
 }
 
 /// Why no program came out.

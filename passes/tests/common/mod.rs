@@ -16,5 +16,5 @@ pub fn options(dtype: WeightType) -> Options {
         l1: 32 << 10,
         l2: 256 << 10,
     };
-    Options { target, dtype, expected_trips: 8 }
+    Options { target, dtype, expected_trips: 8, training: None }
 }

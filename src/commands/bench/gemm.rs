@@ -52,6 +52,7 @@ pub fn model() -> Result<Arc<Model>> {
         target: rdc_backend_cpu::target("native")?,
         dtype: rdc_passes::WeightType::F32,
         expected_trips: 1,
+        training: None,
     };
     let (_, mut program) = rdc_passes::compile(module, &options, &mut |_, _| ()).context("the matmul benchmark")?;
     let image = rdc_backend_cpu::compile(&mut program, &rdc_backend_cpu::Options::default())?;

@@ -114,7 +114,7 @@ impl<'f> Builder<'f> {
         (region, step, last, carried)
     }
     /// Appends the loop op over a filled region. `done` is given iff the loop can end early.
-    /// Results: the final carried values, the trips, the stacked values.
+    /// Results: the final carried values, the trips, the stacked values. For a reverse loop see [`Builder::reverse`].
     #[allow(clippy::too_many_arguments)]
     pub fn end_loop(
         &mut self,
@@ -137,6 +137,12 @@ impl<'f> Builder<'f> {
             Attr::Bool(false),
         ];
         self.append(Opcode::Loop, operands, attrs, results, vec![region])
+    }
+    /// Makes the loop with these results run in reverse. It must not be one that can end early.
+    pub fn reverse(&mut self, results: &[ValueId]) {
+        if let Some(op) = results.first().and_then(|&v| self.func.def_op(v)) {
+            self.func.ops[op].set_attr("reverse", Attr::Bool(true));
+        }
     }
 }
 

@@ -65,6 +65,9 @@ pub struct Loc {
     pub col: u32,
 }
 
+/// The label of a position whose prediction does not count.
+pub const IGNORED_LABEL: i32 = -100;
+
 /// What a function argument is, so that the runtime can fill it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ArgRole {
@@ -76,7 +79,7 @@ pub enum ArgRole {
     Steps,
     /// A tensor given by the user or else drawn: the initial state, `f32[B, S, dim]`.
     State(Init),
-    /// Labels, `i32[B, S]`: the token that each position is to predict, or -100.
+    /// Labels, `i32[B, S]`: the token that each position is to predict, or [`IGNORED_LABEL`].
     Labels,
     /// The number n of iterations without gradient, `i32[]`.
     NoGradSteps,
@@ -187,6 +190,17 @@ impl Op {
         let index = self.opcode.info().attrs.iter().position(|a| a.name == name);
         match index.and_then(|i| self.attrs.get(i)) {
             Some(attr) => attr,
+            None => panic!("{} has no attribute {name}", self.opcode.info().mnemonic),
+        }
+    }
+    /// Replaces the attribute of that name.
+    ///
+    /// # Panics
+    /// As [`Op::attr`].
+    pub fn set_attr(&mut self, name: &str, attr: Attr) {
+        let index = self.opcode.info().attrs.iter().position(|a| a.name == name);
+        match index.and_then(|i| self.attrs.get_mut(i)) {
+            Some(old) => *old = attr,
             None => panic!("{} has no attribute {name}", self.opcode.info().mnemonic),
         }
     }

@@ -11,7 +11,8 @@ fn position(pos: i32, s: usize) -> Result<usize, String> {
     usize::try_from(pos).map(|p| p + s).map_err(|_| format!("position {pos} is negative"))
 }
 
-fn rope<T: Real>(op: &Op, x: &Tensor<T>, table: &Tensor<T>, pos: &[i32]) -> Result<Tensor<T>, String> {
+/// The rotation, by the angles of the table or, if `back`, by their opposites.
+fn rope<T: Real>(op: &Op, x: &Tensor<T>, table: &Tensor<T>, pos: &[i32], back: bool) -> Result<Tensor<T>, String> {
     let &[_, s, h, d] = &x.ty.shape[..] else { return Err("x has not rank 4".into()) };
     let adjacent = op.text("layout") == "adjacent";
     let rows = table.ty.shape[0];
@@ -26,7 +27,7 @@ fn rope<T: Real>(op: &Op, x: &Tensor<T>, table: &Tensor<T>, pos: &[i32]) -> Resu
             let mut turned = head.to_vec();
             for (j, angle) in angles.chunks_exact(2).enumerate() {
                 let (first, second) = if adjacent { (2 * j, 2 * j + 1) } else { (j, j + d / 2) };
-                let (a, b, cos, sin) = (head[first], head[second], angle[0], angle[1]);
+                let (a, b, cos, sin) = (head[first], head[second], angle[0], if back { -angle[1] } else { angle[1] });
                 turned[first] = a * cos - b * sin;
                 turned[second] = b * cos + a * sin;
             }
@@ -36,29 +37,73 @@ fn rope<T: Real>(op: &Op, x: &Tensor<T>, table: &Tensor<T>, pos: &[i32]) -> Resu
     Ok(Tensor::floats_of(x.ty.clone(), out))
 }
 
-fn attention<T: Real>(op: &Op, o: &[&Tensor<T>], ty: &Type) -> Result<Tensor<T>, String> {
-    let (q, k, v, pos) = (o[0], o[1].floats(), o[2].floats(), o[3].ints());
+/// What one head of one query sees.
+struct Query<'k, T> {
+    /// Where the query, and so its result, begins.
+    at: usize,
+    /// Where each key, and so its value, begins.
+    keys: &'k [usize],
+    /// The softmax of the scores.
+    weights: &'k [T],
+}
+
+/// Calls `each` for all heads of all queries, in row-major order.
+fn queries<T: Real>(op: &Op, o: &[&Tensor<T>], mut each: impl FnMut(Query<'_, T>)) -> Result<(), String> {
+    let (q, k, pos) = (o[0], o[1].floats(), o[3].ints());
     let &[_, s, h, d] = &q.ty.shape[..] else { return Err("q has not rank 4".into()) };
     let (t, g) = (o[1].ty.shape[1], o[1].ty.shape[2]);
     let (causal, scale) = (op.flag("causal"), T::from_f64(op.float("scale")));
-    let mut out = Vec::with_capacity(ty.elements());
     for (b, &first) in pos.iter().enumerate() {
         for i in 0..s {
             let seen = if causal { (position(first, i)? + 1).min(t) } else { t };
             for head in 0..h {
                 let group = head / (h / g);
-                let q = &q.floats()[((b * s + i) * h + head) * d..][..d];
-                let key = |j: usize| ((b * t + j) * g + group) * d;
-                let scores: Vec<T> = (0..seen).map(|j| dot(q, &k[key(j)..][..d]) * scale).collect();
-                let mut sum = vec![T::default(); d];
-                for (j, &p) in softmax(&scores).iter().enumerate() {
-                    sum.iter_mut().zip(&v[key(j)..]).for_each(|(sum, &v)| *sum += p * v);
-                }
-                out.extend(sum);
+                let at = ((b * s + i) * h + head) * d;
+                let keys: Vec<usize> = (0..seen).map(|j| ((b * t + j) * g + group) * d).collect();
+                let score = |&key: &usize| dot(&q.floats()[at..][..d], &k[key..][..d]) * scale;
+                let weights = softmax(&keys.iter().map(score).collect::<Vec<T>>());
+                each(Query { at, keys: &keys, weights: &weights });
             }
         }
     }
+    Ok(())
+}
+
+/// `to += factor * from`, as far as `to` goes.
+fn add_times<T: Real>(to: &mut [T], factor: T, from: &[T]) {
+    to.iter_mut().zip(from).for_each(|(to, &v)| *to += factor * v);
+}
+
+fn attention<T: Real>(op: &Op, o: &[&Tensor<T>], ty: &Type) -> Result<Tensor<T>, String> {
+    let (v, d) = (o[2].floats(), ty.last());
+    let mut out = vec![T::default(); ty.elements()];
+    queries(op, o, |query| {
+        for (&key, &weight) in query.keys.iter().zip(query.weights) {
+            add_times(&mut out[query.at..][..d], weight, &v[key..]);
+        }
+    })?;
     Ok(Tensor::floats_of(ty.clone(), out))
+}
+
+/// With weights p = softmax(s), s_j = scale q·k_j, and out = Σ p_j v_j: dv_j = p_j dout, dp_j = dout·v_j,
+/// ds_j = p_j (dp_j - Σ p dp), dq = scale Σ ds_j k_j, dk_j = scale ds_j q.
+fn attention_grad<T: Real>(op: &Op, o: &[&Tensor<T>], types: &[Type]) -> Result<Vec<Tensor<T>>, String> {
+    let (q, k, v, dout, d) = (o[0].floats(), o[1].floats(), o[2].floats(), o[4].floats(), types[0].last());
+    let scale = T::from_f64(op.float("scale"));
+    let mut grads: Vec<Vec<T>> = types.iter().map(|ty| vec![T::default(); ty.elements()]).collect();
+    let [dq, dk, dv] = &mut grads[..] else { return Err("there are not three results".into()) };
+    queries(op, o, |Query { at, keys, weights }| {
+        let dout = &dout[at..][..d];
+        let dweights: Vec<T> = keys.iter().map(|&key| dot(dout, &v[key..][..d])).collect();
+        let mean = dot(weights, &dweights);
+        for ((&key, &weight), &dweight) in keys.iter().zip(weights).zip(&dweights) {
+            let dscore = weight * (dweight - mean) * scale;
+            add_times(&mut dq[at..][..d], dscore, &k[key..]);
+            add_times(&mut dk[key..][..d], dscore, &q[at..]);
+            add_times(&mut dv[key..][..d], weight, dout);
+        }
+    })?;
+    Ok(types.iter().zip(grads).map(|(ty, grad)| Tensor::floats_of(ty.clone(), grad)).collect())
 }
 
 fn kv_slot<T: Real>(op: &Op, step: i32) -> Result<Tensor<T>, String> {
@@ -92,12 +137,15 @@ pub(super) fn cache_update<T: Real>(
     Ok((cache, view))
 }
 
-/// Evaluates an operation of this file other than `cache_update`; `None` for others. `ty` is the result's type.
-pub(super) fn eval<T: Real>(op: &Op, o: &[&Tensor<T>], ty: &Type) -> Option<Result<Tensor<T>, String>> {
-    match op.opcode {
-        Opcode::Rope => Some(rope(op, o[0], o[1], o[2].ints())),
-        Opcode::Attention => Some(attention(op, o, ty)),
-        Opcode::KvSlot => Some(kv_slot(op, o[0].ints().first().copied().unwrap_or(0))),
-        _ => None,
-    }
+/// Evaluates an operation of this file other than `cache_update`; `None` for others. `types` are the results' types.
+pub(super) fn eval<T: Real>(op: &Op, o: &[&Tensor<T>], types: &[Type]) -> Option<Result<Vec<Tensor<T>>, String>> {
+    let one = match op.opcode {
+        Opcode::Rope => rope(op, o[0], o[1], o[2].ints(), false),
+        Opcode::RopeGrad => rope(op, o[0], o[1], o[2].ints(), true),
+        Opcode::Attention => attention(op, o, &types[0]),
+        Opcode::AttentionGrad => return Some(attention_grad(op, o, types)),
+        Opcode::KvSlot => kv_slot(op, o[0].ints().first().copied().unwrap_or(0)),
+        _ => return None,
+    };
+    Some(one.map(|tensor| vec![tensor]))
 }

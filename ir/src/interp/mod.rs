@@ -11,6 +11,7 @@
 mod attention;
 mod elementwise;
 mod linear;
+mod loss;
 mod real;
 mod shape;
 mod tensor;
@@ -41,7 +42,7 @@ pub struct Event<'e, T> {
     pub func: &'e Func,
     /// The operation.
     pub op: OpId,
-    /// The steps of the loops around it, outermost first.
+    /// The step indices of the loops around it, outermost first.
     pub steps: &'e [usize],
     /// Its results.
     pub results: &'e [Rc<Tensor<T>>],
@@ -72,7 +73,7 @@ impl<T> Default for Options<'_, T> {
 pub struct LoopStates<T> {
     /// The loop.
     pub op: OpId,
-    /// After each iteration, the carried values that are not caches, in order.
+    /// After each iteration, in the order in which they ran, the carried values that are not caches, in order.
     pub states: Vec<Vec<Rc<Tensor<T>>>>,
 }
 
@@ -237,12 +238,13 @@ impl<T: Real> Machine<'_, '_, T> {
         }
         let mut trips = 0;
         while trips < limit {
-            self.set(region.args[0], Rc::new(Tensor::int(trips as i32)));
-            self.set(region.args[1], Rc::new(Tensor::bool(trips + 1 == requested)));
+            let step = if op.flag("reverse") { requested - 1 - trips } else { trips };
+            self.set(region.args[0], Rc::new(Tensor::int(step as i32)));
+            self.set(region.args[1], Rc::new(Tensor::bool(step + 1 == requested)));
             for (&arg, tensor) in region.args[2..].iter().zip(carried.drain(..)) {
                 self.set(arg, tensor);
             }
-            self.steps.push(trips);
+            self.steps.push(step);
             let yields = self.region(op.regions[0])?;
             self.steps.pop();
             trips += 1;
@@ -250,7 +252,7 @@ impl<T: Real> Machine<'_, '_, T> {
             carried.extend(yields.by_ref().take(region.args.len() - 2));
             let done = op.flag("exit").then(|| yields.next()).flatten();
             for (stack, entry) in stacked.iter_mut().zip(yields) {
-                stack.set_entry(trips - 1, &entry);
+                stack.set_entry(step, &entry);
             }
             if self.options.record {
                 let state = carried.iter().filter(|t| !t.ty.cache).cloned().collect();
@@ -278,10 +280,10 @@ pub fn eval<T: Real>(op: &Op, operands: &[&Tensor<T>], types: &[Type]) -> Result
     if let Some(result) = shape::eval(op, operands, &types[0]) {
         return one(result);
     }
-    if let Some(result) = attention::eval(op, operands, &types[0]) {
-        return one(result);
-    }
-    linear::eval(op, operands, types).unwrap_or_else(|| Err("this operation needs a machine".into()))
+    let several = attention::eval(op, operands, types).or_else(|| loss::eval(op, operands, types));
+    several
+        .or_else(|| linear::eval(op, operands, types))
+        .unwrap_or_else(|| Err("this operation needs a machine".into()))
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! Operations that move, reduce or index elements.
-use super::elementwise::spread;
+use super::elementwise::{places, spread};
 use super::tensor::map_data;
 use super::{Data, Real, Tensor};
 use crate::module::Op;
@@ -65,6 +65,43 @@ fn reduce<T: Real>(a: &Tensor<T>, axis: usize, ty: &Type, first: T, f: impl Fn(T
     Tensor::floats_of(ty.clone(), out)
 }
 
+/// The operand copied into zeros, at `start` of an axis that has `size` places.
+fn pad<T: Real>(a: &Tensor<T>, axis: usize, start: usize, size: usize, ty: &Type) -> Tensor<T> {
+    let (_, len, inner) = around(&a.ty.shape, axis);
+    let mut out = vec![T::default(); ty.elements()];
+    for (to, from) in out.chunks_exact_mut(size * inner).zip(a.floats().chunks_exact(len * inner)) {
+        to[start * inner..][..from.len()].copy_from_slice(from);
+    }
+    Tensor::floats_of(ty.clone(), out)
+}
+
+fn sum_to<T: Real>(a: &Tensor<T>, ty: &Type) -> Tensor<T> {
+    let mut out = vec![T::default(); ty.elements()];
+    for (place, &value) in places(&ty.shape, &a.ty.shape).into_iter().zip(a.floats()) {
+        out[place] += value;
+    }
+    Tensor::floats_of(ty.clone(), out)
+}
+
+fn one_hot<T: Real>(ids: &[i32], n: usize, ty: &Type) -> Tensor<T> {
+    let mut out = vec![T::default(); ty.elements()];
+    for (row, &id) in out.chunks_exact_mut(n).zip(ids) {
+        if let Ok(id) = row_of(id, n) {
+            row[id] = T::from_f64(1.0);
+        }
+    }
+    Tensor::floats_of(ty.clone(), out)
+}
+
+fn scatter_add<T: Real>(base: &Tensor<T>, ids: &[i32], rows: &[T]) -> Result<Tensor<T>, String> {
+    let (mut out, columns) = (base.floats().to_vec(), base.ty.shape[1]);
+    for (&id, row) in ids.iter().zip(rows.chunks_exact(columns)) {
+        let to = row_of(id, base.ty.shape[0])? * columns;
+        out[to..][..columns].iter_mut().zip(row).for_each(|(to, &v)| *to += v);
+    }
+    Ok(Tensor::floats_of(base.ty.clone(), out))
+}
+
 /// The row of an id, or the error for an id outside the table.
 pub(super) fn row_of(id: i32, rows: usize) -> Result<usize, String> {
     match usize::try_from(id) {
@@ -93,6 +130,15 @@ pub(super) fn eval<T: Real>(op: &Op, o: &[&Tensor<T>], ty: &Type) -> Option<Resu
             })
         }
         Opcode::Broadcast => of(map_data!(&o[0].data, v => spread(v, &o[0].ty.shape, &ty.shape))),
+        Opcode::Pad => pad(o[0], op.size("axis"), op.size("start"), op.size("size"), ty),
+        Opcode::Index => {
+            let last = o[0].ty.shape[0] - 1;
+            let i = o[1].ints().first().copied().unwrap_or(0).max(0) as usize;
+            o[0].entry(i.min(last))
+        }
+        Opcode::OneHot => one_hot(o[0].ints(), op.size("n"), ty),
+        Opcode::SumTo => sum_to(o[0], ty),
+        Opcode::ScatterAdd => return Some(scatter_add(o[0], o[1].ints(), o[2].floats())),
         Opcode::ReduceSum => reduce(o[0], op.size("axis"), ty, T::default(), |a, b| a + b),
         Opcode::ReduceMax => reduce(o[0], op.size("axis"), ty, T::from_f64(f64::NEG_INFINITY), T::maximum),
         Opcode::All => of(Data::Bool(vec![o[0].bools().iter().all(|&v| v)])),

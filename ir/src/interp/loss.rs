@@ -8,7 +8,7 @@ use crate::types::Type;
 /// The place of a label among the logits; none if it is ignored, an error if it is outside.
 fn label_of(label: i32, classes: usize) -> Result<Option<usize>, String> {
     match usize::try_from(label) {
-        _ if label == IGNORED_LABEL_LABEL => Ok(None),
+        _ if label == IGNORED_LABEL => Ok(None),
         Ok(label) if label < classes => Ok(Some(label)),
         _ => Err(format!("label {label} is outside 0..{classes} and not {IGNORED_LABEL}")),
     }

@@ -271,6 +271,8 @@ ops! {
     Gelu = "gelu" (a) {} => infer::float1, |_, _, r| per_element(1)(r);
     /// The tanh approximation: a * (1 + tanh(sqrt(2/pi) (a + 0.044715 a^3))) / 2
     GeluTanh = "gelu_tanh" (a) {} => infer::float1, |_, _, r| per_element(1)(r);
+    /// a, as a constant of the derivative: its cotangent is zero.
+    StopGradient = "stop_gradient" (a) {} => infer::float1, free;
     /// Converts the element type (f32, bf16, i32, bool); to bf16 rounds to nearest even, float to integer truncates.
     Cast = "cast" (a) {dtype: dtype} => infer::cast, free;
 
@@ -426,6 +428,7 @@ impl Opcode {
                 | Silu
                 | Gelu
                 | GeluTanh
+                | StopGradient
                 | Cast
         )
     }

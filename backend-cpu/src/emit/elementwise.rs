@@ -38,6 +38,7 @@ pub fn apply(e: &mut Emitter, op: &Op, from: DType, a: &[Val]) -> Option<Val> {
         (Opcode::Silu, &[x]) => math::silu(e, x),
         (Opcode::Gelu, &[x]) => math::gelu(e, x),
         (Opcode::GeluTanh, &[x]) => math::gelu_tanh(e, x),
+        (Opcode::StopGradient, &[x]) => x,
         (Opcode::Cast, &[x]) => cast(e, x, from, op.attr("dtype").as_dtype()),
         _ => return None,
     })

@@ -169,6 +169,7 @@ pub(super) fn eval<T: Real>(op: &Op, o: &[&Tensor<T>], ty: &Type) -> Option<Tens
         Opcode::Silu => float1(o, |a| a * sigmoid(a)),
         Opcode::Gelu => float1(o, gelu),
         Opcode::GeluTanh => float1(o, gelu_tanh),
+        Opcode::StopGradient => float1(o, |a| a),
         Opcode::Cast => cast(o[0], ty.dtype),
         _ => return None,
     })

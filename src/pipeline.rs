@@ -221,6 +221,7 @@ pub fn build(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
         dtype: dtype.name().to_string(),
         kv: lowered.kv,
         params,
+        train: None,
         options,
         report: serde_json::to_value(report)?,
         symbols: BTreeMap::new(),

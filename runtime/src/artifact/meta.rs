@@ -28,8 +28,11 @@ pub struct Meta {
     pub dtype: String,
     /// Which KV slot a layer call uses.
     pub kv: KvPolicy,
-    /// The parameters by checkpoint name.
+    /// The parameters by checkpoint name, and the training state (gradients, moments).
     pub params: Vec<ParamInfo>,
+    /// What the trainer needs to know, if the program trains.
+    #[serde(default)]
+    pub train: Option<TrainMeta>,
     /// Flags of the compilation that a run may repeat, by name without dashes.
     pub options: BTreeMap<String, String>,
     /// Numbers for `rdc inspect` that only the compiler knows (operations hoisted out of the loop, …).
@@ -62,6 +65,47 @@ pub struct ParamInfo {
     pub init: Init,
     /// Whether it belongs to a stack of layers.
     pub in_stack: bool,
+    /// Whether weight decay applies to it.
+    #[serde(default)]
+    pub decay: bool,
+    /// Whether it is training state: zero at first, and in no checkpoint of the model.
+    #[serde(default)]
+    pub state: bool,
+}
+
+/// What is particular to a program that trains. Its functions are, for each loss, `grad` and `loss` with the loss's suffix;
+/// `update`; and `accumulate` if [`TrainMeta::accumulate`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainMeta {
+    /// The losses; the first is the default.
+    pub losses: Vec<LossInfo>,
+    /// Rows of a batch.
+    pub batch: usize,
+    /// Tokens of a row.
+    pub seq: usize,
+    /// The most iterations with gradient (K).
+    pub max_grad_steps: usize,
+    /// What is kept for the derivative: `none`, `iteration`, `auto`.
+    pub remat: String,
+    /// The optimiser that `update` is of, by its name in a configuration.
+    pub optimizer: String,
+    /// Whether gradients can be accumulated over batches: then `update` reads `sum.*`, which `accumulate` adds `grad.*` to.
+    pub accumulate: bool,
+    /// Checkpoint names of the parameters that are not trained.
+    pub frozen: Vec<String>,
+}
+
+/// A loss of the text.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LossInfo {
+    /// Its name.
+    pub name: String,
+    /// What follows `grad` and `loss` in its functions' names: empty, or a dot and the name.
+    pub suffix: String,
+    /// The names of its outputs; `loss` is the scalar that is minimised.
+    pub outputs: Vec<String>,
+    /// Whether it is about every iteration's state, so that no iteration goes without gradient.
+    pub all_steps: bool,
 }
 
 impl From<&Param> for ParamInfo {
@@ -72,6 +116,8 @@ impl From<&Param> for ParamInfo {
             ty: p.ty.clone(),
             init: p.init,
             in_stack: p.in_stack,
+            decay: p.decay,
+            state: p.state,
         }
     }
 }

@@ -4,7 +4,7 @@ mod meta;
 mod read;
 mod write;
 
-pub use meta::{Meta, ParamInfo, Readout};
+pub use meta::{LossInfo, Meta, ParamInfo, Readout, TrainMeta};
 pub use read::{Artifact, Verify, weight_offsets};
 pub use write::{Contents, write};
 

@@ -103,7 +103,15 @@ fn parameters_and_tables() {
 
 fn info(shape: &[usize]) -> ParamInfo {
     let init = Init::Normal { std: 1.0 };
-    ParamInfo { name: "big".into(), aliases: Vec::new(), ty: Type::f32(shape), init, in_stack: false }
+    ParamInfo {
+        name: "big".into(),
+        aliases: Vec::new(),
+        ty: Type::f32(shape),
+        init,
+        in_stack: false,
+        decay: true,
+        state: false,
+    }
 }
 
 /// Large enough for several batches and threads; compared with its rows drawn one by one.

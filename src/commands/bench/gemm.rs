@@ -69,6 +69,7 @@ pub fn model() -> Result<Arc<Model>> {
         dtype: DType::F32.name().into(),
         kv: rdc_ir::program::KvPolicy::Full,
         params,
+        train: None,
         options: BTreeMap::new(),
         report: Default::default(),
         symbols: symbols.clone(),

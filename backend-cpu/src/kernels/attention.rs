@@ -8,32 +8,15 @@
 //!
 //! Tiling: both products are register-blocked, [`Tile::rows`] queries by a few vectors, the operand with queries
 //! broadcast from scratch. For the scores, the block of keys is transposed into scratch first (vectors run over keys),
-//! which costs about `lanes / 2 / q_rows` of the product; values are read in place (vectors run over columns). Bound:
+//! which costs about `lanes / 2 / q_rows` of the product; values are read in place (vectors run over columns), unless
+//! several groups lie side by side, which a cache set holds few rows of: then the block is copied to scratch. Bound:
 //! arithmetic, the two products plus about 20 instructions per vector of exponentials. `examples/attention_bench.rs`
 //! on one Zen 3 thread, D = 64, S = 256 to 512, counting visible pairs only: 51 to 57 % of the multiply-add peak if
 //! causal, 61 to 68 % if not.
+use super::attention_tile::{Left, Tile, copy_rows, transpose};
 use super::heads::{Attend, Token, all_pieces};
 use crate::emit::{Cmp, Elem, Emitter, Error, Ty, Val, math};
 use rdc_ir::program::{Kernel, KernelKind, Target};
-
-/// The register tile of both products.
-#[derive(Clone, Copy)]
-struct Tile {
-    rows: usize,
-    /// Vectors of columns.
-    vectors: usize,
-}
-
-impl Tile {
-    /// 12 of 16 accumulators with AVX2, 16 of 32 with AVX-512, 24 of 32 with NEON.
-    fn new(lanes: usize) -> Tile {
-        match lanes {
-            16 => Tile { rows: 8, vectors: 2 },
-            4 => Tile { rows: 6, vectors: 4 },
-            _ => Tile { rows: 6, vectors: 2 },
-        }
-    }
-}
 
 /// Sizes, and byte offsets into scratch.
 struct Layout {
@@ -47,6 +30,8 @@ struct Layout {
     queries: usize,
     keys: usize,
     scores: usize,
+    /// A copy of the block's values, if they do not lie row after row.
+    values: Option<usize>,
     sums: usize,
     maxima: usize,
     totals: usize,
@@ -82,6 +67,7 @@ impl Layout {
             queries: take(rows * dim),
             keys: take(dim * columns),
             scores: take(rows * columns),
+            values: (a.values.stride != dim).then(|| take(kv_block * dim)),
             sums: take(rows * dim),
             maxima: take(rows),
             totals: take(rows),
@@ -159,10 +145,7 @@ fn block_of_queries(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, first
         (context, context)
     };
     let group = e.div_rem(head, a.heads_per_group()).0;
-    let slab = e.mul_const(batch, a.groups);
-    let slab = e.add(slab, group);
-    let bytes = a.context * l.dim * 4;
-    let (key_slab, value_slab) = (e.at(e.arg(a.keys), slab, bytes), e.at(e.arg(a.values), slab, bytes));
+    let (key_slab, value_slab) = (a.keys.slab(e, batch, group), a.values.slab(e, batch, group));
     e.for_range(zero, limit, l.kv_block, &[], |e, key, _| {
         let (left, most) = (e.sub(limit, key), e.i64(l.kv_block));
         let visible = e.min(left, most);
@@ -170,8 +153,8 @@ fn block_of_queries(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, first
         let (whole, width_value) = (e.add_const(visible, width - 1), e.i64(width));
         let padding = e.rem(whole, width_value);
         let columns = e.sub(whole, padding);
-        let key_rows = e.at(key_slab, key, l.dim * 4);
-        transpose(e, l, (key_rows, keys), visible, columns);
+        let key_rows = e.at(key_slab, key, a.keys.stride * 4);
+        transpose(e, l.dim, (key_rows, a.keys.stride), (keys, l.columns), visible, columns);
         multiply(e, l, Product::Scores { queries, keys, scores }, rows, columns);
         // The first query sees the whole block, and the block fills its tiles: nothing to mask.
         let end = e.add(key, columns);
@@ -186,7 +169,12 @@ fn block_of_queries(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, first
             vec![]
         };
         e.branch(clear, &[], |e| softmax(e, false), |e| softmax(e, true));
-        let value_rows = e.at(value_slab, key, l.dim * 4);
+        let mut value_rows = e.at(value_slab, key, a.values.stride * 4);
+        if let Some(copy) = l.values {
+            let copy = e.offset_const(e.scratch, copy);
+            copy_rows(e, l.dim, (value_rows, a.values.stride), (copy, l.dim), visible);
+            value_rows = copy;
+        }
         multiply(e, l, Product::Values { scores, values: value_rows, sums }, rows, visible);
         vec![]
     });
@@ -213,76 +201,6 @@ fn block_of_queries(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, first
     });
 }
 
-/// `to[d][j] = from[j][d]` for `visible` keys, and zeros up to `columns`.
-fn transpose(e: &mut Emitter, l: &Layout, (from, to): (Val, Val), visible: Val, columns: Val) {
-    let n = e.lanes;
-    let stride = l.columns * 4;
-    let (zero, lanes) = (e.i64(0), e.i64(n));
-    let rest = e.rem(visible, lanes);
-    let whole = e.sub(visible, rest);
-    let full = l.dim / n * n;
-    e.for_range(zero, whole, n, &[], |e, key, _| {
-        let from = e.at(from, key, l.dim * 4);
-        let to = e.at(to, key, 4);
-        let (lo, hi) = (e.i64(0), e.i64(full));
-        e.for_range(lo, hi, n, &[], |e, column, _| {
-            let from = e.at(from, column, 4);
-            let rows: Vec<Val> = (0..n)
-                .map(|i| {
-                    let place = e.offset_const(from, i * l.dim * 4);
-                    e.load_raw(place, Ty::f32(n))
-                })
-                .collect();
-            let to = e.at(to, column, stride);
-            for (i, row) in transposed(e, rows).into_iter().enumerate() {
-                let place = e.offset_const(to, i * stride);
-                e.store_raw(place, row);
-            }
-            vec![]
-        });
-        for column in full..l.dim {
-            let lanes: Vec<Val> = (0..n)
-                .map(|i| {
-                    let place = e.offset_const(from, (i * l.dim + column) * 4);
-                    e.load_raw(place, Ty::f32(1))
-                })
-                .collect();
-            let row = e.from_lanes(&lanes);
-            let place = e.offset_const(to, column * stride);
-            e.store_raw(place, row);
-        }
-        vec![]
-    });
-    e.each(whole, columns, |e, key| {
-        let inside = e.cmp(Cmp::Lt, key, visible);
-        let from = e.at(from, key, l.dim * 4);
-        let to = e.at(to, key, 4);
-        e.repeat(l.dim, |e, column| {
-            let place = e.at(from, column, 4);
-            let value =
-                e.branch(inside, &[Ty::f32(1)], |e| vec![e.load_raw(place, Ty::f32(1))], |e| vec![e.f32(0.0, 1)]);
-            let place = e.at(to, column, stride);
-            e.store_raw(place, value[0]);
-        });
-    });
-}
-
-/// The transpose of a square of vectors: blocks of falling size change places.
-fn transposed(e: &mut Emitter, mut rows: Vec<Val>) -> Vec<Val> {
-    let n = rows.len();
-    let mut size = n / 2;
-    while size > 0 {
-        for i in (0..n).filter(|i| i & size == 0) {
-            let (a, b) = (rows[i], rows[i + size]);
-            let low = (0..n).map(|j| if j & size == 0 { j } else { n + j - size }).collect::<Vec<_>>();
-            let high = (0..n).map(|j| if j & size == 0 { j + size } else { n + j }).collect::<Vec<_>>();
-            (rows[i], rows[i + size]) = (e.shuffle(a, b, &low), e.shuffle(a, b, &high));
-        }
-        size /= 2;
-    }
-    rows
-}
-
 /// The two matrix products; addresses in scratch, but `values`.
 #[derive(Clone, Copy)]
 enum Product {
@@ -306,11 +224,12 @@ fn multiply(e: &mut Emitter, l: &Layout, product: Product, rows: Val, extent: Va
                 let out = e.at(scores, column, 4);
                 e.for_range(zero, rows, l.tile.rows, &[], |e, row, _| {
                     let left = e.at(queries, row, l.dim * 4);
+                    let left = Left { at: left, stride: l.dim, step: 1 };
                     let inner = e.i64(l.dim);
-                    let none: Vec<Val> = (0..l.tile.rows * columns.len()).map(|_| e.f32(0.0, n)).collect();
-                    let tile = micro_kernel(e, l, (left, l.dim), (right, l.columns), inner, &columns, none);
+                    let none = l.tile.zeros(e, &columns);
+                    let tile = l.tile.multiply(e, left, (right, l.columns), inner, &columns, none);
                     let out = e.at(out, row, l.columns * 4);
-                    store_tile(e, tile, (out, l.columns), &columns);
+                    l.tile.store(e, tile, (out, l.columns), &columns);
                     vec![]
                 });
                 vec![]
@@ -334,56 +253,14 @@ fn multiply(e: &mut Emitter, l: &Layout, product: Product, rows: Val, extent: Va
                             start.push(e.mul(value, factor));
                         }
                     }
-                    let tile = micro_kernel(e, l, (left, l.columns), (values, l.dim), extent, columns, start);
-                    store_tile(e, tile, (out, l.dim), columns);
+                    let left = Left { at: left, stride: l.columns, step: 1 };
+                    let tile = l.tile.multiply(e, left, (values, l.dim), extent, columns, start);
+                    l.tile.store(e, tile, (out, l.dim), columns);
                     vec![]
                 });
             }
         }
     }
-}
-
-/// Stores a tile of rows by vectors at (address, row stride in floats).
-fn store_tile(e: &mut Emitter, tile: Vec<Val>, (out, stride): (Val, usize), columns: &[(usize, usize)]) {
-    for (i, value) in tile.into_iter().enumerate() {
-        let (row, column) = (i / columns.len(), columns[i % columns.len()].0);
-        let place = e.offset_const(out, (row * stride + column) * 4);
-        e.store_raw(place, value);
-    }
-}
-
-/// `tile + left . right` for a tile of rows by vectors; operands are (address, row stride in floats).
-fn micro_kernel(
-    e: &mut Emitter,
-    l: &Layout,
-    (left, left_stride): (Val, usize),
-    (right, right_stride): (Val, usize),
-    inner: Val,
-    columns: &[(usize, usize)],
-    start: Vec<Val>,
-) -> Vec<Val> {
-    let zero = e.i64(0);
-    e.for_range(zero, inner, 1, &start, |e, k, tile| {
-        let right = e.at(right, k, right_stride * 4);
-        let left = e.at(left, k, 4);
-        let vectors: Vec<Val> = columns
-            .iter()
-            .map(|&(column, lanes)| {
-                let place = e.offset_const(right, column * 4);
-                e.load_raw(place, Ty::f32(lanes))
-            })
-            .collect();
-        let mut next = Vec::new();
-        for r in 0..l.tile.rows {
-            let place = e.offset_const(left, r * left_stride * 4);
-            let scalar = e.load_raw(place, Ty::f32(1));
-            for (c, &vector) in vectors.iter().enumerate() {
-                let broadcast = e.splat(scalar, vector.lanes());
-                next.push(e.fma(broadcast, vector, tile[r * columns.len() + c]));
-            }
-        }
-        next
-    })
 }
 
 /// Turns a block of scores into weights and brings each row's maximum, total and factor up to date. `mask` is the number

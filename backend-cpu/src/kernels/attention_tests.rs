@@ -146,6 +146,35 @@ fn prefill_attention() {
     prefill(Size { t: 16, ..z }, None, &[0, 10], true, 6, 16).check();
 }
 
+/// An attention whose keys and values are plain tensors, or columns of the projection that the queries come from.
+fn plain(z: Size, joined: bool, pos: &[i32], causal: bool, q_rows: usize, kv_block: usize) -> Case {
+    let Size { b, s, g, d, t, h } = z;
+    let view = format!("f32[{b}, {t}, {g}, {d}]");
+    let text = head(z, &format!(r#""k" input = %ka: {view}, "v" input = %va: {view}"#))
+        + &chain(z, "q", h, 0, Some("half"))
+        + &chain(z, "kj", g, h * d, None)
+        + &chain(z, "vj", g, (h + g) * d, None)
+        + &format!(
+            r#"%a = attention %q, {}, %pos {{causal = {causal}, scale = 0.7}} : f32[{b}, {s}, {h}, {d}]
+            yield "a" = %a }}"#,
+            if joined { "%kj, %vj" } else { "%ka, %va" }
+        );
+    let tasks = b * h * s.div_ceil(q_rows);
+    Case::new(&text, KernelKind::Attention { q_rows, kv_block }, tasks).int("pos", pos)
+}
+
+#[test]
+fn plain_keys_and_values() {
+    let z = Size { b: 2, s: 13, h: 4, g: 2, d: 12, t: 40 };
+    for d in [12, 32, 6, 20] {
+        plain(Size { d, ..z }, false, &[0, 21], true, 6, 16).check();
+        plain(Size { d, ..z }, false, &[0, 0], false, 6, 24).check();
+        plain(Size { d, t: 13, ..z }, true, &[0, 0], true, 6, 16).check();
+    }
+    plain(Size { g: 1, ..z }, false, &[3, 4], true, 64, 64).check();
+    plain(Size { g: 4, t: 13, ..z }, true, &[0, 0], false, 64, 64).check();
+}
+
 #[test]
 fn every_target_compiles_attention() {
     let z = Size { b: 2, s: 13, h: 4, g: 2, d: 20, t: 40 };

@@ -45,6 +45,9 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     if a.steps != 1 {
         return Err(Error::unsupported(&kernel.name, "a decode attention of several tokens"));
     }
+    if [a.keys, a.values].iter().any(|rows| rows.stride != a.query.dim) {
+        return Err(Error::unsupported(&kernel.name, "a decode attention over keys of several heads side by side"));
+    }
     let layout = Layout::new(&a, target.lanes);
     let mut e = Emitter::new(&kernel.name, a.pointers, target.lanes);
     e.tasks(|e, task| group(e, &a, &layout, task));
@@ -76,8 +79,7 @@ fn group(e: &mut Emitter, a: &Attend, layout: &Layout, task: Val) {
     } else {
         e.i64(a.context)
     };
-    let slab = a.context * dim * 4;
-    let (keys, values) = (e.at(e.arg(a.keys), task, slab), e.at(e.arg(a.values), task, slab));
+    let (keys, values) = (a.keys.slab(e, batch, group), a.values.slab(e, batch, group));
     let scores = e.offset_const(e.scratch, layout.scores);
     score(e, a, layout, keys, scores, count);
     e.repeat(heads, |e, h| {

@@ -280,14 +280,52 @@ impl Update {
     }
 }
 
+/// Where keys or values `f32[B, T, G, D]` lie; counts are of floats.
+#[derive(Clone, Copy)]
+pub struct HeadRows {
+    pointer: usize,
+    start: usize,
+    batch: usize,
+    group: usize,
+    /// From a position to the next.
+    pub stride: usize,
+}
+
+impl HeadRows {
+    /// The place of `value`: a view of a cache, `[B, G, T, D]` in memory, or a plain tensor, perhaps some columns of a
+    /// projection.
+    fn find(func: &Func, value: ValueId) -> Option<HeadRows> {
+        let &[_, positions, groups, dim] = func.ty(value).shape.as_slice() else { return None };
+        let view = match (pointer(func, value), defined_by(func, value, Opcode::CacheUpdate)) {
+            (Some(index), _) if func.ty(value).cache => Some(index),
+            (_, Some(update)) => pointer(func, update.operands[0]),
+            _ => None,
+        };
+        if let Some(pointer) = view {
+            let group = positions * dim;
+            return Some(HeadRows { pointer, start: 0, batch: groups * group, group, stride: dim });
+        }
+        let chain = HeadChain::find(func, value).filter(|c| c.biases.is_empty() && c.rope.is_none())?;
+        let HeadChain { source, stride, start, .. } = chain;
+        Some(HeadRows { pointer: source, start, batch: positions * stride, group: dim, stride })
+    }
+
+    /// The address of position 0 of a group.
+    pub fn slab(&self, e: &mut Emitter, batch: Val, group: Val) -> Val {
+        let first = e.offset_const(e.arg(self.pointer), self.start * 4);
+        let first = e.at(first, batch, self.batch * 4);
+        e.at(first, group, self.group * 4)
+    }
+}
+
 /// An attention with its operands, for kernels built around one.
 pub struct Attend {
     /// The queries.
     pub query: HeadChain,
-    /// Pointer arguments of keys and values, laid out `[B, G, T, D]`.
-    pub keys: usize,
-    /// See `keys`.
-    pub values: usize,
+    /// The keys.
+    pub keys: HeadRows,
+    /// The values.
+    pub values: HeadRows,
     /// Pointer argument of the positions.
     pub pos: usize,
     /// Whether later keys are hidden.
@@ -322,17 +360,12 @@ impl Attend {
                 updates.push(Update::new(kernel, &func.ops[id])?);
             }
         }
-        let memory = |value: ValueId| match (pointer(func, value), defined_by(func, value, Opcode::CacheUpdate)) {
-            (Some(index), _) if func.ty(value).cache => Some(index),
-            (_, Some(update)) => pointer(func, update.operands[0]),
-            _ => None,
-        };
         let (q, k) = (func.ty(op.operands[0]), func.ty(op.operands[1]));
         let result = result_pointer(func, op.results[0]).ok_or_else(|| fail("results besides the attention's"))?;
         Ok(Attend {
             query: HeadChain::new(kernel, op.operands[0])?,
-            keys: memory(op.operands[1]).ok_or_else(|| fail("keys that are not in a cache"))?,
-            values: memory(op.operands[2]).ok_or_else(|| fail("values that are not in a cache"))?,
+            keys: HeadRows::find(func, op.operands[1]).ok_or_else(|| fail("keys that are not in memory"))?,
+            values: HeadRows::find(func, op.operands[2]).ok_or_else(|| fail("values that are not in memory"))?,
             pos: pointer(func, op.operands[3]).ok_or_else(|| fail("positions that are not an argument"))?,
             causal: op.flag("causal"),
             scale: op.float("scale") as f32,

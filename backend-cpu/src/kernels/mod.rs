@@ -2,6 +2,7 @@
 mod attention;
 #[cfg(test)]
 mod attention_tests;
+mod attention_tile;
 mod decode_attention;
 mod gemv;
 mod generic;

@@ -1,8 +1,8 @@
 //! The cost model: floating-point operations, bytes, parameters.
 //!
 //! FLOPs are those of the op table (2 per multiply-add). Bytes are what an operation must read and write if nothing is
-//! fused: operands and results once, except that shape changes without movement are free, an indexed table counts by the
-//! rows taken, and a cache by the rows written.
+//! fused: operands and results once, except that shape changes without movement are free, an indexed table or stack counts
+//! by the rows or entries taken, a table that rows are added to by the rows changed, and a cache by the rows written.
 use crate::entity::{OpId, RegionId, ValueId};
 use crate::module::{Func, Module};
 use crate::ops::Opcode;
@@ -42,11 +42,13 @@ pub fn op_cost(func: &Func, id: OpId) -> Cost {
     let size = |types: &[&Type]| types.iter().fold(0u64, |n, t| n.saturating_add(t.bytes() as u64));
     let bytes = match op.opcode {
         Opcode::Loop | Opcode::Param | Opcode::Constant | Opcode::Reshape | Opcode::KvSlot => 0,
-        Opcode::Gather => size(&results).saturating_mul(2).saturating_add(size(&operands[1..])),
+        Opcode::Gather | Opcode::Index => size(&results).saturating_mul(2).saturating_add(size(&operands[1..])),
         Opcode::PackedGather => {
             let read = results[0].elements() * operands[0].dtype.bytes();
             (read as u64).saturating_add(size(&results)).saturating_add(size(&operands[1..]))
         }
+        // Rows are read, and added in place.
+        Opcode::ScatterAdd => size(&operands[2..]).saturating_mul(3).saturating_add(size(&operands[1..2])),
         Opcode::CacheUpdate => size(&operands[1..2]).saturating_mul(2),
         _ => size(&operands).saturating_add(size(&results)),
     };
@@ -100,7 +102,7 @@ fn add_region(func: &Func, region: RegionId, depth: usize, cost: &mut FuncCost) 
     }
 }
 
-/// Numbers of parameters.
+/// Numbers of parameters; training state is not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ParamCount {
     /// All.
@@ -124,7 +126,7 @@ pub fn param_count(module: &Module) -> ParamCount {
         Uses { func, weights: HashMap::new(), looped: &mut looped }.region(func.body, false);
     }
     let mut count = ParamCount::default();
-    for param in module.params.values() {
+    for param in module.params.values().filter(|p| !p.state) {
         let n = param.ty.elements() as u64;
         count.total = count.total.saturating_add(n);
         if param.in_stack && looped.contains(&param.name) {
@@ -180,6 +182,7 @@ mod tests {
 param "w": f32[4, 4] = normal(0.1) in_stack
 param "v": f32[4, 4] = normal(0.1) in_stack
 param "adapter": f32[4, 4] = normal(0.1)
+param "grad.w": f32[4, 4] = constant(0.0) in_stack state
 func "f"("steps" steps = %steps: i32[], "x" input = %x: f32[2, 4]) {
   %w = param {name = "w"} : f32[4, 4]
   %t = transpose %w {perm = [1, 0]} : f32[4, 4]
@@ -205,5 +208,21 @@ func "f"("steps" steps = %steps: i32[], "x" input = %x: f32[2, 4]) {
         let count = param_count(&module);
         assert_eq!(count, ParamCount { total: 48, looped: 16 });
         assert_eq!((count.unrolled(1), count.unrolled(3)), (48, 80));
+    }
+
+    #[test]
+    fn indexed_tensors_count_by_what_is_touched() {
+        let module = parse(
+            r#"module "m"
+func "f"("ids" input = %ids: i32[3], "i" input = %i: i32[], "t" input = %t: f32[100, 4], "r" input = %r: f32[3, 4]) {
+  %e = index %t, %i : f32[4]
+  %s = scatter_add %t, %ids, %r : f32[100, 4]
+  yield "e" = %e, "s" = %s
+}"#,
+        )
+        .unwrap();
+        let costs: Vec<Cost> = module.funcs[0].walk().iter().map(|&(_, op)| op_cost(&module.funcs[0], op)).collect();
+        assert_eq!(costs[0], Cost { flops: 0, bytes: 2 * 16 + 4 });
+        assert_eq!(costs[1], Cost { flops: 12, bytes: 3 * 48 + 12 });
     }
 }

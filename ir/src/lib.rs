@@ -2,7 +2,9 @@
 //!
 //! # What a program is
 //! A [`Module`] holds named [`Param`]s (the weights, by checkpoint name) and [`Func`]s, each specialised for a batch, a
-//! chunk length and a context length. A function is one [`Region`] of operations in static single assignment form: every
+//! chunk length and a context length. A parameter may be training state (a gradient, a moment of the optimiser). An output
+//! of a function may update a parameter: it replaces it when the function has ended, and until then the function sees the
+//! old value. A function is one [`Region`] of operations in static single assignment form: every
 //! [`Value`] is defined once, by an operation or as a region argument, and every use comes after its definition, in the
 //! same region or in one nested in it.
 //!
@@ -15,6 +17,9 @@
 //! yield with a new leading axis of `max_steps` (entries at and beyond `trips` are zero).
 //! The loop runs `min(r, first step after which done is true)` iterations; `r = 0` yields the initial values. `is_last` is
 //! `step + 1 == r`. `step` counts from 0. `r > max_steps` is an error of the caller. No pass unrolls a loop.
+//!
+//! With the attribute `reverse`, `step` goes from `r - 1` down to 0 and the yields stacked at a step go to the entry of that
+//! step, so that a loop in reverse reads with `index` what a loop forward has stacked. Such a loop has no `exit`.
 //!
 //! # Types
 //! A [`Type`] is an element type and a static shape (`f32[2, 12, 64]`); scalars have rank 0. A *cache* type

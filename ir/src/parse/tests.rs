@@ -34,6 +34,39 @@ fn sample_round_trips() {
     assert_eq!(module.params.values().next().unwrap().aliases[1], "x\"y");
 }
 
+#[test]
+fn training_round_trips() {
+    let text = r#"module "m"
+
+param "w": f32[4] = normal(0.1) decay in_stack state @3:5
+param "grad.w": f32[4] = constant(0.0) state
+
+func "grad"(
+  "labels" labels = %labels: i32[1, 2],
+  "n" no_grad_steps = %n: i32[],
+  "k" grad_steps = %k: i32[],
+  "g" input = %g: f32[4]
+) {
+  %y, %0 = loop %k, %g {max_steps = 2, exit = false, stacked = 0, reverse = true} : f32[4], i32[] {
+    (%step: i32[], %is_last: bool[], %1: f32[4])
+    yield %1
+  }
+  yield "trips" = %0, "grad.w" updates = %y
+}
+"#;
+    let module = parse(text).unwrap();
+    assert_eq!(module.to_string(), text);
+    assert_eq!(module.params.values().map(|p| p.state).collect::<Vec<_>>(), [true, true]);
+    let func = &module.funcs[0];
+    let roles: Vec<_> = func.args.iter().map(|a| a.role).collect();
+    assert_eq!(roles, [ArgRole::Labels, ArgRole::NoGradSteps, ArgRole::GradSteps, ArgRole::Input]);
+    assert_eq!(
+        func.outputs.iter().map(|o| (o.stacked, o.updates)).collect::<Vec<_>>(),
+        [(false, false), (false, true)]
+    );
+    assert_eq!(crate::verify::verify_text(&module), None);
+}
+
 #[track_caller]
 fn error(body: &str, want: &str) {
     let text = format!("module \"m\" func \"f\"(\n\"a\" input = %a: f32[2]) {{\n{body}\nyield }}");

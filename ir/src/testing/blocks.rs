@@ -5,7 +5,7 @@ use crate::module::Init;
 use crate::ops::{Attr, Opcode};
 use crate::types::{DType, Type};
 
-fn ints(values: &[usize]) -> Attr {
+pub(super) fn ints(values: &[usize]) -> Attr {
     Attr::Ints(values.iter().map(|&v| v as i64).collect())
 }
 
@@ -109,7 +109,8 @@ impl Generator<'_, '_> {
             let next = self.of_type(&ty).map_or(arg, |i| i.value);
             yields.push(if self.rng.one_in(4) { next } else { self.op(Opcode::Tanh, &[next], vec![]) });
         }
-        let done = if self.rng.one_in(3) { Some(self.exit(args[0])) } else { None };
+        let reverse = self.config.training && self.rng.one_in(3);
+        let done = if !reverse && self.rng.one_in(3) { Some(self.exit(args[0])) } else { None };
         let stacked: Vec<Item> = (0..self.rng.below(3)).map(|_| self.recent()).collect();
         yields.extend(self.caches.into_iter().flatten());
         self.loops.pop();
@@ -117,6 +118,9 @@ impl Generator<'_, '_> {
         self.builder.enter(outer_region);
         let stacked_values: Vec<ValueId> = stacked.iter().map(|i| i.value).collect();
         let results = self.builder.end_loop(region, steps, &init, &yields, done, &stacked_values, max_steps);
+        if reverse {
+            self.builder.reverse(&results);
+        }
         self.caches = match caches {
             Some(_) => Some([results[carried], results[carried + 1]]),
             None => outer_caches,

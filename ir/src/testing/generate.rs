@@ -19,11 +19,13 @@ pub struct Config {
     pub packed: bool,
     /// Whether there are casts to bf16 and selections by comparison, which a change of precision can flip.
     pub jumps: bool,
+    /// Whether there are labels, losses, derivatives, loops in reverse and the other operations of training.
+    pub training: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { ops: 24, loops: true, caches: true, packed: false, jumps: true }
+        Config { ops: 24, loops: true, caches: true, packed: false, jumps: true, training: false }
     }
 }
 
@@ -44,6 +46,7 @@ pub fn random_module(seed: u64, config: &Config) -> Module {
         caches: None,
         loops: Vec::new(),
         ids: None,
+        labels: None,
         pos: None,
         steps: None,
     };
@@ -86,6 +89,7 @@ pub(super) struct Generator<'g, 'f> {
     pub caches: Option<[ValueId; 2]>,
     pub loops: Vec<OpenLoop>,
     pub ids: Option<ValueId>,
+    pub labels: Option<ValueId>,
     pub pos: Option<ValueId>,
     pub steps: Option<ValueId>,
 }
@@ -102,6 +106,9 @@ impl Generator<'_, '_> {
         self.steps = Some(self.builder.arg("steps", ArgRole::Steps, Type::scalar(DType::I32)));
         let initial = self.builder.arg("initial_state", state, Type::f32([batch, seq, dim]));
         let extra = self.builder.arg("extra", ArgRole::Input, Type::f32([batch, seq, dim]));
+        if self.config.training {
+            self.labels = Some(self.builder.arg("labels", ArgRole::Labels, Type::new(DType::I32, [batch, seq])));
+        }
         if self.config.caches {
             let ty = Type::cache(DType::F32, [SLOTS, batch, context, heads, dim / heads]);
             self.caches = Some(["k_cache", "v_cache"].map(|n| self.builder.arg(n, ArgRole::Cache, ty.clone())));
@@ -120,12 +127,15 @@ impl Generator<'_, '_> {
                 self.builder.output(name, cache, false);
             }
         }
+        if self.config.training {
+            self.updates();
+        }
     }
     /// Appends about `count` operations.
     pub fn fill(&mut self, count: usize) {
         for _ in 0..count {
             self.builder.loc = Loc { line: 1 + self.rng.below(99) as u32, col: 1 + self.rng.below(20) as u32 };
-            match self.rng.below(20) {
+            match self.rng.below(if self.config.training { 28 } else { 20 }) {
                 0..=2 => self.unary(),
                 3..=5 => self.binary(),
                 6 | 7 => self.matmul(),
@@ -141,6 +151,7 @@ impl Generator<'_, '_> {
                 17 if self.config.packed => self.packed(),
                 18 if self.config.loops && self.loops.len() < 2 => self.random_loop(),
                 19 if !self.loops.is_empty() => self.step_signal(),
+                20.. => self.training(),
                 _ => self.binary(),
             }
         }
@@ -169,7 +180,7 @@ impl Generator<'_, '_> {
         self.pool[n - 1 - back]
     }
     /// A random value with at least one axis.
-    fn ranked(&mut self) -> Item {
+    pub fn ranked(&mut self) -> Item {
         let item = self.recent();
         // The first values of the pool are states.
         if self.ty(item.value).rank() == 0 { self.pool[self.rng.below(2)] } else { item }
@@ -207,7 +218,7 @@ impl Generator<'_, '_> {
     pub fn constant(&mut self, value: f64, dtype: DType) -> ValueId {
         self.builder.constant(value, dtype)
     }
-    fn unary(&mut self) {
+    pub fn unary(&mut self) {
         use Opcode::*;
         let a = self.recent();
         let one = |g: &mut Self, of: ValueId| {
@@ -278,6 +289,20 @@ impl Generator<'_, '_> {
         let joined = self.op(Opcode::Concat, &[a.value, b.value], vec![Attr::Int(ty.rank() as i64 - 1)]);
         let value = self.linear(joined, self.sizes.dim);
         self.push(value, (a.bound + b.bound) * (ty.last() as f64).sqrt());
+    }
+    /// Outputs that update: a weight by its double, training state by a value of the pool.
+    fn updates(&mut self) {
+        if let Some(param) = self.module.params.values().next().cloned() {
+            let old = self.builder.param(&param.name, param.ty);
+            let new = self.op(Opcode::Add, &[old, old], vec![]);
+            self.builder.update(param.name, new);
+        }
+        let item = self.recent();
+        let (name, ty) = ("sum of something".to_string(), self.ty(item.value));
+        let (init, loc) = (Init::Constant(0.0), Loc::default());
+        let (aliases, decay, in_stack) = (vec![], false, false);
+        self.module.params.push(Param { name: name.clone(), aliases, ty, init, decay, in_stack, state: true, loc });
+        self.builder.update(name, item.value);
     }
     fn norm(&mut self) {
         let x = self.ranked();

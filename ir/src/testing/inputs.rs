@@ -1,7 +1,7 @@
 //! Random inputs for a function, and the comparison of results.
 use super::Rng;
 use crate::interp::{Data, Inputs, Outputs, Real, Tensor};
-use crate::module::{ArgRole, Func, Init, Module};
+use crate::module::{ArgRole, Func, IGNORED_LABEL, Init, Module};
 use crate::ops::Opcode;
 use crate::types::{DType, Type};
 use std::collections::HashMap;
@@ -11,6 +11,8 @@ use std::rc::Rc;
 struct Limits {
     /// Ids are below this.
     rows: usize,
+    /// Labels are below this, or ignored.
+    labels: usize,
     /// Positions of all tokens are below this.
     context: usize,
     /// Largest number of steps.
@@ -18,20 +20,26 @@ struct Limits {
 }
 
 fn limits(func: &Func) -> Limits {
-    let mut limits = Limits { rows: 1 << 20, context: 1 << 20, steps: 1 << 20 };
+    let mut limits = Limits { rows: 1 << 20, labels: 1 << 20, context: 1 << 20, steps: 1 << 20 };
     let steps: Vec<_> = func.args.iter().zip(&func.regions[func.body].args).collect();
     let steps = steps.iter().find(|(a, _)| a.role == ArgRole::Steps).map(|(_, v)| **v);
     for (_, id) in func.walk() {
         let op = &func.ops[id];
         match op.opcode {
-            Opcode::Gather => {
+            Opcode::Gather | Opcode::ScatterAdd => {
                 let rows = func.ty(op.operands[0]).shape[0];
                 let by_position = func.def_op(op.operands[1]).is_some_and(|d| func.ops[d].opcode == Opcode::Positions);
                 let limit = if by_position { &mut limits.context } else { &mut limits.rows };
                 *limit = (*limit).min(rows);
             }
             Opcode::PackedGather => limits.rows = limits.rows.min(op.size("n")),
-            Opcode::Rope => limits.context = limits.context.min(func.ty(op.operands[1]).shape[0]),
+            Opcode::CrossEntropy | Opcode::CrossEntropyGrad => {
+                limits.labels = limits.labels.min(func.ty(op.operands[0]).last());
+            }
+            Opcode::LinearCrossEntropy | Opcode::LinearCrossEntropyGrad => {
+                limits.labels = limits.labels.min(func.ty(op.operands[1]).shape[0]);
+            }
+            Opcode::Rope | Opcode::RopeGrad => limits.context = limits.context.min(func.ty(op.operands[1]).shape[0]),
             Opcode::CacheUpdate => limits.context = limits.context.min(func.ty(op.operands[0]).shape[2]),
             Opcode::Loop if Some(op.operands[0]) == steps => limits.steps = limits.steps.min(op.size("max_steps")),
             _ => {}
@@ -51,7 +59,7 @@ fn draw(rng: &mut Rng, ty: &Type, init: Init) -> Tensor<f64> {
 }
 
 /// Random inputs for a function, all f32 numbers: parameters about as large as their initialisers say, ids and positions
-/// in range, any number of steps up to `max_steps`.
+/// in range, labels in range or ignored, any number of steps up to `max_steps`.
 ///
 /// # Panics
 /// If the module has no such function.
@@ -71,7 +79,12 @@ pub fn random_inputs(module: &Module, func: &str, seed: u64) -> Inputs<f64> {
             Tensor { ty: ty.clone(), data: Data::Int(values) }
         };
         let tensor = match arg.role {
-            ArgRole::Ids | ArgRole::Labels => ints(limits.rows),
+            ArgRole::Ids => ints(limits.rows),
+            ArgRole::Labels => {
+                let drawn = ints(limits.labels + 1);
+                let ignore = |&label: &i32| if label as usize == limits.labels { IGNORED_LABEL } else { label };
+                Tensor { ty: ty.clone(), data: Data::Int(drawn.ints().iter().map(ignore).collect()) }
+            }
             ArgRole::Position => ints((limits.context + 1).saturating_sub(seq)),
             ArgRole::Steps | ArgRole::NoGradSteps | ArgRole::GradSteps => ints(limits.steps + 1),
             ArgRole::State(init) => draw(&mut rng, ty, init),

@@ -6,6 +6,7 @@
 mod blocks;
 mod generate;
 mod inputs;
+mod training;
 
 pub use generate::{Config, random_module};
 pub use inputs::{convert, max_difference, random_inputs};

@@ -12,7 +12,7 @@ use proptest::test_runner::RngSeed;
 use std::collections::{BTreeSet, HashMap};
 
 fn everything() -> Config {
-    Config { packed: true, ..Config::default() }
+    Config { packed: true, training: true, ..Config::default() }
 }
 
 /// Compares two functions up to the numbering of entities and the spelling of value names.
@@ -57,14 +57,16 @@ impl Same<'_> {
 
 #[test]
 fn random_modules_contain_everything() {
-    let mut met = BTreeSet::new();
+    let (mut met, mut reverse, mut updates) = (BTreeSet::new(), 0, 0);
     for seed in 0..300 {
         let module = random_module(seed, &everything());
         let func = &module.funcs[0];
         met.extend(func.walk().into_iter().map(|(_, op)| func.ops[op].opcode));
+        reverse += func.ops.values().filter(|op| op.opcode == Opcode::Loop && op.flag("reverse")).count();
+        updates += func.outputs.iter().filter(|o| o.updates).count();
     }
     let missing: Vec<_> = Opcode::ALL.iter().filter(|o| !met.contains(o)).collect();
-    assert!(missing.is_empty(), "{missing:?}");
+    assert!(missing.is_empty() && reverse > 0 && updates > 0, "{missing:?} {reverse} {updates}");
 }
 
 proptest! {

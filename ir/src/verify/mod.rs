@@ -11,9 +11,11 @@
 //! Function
 //! - The body has as many arguments as the function and as many yields as it has outputs; argument names are unique, and
 //!   so are output names.
-//! - `Ids` is `i32[B, S]`, `Position` is `i32[B]`, `Steps` is `i32[]`, `State` is f32; there is at most one `Steps`.
+//! - `Ids` and `Labels` are `i32[B, S]`, `Position` is `i32[B]`, `Steps`, `NoGradSteps` and `GradSteps` are `i32[]`, `State`
+//!   is f32; there is at most one each of `Steps`, `Labels`, `NoGradSteps` and `GradSteps`.
 //! - Exactly the arguments of role `Cache` have a cache type, and each is the output of the same name and type; no other
 //!   output is a cache. A stacked output has at least one axis.
+//! - An output that updates has the name and the type of a parameter, and is not stacked.
 //!
 //! Structure
 //! - Ids are valid, every value's definition points back to its place, each operation stands in one region, and each
@@ -25,7 +27,8 @@
 //!   the table infers. Only `loop` has a region, and it has exactly one.
 //! - `param` names a parameter and has its type. A `constant` is a number of its type. Bases of tables are positive.
 //! - `loop`: `max_steps` is in `1..=i32::MAX`; the trip count is `i32[]`; region arguments, yields and results have the
-//!   types that the [crate documentation](crate) says; `done` is `bool[]`; stacked yields are not caches.
+//!   types that the [crate documentation](crate) says; `done` is `bool[]`; stacked yields are not caches; `reverse` and
+//!   `exit` are not both true.
 //! - `kv_slot`: `0 <= layer < layers`, `base >= 0`.
 //!
 //! Caches
@@ -199,8 +202,10 @@ impl Checker<'_> {
                 caches.insert(name, ty);
             }
         }
-        if func.args.iter().filter(|a| a.role == ArgRole::Steps).count() > 1 {
-            self.fail("there is more than one argument of role steps");
+        for role in [ArgRole::Steps, ArgRole::Labels, ArgRole::NoGradSteps, ArgRole::GradSteps] {
+            if func.args.iter().filter(|a| a.role == role).count() > 1 {
+                self.fail(format!("there is more than one argument of role {role}"));
+            }
         }
         let mut names = HashSet::new();
         for (output, &value) in func.outputs.iter().zip(&body.yields) {
@@ -210,6 +215,16 @@ impl Checker<'_> {
             }
             if output.stacked && (ty.rank() == 0 || ty.cache) {
                 self.fail(format!("output {name:?} of type {ty} cannot be stacked"));
+            }
+            if output.updates {
+                match self.module.param(name) {
+                    _ if output.stacked => {
+                        self.fail(format!("output {name:?} updates a parameter: it cannot be stacked"))
+                    }
+                    None => self.fail(format!("output {name:?} updates a parameter, but there is none of that name")),
+                    Some(p) if p.ty != *ty => self.fail(format!("output {name:?} is {ty}, the parameter {}", p.ty)),
+                    _ => {}
+                }
             }
             match (caches.remove(name.as_str()), ty.cache) {
                 (Some(arg), _) if arg != ty => self.fail(format!("output {name:?} is {ty}, the cache argument {arg}")),

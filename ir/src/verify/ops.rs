@@ -56,6 +56,9 @@ impl Checker<'_> {
         if !(1..=i32::MAX as i64).contains(&max_steps) {
             return Err(format!("max_steps cannot be {max_steps}"));
         }
+        if op.flag("reverse") && op.flag("exit") {
+            return Err("a loop in reverse cannot end early".into());
+        }
         let Some((&steps, init)) = op.operands.split_first() else {
             return Err("there is no trip count".into());
         };

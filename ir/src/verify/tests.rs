@@ -94,7 +94,28 @@ fn loops() {
     broken("exit = true", "exit = false", &["1 stacked yields, not 0"]);
     broken("stacked = 0", "stacked = 1", &["0 stacked yields, not 1"]);
     broken("max_steps = 2", "max_steps = 0", &["max_steps cannot be 0"]);
+    broken("reverse = false", "reverse = true", &["a loop in reverse cannot end early"]);
     broken("%last: bool[]", "%last: i32[]", &["the region's arguments are", "carried and done yields are"]);
+}
+
+#[test]
+fn roles_and_updates() {
+    let second = "\"pos\" position = %pos: i32[1], ";
+    for role in ["steps", "labels", "no_grad_steps", "grad_steps"] {
+        let ty = if role == "labels" { "i32[1, 1]" } else { "i32[]" };
+        let two = format!("{second}\"a\" {role} = %l1: {ty}, \"b\" {role} = %l2: {ty},");
+        broken(second, &two, &[&format!("more than one argument of role {role}")]);
+    }
+    broken(second, "\"pos\" position = %pos: i32[1], \"a\" labels = %l: i32[1],", &["is labels: it cannot be i32[1]"]);
+    let update = |name: &str, kind: &str, value: &str| {
+        format!("  %p = param {{name = \"w\"}} : f32[4, 4]\n  yield \"{name}\" {kind} = {value}, \"out\"")
+    };
+    broken("  yield \"out\"", &update("w", "updates", "%p"), &[]);
+    broken("  yield \"out\"", &update("v", "updates", "%p"), &["output \"v\" updates a parameter, but there is none"]);
+    broken("  yield \"out\"", &update("w", "updates", "%a"), &["is f32[1, 1, 2, 2], the parameter f32[4, 4]"]);
+    broken("  yield \"out\"", &update("w", "stacked updates", "%p"), &["it cannot be stacked"]);
+    let twice = update("w", "updates", "%p, \"w\" updates = %p");
+    broken("  yield \"out\"", &twice, &["two outputs are named \"w\""]);
 }
 
 #[test]

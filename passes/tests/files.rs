@@ -7,7 +7,7 @@
 mod common;
 
 use rdc_ir::Module;
-use rdc_passes::{Options, WeightType, cse, dce, hoist, layout, optimise, simplify};
+use rdc_passes::{Options, WeightType, cse, dce, expand, hoist, layout, optimise, simplify};
 use std::path::{Path, PathBuf};
 
 const SEPARATOR: &str = "; ---\n";
@@ -30,6 +30,15 @@ fn apply(pass: &str, mut module: Module, options: &Options) -> Module {
         "hoist" => hoist::run(&mut module),
         "cse" => cse::run(&mut module),
         "dce" => dce::run(&mut module),
+        "fuse_loss" => {
+            expand::fuse_loss(&mut module);
+            dce::run(&mut module);
+        }
+        "expand" => {
+            expand::run(&mut module);
+            cse::run(&mut module);
+            dce::run(&mut module);
+        }
         "layout" => {
             layout::run(&mut module, options.dtype, options.target.nr);
             dce::run(&mut module);

@@ -1,0 +1,248 @@
+//! Cross-entropy as row operations, and the loss of a linear head as a loop over chunks of tokens.
+//!
+//! With m the largest logit of a row, e = exp(x - m) and s = sum e: lse = log s + m, softmax = e / s, and the derivative of
+//! `lse - x[l] + z lse^2` by x is `softmax (1 + 2 z lse) - one_hot(l)`.
+use super::{ints, reshape};
+use rdc_ir::{Attr, Builder, DType, OpId, Opcode, ValueId};
+
+/// Tokens whose logits exist at one time, at most.
+const MOST_TOKENS: usize = 512;
+/// If no divisor of the number of tokens between this and [`MOST_TOKENS`] exists, there is one chunk.
+const LEAST_TOKENS: usize = 32;
+/// The label of a token that does not count.
+const IGNORED: f64 = -100.0;
+
+/// Tokens per chunk.
+fn chunk_of(tokens: usize) -> usize {
+    let divisor = (LEAST_TOKENS..=MOST_TOKENS.min(tokens)).rev().find(|&n| tokens.is_multiple_of(n));
+    divisor.unwrap_or(tokens)
+}
+
+/// Row operations on the logits `[c, V]` and labels `[c]` of a chunk.
+struct Rows<'b, 'f> {
+    b: &'b mut Builder<'f>,
+    logits: ValueId,
+    labels: ValueId,
+    z_loss: f64,
+}
+
+/// What loss and derivative have in common; columns `[c, 1]` but for `exp: [c, V]`.
+struct Softmax {
+    max: ValueId,
+    exp: ValueId,
+    sum: ValueId,
+    lse: ValueId,
+}
+
+impl Rows<'_, '_> {
+    fn op(&mut self, opcode: Opcode, operands: &[ValueId]) -> ValueId {
+        self.b.op(opcode, operands, vec![])
+    }
+    fn float(&mut self, value: f64) -> ValueId {
+        self.b.constant(value, DType::F32)
+    }
+    fn reduce(&mut self, opcode: Opcode, x: ValueId) -> ValueId {
+        self.b.op(opcode, &[x], vec![Attr::Int(1), Attr::Bool(true)])
+    }
+    fn softmax(&mut self) -> Softmax {
+        let max = self.reduce(Opcode::ReduceMax, self.logits);
+        let shifted = self.op(Opcode::Sub, &[self.logits, max]);
+        let exp = self.op(Opcode::Exp, &[shifted]);
+        let sum = self.reduce(Opcode::ReduceSum, exp);
+        let log = self.op(Opcode::Log, &[sum]);
+        let lse = self.op(Opcode::Add, &[log, max]);
+        Softmax { max, exp, sum, lse }
+    }
+    /// 1 at the label. An ignored label counts as another one: what comes of it is masked.
+    fn hit(&mut self) -> ValueId {
+        let classes = self.b.func.ty(self.logits).last();
+        let (first, last) = (self.b.constant(0.0, DType::I32), self.b.constant((classes - 1) as f64, DType::I32));
+        let at_least = self.op(Opcode::Max, &[self.labels, first]);
+        let inside = self.op(Opcode::Min, &[at_least, last]);
+        self.b.op(Opcode::OneHot, &[inside], vec![Attr::Int(classes as i64)])
+    }
+    /// The column, with 0 where the label is ignored.
+    fn masked(&mut self, column: ValueId) -> ValueId {
+        let tokens = self.b.func.ty(self.labels).elements();
+        let labels = reshape(self.b, self.labels, &[tokens, 1]);
+        let ignored = self.b.constant(IGNORED, DType::I32);
+        let is_ignored = self.op(Opcode::Eq, &[labels, ignored]);
+        let zero = self.float(0.0);
+        self.op(Opcode::Select, &[is_ignored, zero, column])
+    }
+    /// `nll` and `correct`, both `[c, 1]`.
+    fn loss(&mut self) -> [ValueId; 2] {
+        let Softmax { max, lse, .. } = self.softmax();
+        let hit = self.hit();
+        let products = self.op(Opcode::Mul, &[hit, self.logits]);
+        let own = self.reduce(Opcode::ReduceSum, products);
+        let mut nll = self.op(Opcode::Sub, &[lse, own]);
+        if self.z_loss != 0.0 {
+            let z = self.float(self.z_loss);
+            let square = self.op(Opcode::Mul, &[lse, lse]);
+            let penalty = self.op(Opcode::Mul, &[square, z]);
+            nll = self.op(Opcode::Add, &[nll, penalty]);
+        }
+        let largest = self.op(Opcode::Le, &[max, own]);
+        let correct = self.b.op(Opcode::Cast, &[largest], vec![Attr::DType(DType::F32)]);
+        [nll, correct].map(|column| self.masked(column))
+    }
+    /// The derivative of `nll` by the logits, times `dnll: [c, 1]`.
+    fn grad(&mut self, dnll: ValueId) -> ValueId {
+        let Softmax { exp, sum, lse, .. } = self.softmax();
+        let dnll = self.masked(dnll);
+        let mut factor = self.op(Opcode::Div, &[dnll, sum]);
+        if self.z_loss != 0.0 {
+            let (one, twice) = (self.float(1.0), self.float(2.0 * self.z_loss));
+            let slope = self.op(Opcode::Mul, &[lse, twice]);
+            let slope = self.op(Opcode::Add, &[slope, one]);
+            factor = self.op(Opcode::Mul, &[factor, slope]);
+        }
+        let spread = self.op(Opcode::Mul, &[exp, factor]);
+        let hit = self.hit();
+        let own = self.op(Opcode::Mul, &[hit, dnll]);
+        self.op(Opcode::Sub, &[spread, own])
+    }
+}
+
+/// The results of a `cross_entropy`.
+pub fn cross_entropy(b: &mut Builder, op: OpId) -> Vec<ValueId> {
+    let data = b.func.ops[op].clone();
+    let (ty, shape) = (b.func.ty(data.operands[0]).clone(), b.func.ty(data.operands[1]).shape.clone());
+    let logits = reshape(b, data.operands[0], &[ty.rows(), ty.last()]);
+    let labels = reshape(b, data.operands[1], &[ty.rows()]);
+    let columns = Rows { b, logits, labels, z_loss: data.float("z_loss") }.loss();
+    columns.map(|v| reshape(b, v, &shape)).to_vec()
+}
+
+/// The result of a `cross_entropy_grad`.
+pub fn cross_entropy_grad(b: &mut Builder, op: OpId) -> Vec<ValueId> {
+    let data = b.func.ops[op].clone();
+    let ty = b.func.ty(data.operands[0]).clone();
+    let logits = reshape(b, data.operands[0], &[ty.rows(), ty.last()]);
+    let labels = reshape(b, data.operands[1], &[ty.rows()]);
+    let dnll = reshape(b, data.operands[2], &[ty.rows(), 1]);
+    let grad = Rows { b, logits, labels, z_loss: data.float("z_loss") }.grad(dnll);
+    vec![reshape(b, grad, &ty.shape)]
+}
+
+/// A linear head and its tokens, in chunks.
+struct Head {
+    /// `[chunks, c, K]`; `[c, K]` if there is one chunk.
+    x: ValueId,
+    /// `[chunks, c]`; `[c]` if there is one chunk.
+    labels: ValueId,
+    w: ValueId,
+    bias: Option<ValueId>,
+    z_loss: f64,
+    chunks: usize,
+    /// Tokens per chunk.
+    c: usize,
+}
+
+impl Head {
+    fn new(b: &mut Builder, op: OpId, bias: usize) -> Head {
+        let data = b.func.ops[op].clone();
+        let ty = b.func.ty(data.operands[0]).clone();
+        let c = chunk_of(ty.rows());
+        let chunks = ty.rows() / c;
+        let x = split(b, data.operands[0], chunks, &[c, ty.last()]);
+        let labels = split(b, data.operands[2], chunks, &[c]);
+        let bias = data.operands.get(bias).copied();
+        Head { x, labels, w: data.operands[1], bias, z_loss: data.float("z_loss"), chunks, c }
+    }
+    /// The logits and labels of a chunk `x: [c, K]`.
+    fn rows<'b, 'f>(&self, b: &'b mut Builder<'f>, x: ValueId, labels: ValueId) -> Rows<'b, 'f> {
+        let mut logits = b.op(Opcode::Matmul, &[x, self.w], vec![Attr::Bool(false), Attr::Bool(true)]);
+        if let Some(bias) = self.bias {
+            logits = b.op(Opcode::Add, &[logits, bias], vec![]);
+        }
+        Rows { b, logits, labels, z_loss: self.z_loss }
+    }
+    /// The derivatives by a chunk `x: [c, K]`, by the weight and by the bias; `dnll: [c]`.
+    fn grads(&self, b: &mut Builder, x: ValueId, labels: ValueId, dnll: ValueId) -> (ValueId, Vec<ValueId>) {
+        let dnll = reshape(b, dnll, &[self.c, 1]);
+        let dlogits = self.rows(b, x, labels).grad(dnll);
+        let dx = b.op(Opcode::Matmul, &[dlogits, self.w], vec![Attr::Bool(false), Attr::Bool(false)]);
+        let mut sums = vec![b.op(Opcode::Matmul, &[dlogits, x], vec![Attr::Bool(true), Attr::Bool(false)])];
+        if let Some(bias) = self.bias {
+            let shape = b.func.ty(bias).shape.clone();
+            sums.push(b.op(Opcode::SumTo, &[dlogits], vec![ints(&shape)]));
+        }
+        (dx, sums)
+    }
+}
+
+/// All tokens' values as chunks of that shape.
+fn split(b: &mut Builder, value: ValueId, chunks: usize, shape: &[usize]) -> ValueId {
+    let shape = if chunks == 1 { shape.to_vec() } else { [&[chunks], shape].concat() };
+    reshape(b, value, &shape)
+}
+
+/// Runs `body` once for each chunk: of `stacks` it gets the chunk's entries, of `sums` what there is so far. It returns what
+/// is stacked and what is added to the sums; so does this.
+fn for_chunks(
+    b: &mut Builder,
+    chunks: usize,
+    stacks: &[ValueId],
+    sums: &[Vec<usize>],
+    body: impl FnOnce(&mut Builder, &[ValueId]) -> (Vec<ValueId>, Vec<ValueId>),
+) -> (Vec<ValueId>, Vec<ValueId>) {
+    if chunks == 1 {
+        return body(b, stacks);
+    }
+    let zero = b.constant(0.0, DType::F32);
+    let init: Vec<ValueId> = sums.iter().map(|shape| b.op(Opcode::Broadcast, &[zero], vec![ints(shape)])).collect();
+    let steps = b.constant(chunks as f64, DType::I32);
+    let (region, step, _, carried) = b.begin_loop(&init);
+    let outside = b.enter(region);
+    let entries: Vec<ValueId> = stacks.iter().map(|&v| b.op(Opcode::Index, &[v, step], vec![])).collect();
+    let (stacked, terms) = body(b, &entries);
+    let next: Vec<ValueId> =
+        carried.iter().zip(terms).map(|(&acc, term)| b.op(Opcode::Add, &[acc, term], vec![])).collect();
+    b.enter(outside);
+    let mut results = b.end_loop(region, steps, &init, &next, None, &stacked, chunks);
+    let stacked = results.split_off(init.len() + 1);
+    results.truncate(init.len());
+    (stacked, results)
+}
+
+/// The results of a `linear_cross_entropy`.
+pub fn linear_cross_entropy(b: &mut Builder, op: OpId) -> Vec<ValueId> {
+    let head = Head::new(b, op, 3);
+    let shape = b.func.ty(b.func.ops[op].operands[2]).shape.clone();
+    let (columns, _) = for_chunks(b, head.chunks, &[head.x, head.labels], &[], |b, entries| {
+        let columns = head.rows(b, entries[0], entries[1]).loss();
+        (columns.to_vec(), vec![])
+    });
+    columns.into_iter().map(|v| reshape(b, v, &shape)).collect()
+}
+
+/// The results of a `linear_cross_entropy_grad`.
+pub fn linear_cross_entropy_grad(b: &mut Builder, op: OpId) -> Vec<ValueId> {
+    let head = Head::new(b, op, 4);
+    let (x, dnll) = (b.func.ops[op].operands[0], b.func.ops[op].operands[3]);
+    let dnll = split(b, dnll, head.chunks, &[head.c]);
+    let shape_of = |b: &Builder, v: ValueId| b.func.ty(v).shape.clone();
+    let sums: Vec<Vec<usize>> = std::iter::once(head.w).chain(head.bias).map(|v| shape_of(b, v)).collect();
+    let (dx, sums) = for_chunks(b, head.chunks, &[head.x, head.labels, dnll], &sums, |b, entries| {
+        let (dx, sums) = head.grads(b, entries[0], entries[1], entries[2]);
+        (vec![dx], sums)
+    });
+    let shape = shape_of(b, x);
+    dx.into_iter().map(|v| reshape(b, v, &shape)).chain(sums).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::chunk_of;
+
+    #[test]
+    fn chunks_divide_the_tokens() {
+        assert_eq!(chunk_of(4096), 512);
+        assert_eq!(chunk_of(1000), 500);
+        assert_eq!(chunk_of(7), 7, "few tokens are one chunk");
+        assert_eq!(chunk_of(521), 521, "so is a prime number of them");
+        assert_eq!(chunk_of(2 * 521), 1042);
+    }
+}

@@ -1,0 +1,178 @@
+//! `expand` keeps the meaning: to 1e-12 in the f64 interpreter, on random shapes.
+#![allow(clippy::unwrap_used)]
+
+use rdc_ir::interp::{Data, Inputs, Options, Tensor, run};
+use rdc_ir::testing::{Rng, max_difference};
+use rdc_ir::{ArgRole, Attr, Builder, DType, Func, Module, Opcode, Type, ValueId, verify::verify_text};
+use rdc_passes::expand;
+use std::rc::Rc;
+
+/// A function over inputs drawn at random.
+struct Case {
+    func: Func,
+    inputs: Inputs<f64>,
+    rng: Rng,
+}
+
+impl Case {
+    fn new(seed: u64) -> Case {
+        let inputs = Inputs { params: Default::default(), args: Default::default() };
+        Case { func: Func::new("f"), inputs, rng: Rng::new(seed) }
+    }
+    fn arg(&mut self, ty: Type, data: Data<f64>) -> ValueId {
+        let name = format!("x{}", self.func.args.len());
+        self.inputs.args.insert(name.clone(), Rc::new(Tensor { ty: ty.clone(), data }));
+        Builder::new(&mut self.func).arg(name, ArgRole::Input, ty)
+    }
+    fn floats(&mut self, shape: &[usize]) -> ValueId {
+        let ty = Type::f32(shape);
+        let values = (0..ty.elements()).map(|_| 3.0 * self.rng.unit() as f64).collect();
+        self.arg(ty, Data::Float(values))
+    }
+    /// Labels, a third of them ignored.
+    fn labels(&mut self, shape: &[usize], classes: usize) -> ValueId {
+        let ty = Type::new(DType::I32, shape);
+        let mut one = || if self.rng.one_in(3) { -100 } else { self.rng.below(classes) as i32 };
+        let values = (0..ty.elements()).map(|_| one()).collect();
+        self.arg(ty, Data::Int(values))
+    }
+    fn op(&mut self, opcode: Opcode, operands: &[ValueId], attrs: Vec<Attr>) {
+        let mut b = Builder::new(&mut self.func);
+        for (i, value) in b.try_op(opcode, operands, attrs).unwrap().into_iter().enumerate() {
+            b.output(format!("y{i}"), value, false);
+        }
+    }
+    /// Applies a pass and compares. Returns the function.
+    fn check(self, pass: fn(&mut Module), gone: &[Opcode], what: &str) -> Func {
+        let mut module = Module { name: "m".into(), params: Default::default(), funcs: vec![self.func] };
+        assert_eq!(verify_text(&module), None, "{what}");
+        let expected = run(&module, "f", &self.inputs, &mut Options::default()).unwrap();
+        let before = module.to_string();
+        pass(&mut module);
+        assert_eq!(verify_text(&module), None, "{what}\n{before}\n{module}");
+        let found = run(&module, "f", &self.inputs, &mut Options::default()).unwrap();
+        let (d, output) = max_difference(&expected, &found);
+        assert!(d <= 1e-12, "{what}, {output}: {d}\n{before}\n{module}");
+        let func = module.funcs.remove(0);
+        let left = func.walk().into_iter().find(|&(_, op)| gone.contains(&func.ops[op].opcode));
+        assert!(left.is_none(), "{what}: {} is left\n{before}", func.ops[left.unwrap().1].opcode.info().mnemonic);
+        func
+    }
+}
+
+const LOSSES: &[Opcode] =
+    &[Opcode::CrossEntropy, Opcode::CrossEntropyGrad, Opcode::LinearCrossEntropy, Opcode::LinearCrossEntropyGrad];
+
+fn has_loop(func: &Func) -> bool {
+    func.walk().iter().any(|&(_, op)| func.ops[op].opcode == Opcode::Loop)
+}
+
+#[test]
+fn losses_keep_their_meaning() {
+    for seed in 0..60 {
+        let mut case = Case::new(seed);
+        let lead: &[usize] = case.rng.pick(&[&[][..], &[1], &[5], &[2, 3], &[2, 64], &[3, 400], &[2, 2, 331]]);
+        let (k, classes) = (1 + case.rng.below(6), 2 + case.rng.below(9));
+        let z_loss = vec![Attr::Float(case.rng.pick(&[0.0, 0.01]))];
+        let labels = case.labels(lead, classes);
+        let what = format!("seed {seed}, {lead:?}, {k} to {classes}");
+        let linear = case.rng.one_in(2);
+        let grad = case.rng.one_in(2);
+        let mut operands = vec![case.floats(&[lead, &[if linear { k } else { classes }]].concat())];
+        if linear {
+            operands.push(case.floats(&[classes, k]));
+        }
+        operands.push(labels);
+        if grad {
+            operands.push(case.floats(lead));
+        }
+        if linear && case.rng.one_in(2) {
+            operands.push(case.floats(&[classes]));
+        }
+        let opcode = LOSSES[2 * linear as usize + grad as usize];
+        case.op(opcode, &operands, z_loss);
+        let func = case.check(expand::run, LOSSES, &what);
+        let tokens: usize = lead.iter().product();
+        assert_eq!(has_loop(&func), linear && tokens >= 1024, "{what}");
+    }
+}
+
+#[test]
+fn the_logits_of_all_tokens_never_exist() {
+    let mut case = Case::new(1);
+    let (x, w, labels) = (case.floats(&[2, 1024, 3]), case.floats(&[5, 3]), case.labels(&[2, 1024], 5));
+    case.op(Opcode::LinearCrossEntropy, &[x, w, labels], vec![Attr::Float(0.0)]);
+    let func = case.check(expand::run, LOSSES, "a head");
+    let largest = func.values.values().filter(|v| v.ty.last() == 5).map(|v| v.ty.elements()).max();
+    assert_eq!(largest, Some(512 * 5));
+}
+
+#[test]
+fn sums_keep_their_meaning() {
+    for seed in 0..200 {
+        let mut case = Case::new(seed);
+        let rank = case.rng.below(5);
+        let from: Vec<usize> = (0..rank).map(|_| 1 + case.rng.below(4)).collect();
+        let lead = case.rng.below(rank + 1);
+        let to: Vec<i64> = from[lead..].iter().map(|&n| if case.rng.one_in(2) { 1 } else { n as i64 }).collect();
+        let what = format!("seed {seed}, {from:?} to {to:?}");
+        let x = case.floats(&from);
+        case.op(Opcode::SumTo, &[x], vec![Attr::Ints(to)]);
+        case.check(expand::run, &[], &what);
+    }
+    for axis in 0..3 {
+        for keep in [false, true] {
+            let mut case = Case::new(axis as u64);
+            let x = case.floats(&[2, 3, 4]);
+            case.op(Opcode::ReduceSum, &[x], vec![Attr::Int(axis), Attr::Bool(keep)]);
+            case.check(expand::run, &[], &format!("axis {axis}, keep {keep}"));
+        }
+    }
+}
+
+#[test]
+fn pads_side_by_side_are_one_concat() {
+    for seed in 0..60 {
+        let mut case = Case::new(seed);
+        let axis = case.rng.below(2);
+        let cuts = [0, 2, 3, 5];
+        let mut sum = None;
+        let mut order = vec![0, 1, 2];
+        order.rotate_left(case.rng.below(3));
+        for part in order {
+            let mut shape = [4, 4];
+            shape[axis] = cuts[part + 1] - cuts[part];
+            let x = case.floats(&shape);
+            let mut b = Builder::new(&mut case.func);
+            let pad = b.op(Opcode::Pad, &[x], [axis, cuts[part], 5].map(|n| Attr::Int(n as i64)).to_vec());
+            sum = Some(match sum {
+                Some(sum) => b.op(Opcode::Add, &[sum, pad], vec![]),
+                None => pad,
+            });
+        }
+        Builder::new(&mut case.func).output("y", sum.unwrap(), false);
+        let func = case.check(expand::run, &[], &format!("seed {seed}"));
+        assert!(func.walk().iter().any(|&(_, op)| func.ops[op].opcode == Opcode::Concat));
+    }
+}
+
+#[test]
+fn a_loss_of_a_product_is_the_loss_of_a_linear_head() {
+    for (bias, shared) in [(false, false), (true, false), (false, true)] {
+        let mut case = Case::new(bias as u64);
+        let (x, w, labels) = (case.floats(&[6, 3]), case.floats(&[5, 3]), case.labels(&[2, 3], 5));
+        let row = case.floats(&[5]);
+        let mut b = Builder::new(&mut case.func);
+        let mut logits = b.op(Opcode::Matmul, &[x, w], vec![Attr::Bool(false), Attr::Bool(true)]);
+        if bias {
+            logits = b.op(Opcode::Add, &[row, logits], vec![]);
+        }
+        let logits = b.op(Opcode::Reshape, &[logits], vec![Attr::Ints(vec![2, 3, 5])]);
+        if shared {
+            b.output("logits", logits, false);
+        }
+        case.op(Opcode::CrossEntropy, &[logits, labels], vec![Attr::Float(0.01)]);
+        let gone: &[Opcode] = if shared { &[Opcode::LinearCrossEntropy] } else { &[Opcode::CrossEntropy] };
+        case.check(expand::fuse_loss, gone, &format!("bias {bias}, shared {shared}"));
+    }
+}

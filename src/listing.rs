@@ -72,6 +72,10 @@ fn steps(out: &mut String, depth: usize, list: &[Step], program: &Program) {
                 line(out, depth, format!("{name}({}){barrier}  # lines {}", args.join(", "), lines.join(", ")));
             }
             Step::Copy { dst, src } => line(out, depth, format!("%{dst} := %{src}; barrier")),
+            Step::Zero { buffer, barrier } => {
+                let barrier = if *barrier { "; barrier" } else { "" };
+                line(out, depth, format!("%{buffer} := 0{barrier}"));
+            }
             Step::Loop(inner) => loop_step(out, depth, inner, program),
         }
     }
@@ -79,7 +83,8 @@ fn steps(out: &mut String, depth: usize, list: &[Step], program: &Program) {
 
 fn loop_step(out: &mut String, depth: usize, inner: &LoopStep, program: &Program) {
     let exit = inner.done.map_or(String::new(), |done| format!(", until %{done}"));
-    line(out, depth, format!("loop %{} times, at most {}{exit}:", inner.steps, inner.max_steps));
+    let order = if inner.reverse { ", last step first" } else { "" };
+    line(out, depth, format!("loop %{} times, at most {}{exit}{order}:", inner.steps, inner.max_steps));
     steps(out, depth + 1, &inner.body, program);
     let swaps: Vec<String> = inner.swaps.iter().map(|(a, b)| format!("%{a} <-> %{b}")).collect();
     if !swaps.is_empty() {

@@ -10,6 +10,12 @@
 //! pointer per function argument, then one per non-linear result, in order. `scratch` is private to the thread, 64-byte
 //! aligned, [`Kernel::scratch`] bytes. Arguments and results are row-major; packed weights as the `pack` op says; types
 //! marked `cache` are one slot of a KV cache stored head-major: logical `[.., T, H, D]`, physical `[.., H, T, D]`.
+//!
+//! Results do not overlap arguments or each other, but for one case: a result may have the memory of an argument that it
+//! is computed from element by element (only elementwise operations, all over the full shape, lead from the argument to the
+//! result), if no other result depends on the argument or all of the kernel is elementwise; and the result of `scatter_add`
+//! may have that of its base. A kernel therefore reads an element of an argument before it writes that element of a result
+//! computed from it, in the same task, and not again after.
 use crate::module::{Func, Loc};
 use crate::types::Type;
 use serde::{Deserialize, Serialize};
@@ -279,6 +285,8 @@ pub struct Entry {
     pub steps: Vec<Step>,
     /// Bytes of the arena.
     pub arena: usize,
+    /// The most bytes of the arena that live at one moment: what the arena would be without gaps.
+    pub live: usize,
 }
 
 /// A piece of memory.
@@ -338,12 +346,19 @@ pub struct OutputBuffer {
 pub enum Step {
     /// Run a kernel.
     Launch(Launch),
-    /// Copy a buffer (thread 0), then a barrier.
+    /// Copy a buffer, each thread a share, then a barrier.
     Copy {
         /// Destination buffer.
         dst: usize,
         /// Source buffer.
         src: usize,
+    },
+    /// Set every byte of a buffer to zero, each thread a share.
+    Zero {
+        /// The buffer.
+        buffer: usize,
+        /// Whether the threads meet after it, as for a launch.
+        barrier: bool,
     },
     /// Run the body `min(steps, max_steps, first done)` times.
     Loop(LoopStep),
@@ -376,7 +391,7 @@ pub struct LaunchArg {
 pub enum Offset {
     /// A constant.
     Fixed(usize),
-    /// `step * stride`: an entry of a stacked result, being written, or read by `index`.
+    /// `step * stride`: an entry of a stacked result, being written, or an entry of any buffer, read by `index`.
     Step {
         /// Bytes per step.
         stride: usize,
@@ -434,8 +449,9 @@ impl KvPolicy {
     }
 }
 
-/// A loop of a schedule. What its launches address by [`Offset::Step`] is a stacked result: if a step outside reads it, the
-/// runtime sets the entries that no iteration wrote to zero when the loop ends.
+/// A loop of a schedule. A result that its launches address by [`Offset::Step`] is a stacked result: if a step outside may
+/// read entries that no iteration wrote, the runtime sets those to zero when the loop ends. (A later loop of as many steps
+/// that reads it by [`Offset::Step`] reads no others.)
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoopStep {
     /// The `i32[]` buffer that holds r: an input, a constant's, or the trips of an earlier loop.

@@ -128,6 +128,11 @@ impl Checker<'_> {
                         return Err(format!("buffer {} cannot be copied to {}", from.name, to.name));
                     }
                 }
+                Step::Zero { buffer, .. } => {
+                    if !self.writable(*buffer)? {
+                        return Err(format!("buffer {buffer} cannot be set to zero"));
+                    }
+                }
                 Step::Loop(inner) => self.loop_step(inner)?,
             }
         }

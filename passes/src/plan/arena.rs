@@ -95,6 +95,7 @@ impl Walk {
             self.clock += 1;
             match step {
                 Step::Launch(launch) => launch.args.iter().for_each(|arg| self.touch(arg.buffer)),
+                Step::Zero { buffer, .. } => self.touch(*buffer),
                 Step::Copy { dst, src } => [*dst, *src].into_iter().for_each(|b| self.touch(b)),
                 Step::Loop(inner) => {
                     let number = self.spans.len();

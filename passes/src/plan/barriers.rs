@@ -98,7 +98,7 @@ impl Placer<'_> {
     /// A barrier before what comes next.
     fn settle(&mut self, steps: &mut Vec<Step>) {
         match steps.last_mut() {
-            Some(Step::Launch(last)) => last.barrier = true,
+            Some(Step::Launch(Launch { barrier, .. }) | Step::Zero { barrier, .. }) => *barrier = true,
             // Nothing here carries a barrier: at the beginning of a body, or after a loop. A copy does.
             Some(Step::Loop(_)) | None => {
                 let (dst, src) = self.spacer();
@@ -128,6 +128,7 @@ impl Placer<'_> {
         for mut step in steps {
             let touched = match &step {
                 Step::Launch(launch) => self.launch(launch),
+                Step::Zero { buffer, .. } => self.touch(*buffer, true),
                 Step::Copy { dst, src } => [self.touch(*dst, true), self.touch(*src, false)].concat(),
                 Step::Loop(_) => Vec::new(),
             };
@@ -135,7 +136,7 @@ impl Placer<'_> {
                 self.settle(&mut out);
             }
             match &mut step {
-                Step::Launch(_) => self.open.extend(touched),
+                Step::Launch(_) | Step::Zero { .. } => self.open.extend(touched),
                 Step::Copy { .. } => self.open.clear(),
                 Step::Loop(inner) => {
                     if let Some(Step::Launch(last)) = out.last_mut() {

@@ -49,7 +49,7 @@ pub fn plan(func: &Func, target: &Target, weights: &mut Weights, kernels: &mut K
     let steps = planner.region(func.body)?;
     let outputs = planner.outputs()?;
     let (buffers, lives) = (planner.buffers, planner.lives);
-    let mut entry = Entry { name: func.name.clone(), buffers, inputs, outputs, steps, arena: 0 };
+    let mut entry = Entry { name: func.name.clone(), buffers, inputs, outputs, steps, arena: 0, live: 0 };
     arena::allocate(&mut entry, &lives);
     barriers::place(&mut entry, &lives, kernels);
     Ok(entry)

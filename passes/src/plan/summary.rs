@@ -63,6 +63,7 @@ fn work(program: &Program, steps: &[Step], kernels: &mut BTreeSet<usize>, iterat
                 sum.bytes = sum.bytes.saturating_add(kernel.bytes);
             }
             Step::Copy { .. } => sum.barriers += 1,
+            Step::Zero { barrier, .. } => sum.barriers += usize::from(*barrier),
             Step::Loop(inner) => {
                 let at = iterations.len();
                 iterations.push((inner.max_steps, Work::default()));
@@ -103,7 +104,7 @@ fn slots(steps: &[Step], max_steps: Option<usize>, users: &mut Users) {
                     }
                 }
             }
-            Step::Copy { .. } => {}
+            Step::Copy { .. } | Step::Zero { .. } => {}
             Step::Loop(inner) => slots(&inner.body, Some(inner.max_steps), users),
         }
     }

@@ -16,6 +16,7 @@ pub(super) struct Plan {
 pub(super) enum Node {
     Launch(LaunchNode),
     Copy { dst: usize, src: usize, bytes: usize },
+    Zero { buffer: usize, bytes: usize, barrier: bool },
     Loop(Box<LoopNode>),
 }
 
@@ -110,6 +111,9 @@ impl Planner<'_> {
         let node = |step: &Step| match step {
             Step::Launch(launch) => Node::Launch(self.launch(launch)),
             Step::Copy { dst, src } => Node::Copy { dst: *dst, src: *src, bytes: self.bytes(*dst) },
+            Step::Zero { buffer, barrier } => {
+                Node::Zero { buffer: *buffer, bytes: self.bytes(*buffer), barrier: *barrier }
+            }
             Step::Loop(inner) => Node::Loop(Box::new(self.loop_node(inner))),
         };
         steps.iter().map(node).collect()
@@ -143,6 +147,7 @@ impl Planner<'_> {
         let meets = |node: &Node| match node {
             Node::Launch(launch) => launch.barrier,
             Node::Copy { .. } => true,
+            Node::Zero { barrier, .. } => *barrier,
             // It may run no iteration.
             Node::Loop(_) => false,
         };
@@ -153,6 +158,7 @@ impl Planner<'_> {
             let writer = |node: &Node| match node {
                 Node::Launch(launch) => launch.args.iter().any(|a| a.0 == buffer),
                 Node::Copy { dst, .. } => *dst == buffer,
+                Node::Zero { buffer: dst, .. } => *dst == buffer,
                 Node::Loop(_) => true,
             };
             let before = body.iter().position(writer).unwrap_or(0);
@@ -194,6 +200,7 @@ impl Planner<'_> {
         steps.iter().any(|step| match step {
             Step::Launch(l) => l.args.iter().any(|a| a.buffer == buffer && matches!(a.offset, Offset::Fixed(_))),
             Step::Copy { src, .. } => *src == buffer,
+            Step::Zero { .. } => false,
             Step::Loop(inner) => self.is_read_whole(buffer, &inner.body),
         })
     }

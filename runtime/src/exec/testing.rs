@@ -198,6 +198,7 @@ fn entry(name: &str, rows: usize, kernels: usize, exit: bool) -> Entry {
             launch(kernels + 4, &[(stacked, fixed), (total, fixed)], true),
         ],
         buffers,
+        live: arena,
         arena,
     }
 }

@@ -102,6 +102,13 @@ impl Worker {
                         std::ptr::copy(src.add(begin), dst.add(begin), end - begin);
                         self.meet(context);
                     }
+                    Node::Zero { buffer, bytes, barrier } => {
+                        let (begin, end) = self.share(context, *bytes, 64);
+                        self.addresses[*buffer].0.add(begin).write_bytes(0, end - begin);
+                        if *barrier {
+                            self.meet(context);
+                        }
+                    }
                     Node::Loop(inner) => self.repeat::<PROFILE>(context, inner),
                 }
             }

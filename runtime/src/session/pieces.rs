@@ -188,7 +188,7 @@ fn visit(steps: &[Step], see: &mut dyn FnMut(usize, &[usize])) {
                 see(launch.kernel, &buffers);
             }
             Step::Loop(inner) => visit(&inner.body, see),
-            Step::Copy { .. } => {}
+            Step::Copy { .. } | Step::Zero { .. } => {}
         }
     }
 }

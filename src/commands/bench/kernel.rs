@@ -99,5 +99,6 @@ fn entry(meta: &Meta, index: usize) -> Entry {
         outputs: Vec::new(),
         steps: vec![Step::Launch(Launch { kernel: index, args, barrier: true, locs: Vec::new() })],
         arena,
+        live: arena,
     }
 }

@@ -288,3 +288,5 @@ pub fn eval<T: Real>(op: &Op, operands: &[&Tensor<T>], types: &[Type]) -> Result
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod training_tests;

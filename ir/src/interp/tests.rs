@@ -3,11 +3,17 @@ use super::*;
 use crate::parse::parse;
 use crate::verify::verify_text;
 
-type T64 = Tensor<f64>;
+pub(super) type T64 = Tensor<f64>;
 
 /// Runs one function with arguments a, b, c …; all its results as numbers.
 #[track_caller]
-fn results(args: &[(&str, T64)], body: &str, yields: &str) -> Vec<Vec<f64>> {
+pub(super) fn results(args: &[(&str, T64)], body: &str, yields: &str) -> Vec<Vec<f64>> {
+    try_results(args, body, yields).unwrap()
+}
+
+/// [`results`], or what the interpreter complains about.
+#[track_caller]
+pub(super) fn try_results(args: &[(&str, T64)], body: &str, yields: &str) -> Result<Vec<Vec<f64>>, InterpError> {
     let list: Vec<String> = args.iter().map(|(n, t)| format!("\"{n}\" input = %{n}: {}", t.ty)).collect();
     let outputs: Vec<String> = yields.split(' ').map(|v| format!("\"{v}\" = %{v}")).collect();
     let list = list.join(", ");
@@ -15,16 +21,16 @@ fn results(args: &[(&str, T64)], body: &str, yields: &str) -> Vec<Vec<f64>> {
     let module = parse(&text).unwrap();
     assert_eq!(verify_text(&module), None);
     let args = args.iter().map(|(n, t)| (n.to_string(), Rc::new(t.clone()))).collect();
-    let out = run(&module, "f", &Inputs { params: HashMap::new(), args }, &mut Options::default()).unwrap();
-    out.tensors.iter().map(|(_, t)| t.to_f64()).collect()
+    let out = run(&module, "f", &Inputs { params: HashMap::new(), args }, &mut Options::default())?;
+    Ok(out.tensors.iter().map(|(_, t)| t.to_f64()).collect())
 }
 
-fn floats(shape: &[usize], values: &[f32]) -> T64 {
+pub(super) fn floats(shape: &[usize], values: &[f32]) -> T64 {
     Tensor::from_f32(shape, values)
 }
 
 #[track_caller]
-fn close(a: &[f64], b: &[f64]) {
+pub(super) fn close(a: &[f64], b: &[f64]) {
     assert_eq!(a.len(), b.len());
     assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12), "{a:?} is not {b:?}");
 }

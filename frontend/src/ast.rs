@@ -69,6 +69,8 @@ pub enum SectionKind {
     Core,
     /// Runs once, after the loop.
     Coda,
+    /// Runs once in training, after the coda.
+    Loss,
 }
 
 impl SectionKind {
@@ -78,6 +80,7 @@ impl SectionKind {
             SectionKind::Prelude => "prelude",
             SectionKind::Core => "core",
             SectionKind::Coda => "coda",
+            SectionKind::Loss => "loss",
         }
     }
 }
@@ -162,6 +165,8 @@ pub enum StmtKind {
     Layer(Layer),
     /// A prelude, core or coda.
     Section(Section),
+    /// A loss.
+    Loss(Loss),
     /// `let a, b = f(x)`
     Let {
         /// The names.
@@ -222,7 +227,18 @@ pub struct Layer {
     pub body: Block,
 }
 
-/// A prelude, core or coda.
+/// What training makes small: `loss next_token (logits, labels) for last -> loss, correct { … }`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loss {
+    /// Its name.
+    pub name: Name,
+    /// The read-out whose values it takes; the default one if absent.
+    pub readout: Option<Name>,
+    /// Parameters, results and body.
+    pub section: Section,
+}
+
+/// A prelude, core, coda, or the body of a loss.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Section {
     /// Which.

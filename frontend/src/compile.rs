@@ -6,6 +6,38 @@ use crate::{parser, scope};
 use rdc_ir::Module;
 use rdc_ir::program::KvPolicy;
 
+/// The longest sequence of losses unless [`Options::train_seq`] says otherwise.
+const TRAIN_SEQ: usize = 128;
+
+/// Which losses become functions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum LossSelection {
+    /// None: the text is compiled to be run.
+    #[default]
+    None,
+    /// The first loss that the text declares.
+    Default,
+    /// Every loss.
+    All,
+    /// The losses of these names.
+    Only(Vec<String>),
+}
+
+/// A loss that the text declares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LossInfo {
+    /// Its name.
+    pub name: String,
+    /// The read-out that it is of.
+    pub readout: String,
+    /// Its function, if it is selected: `loss` for the first loss of the text, `loss.NAME` for others.
+    pub func: String,
+    /// The function's outputs; the first is `loss`, `f32[]`.
+    pub outputs: Vec<String>,
+    /// Whether it depends on what single iterations recorded, or on an exit: then all iterations must have gradient.
+    pub all_steps: bool,
+}
+
 /// What a text is specialised for.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -15,7 +47,8 @@ pub struct Options {
     pub overrides: Vec<(String, String)>,
     /// Rows.
     pub batch: usize,
-    /// Chunk lengths to specialise; 1 is `decode`, the first greater one `prefill`, further ones `prefill_LENGTH`.
+    /// Chunk lengths to specialise; 1 is `decode`, the first greater one `prefill`, further ones `prefill_LENGTH`. There may
+    /// be none if losses are selected.
     pub chunks: Vec<usize>,
     /// The longest sequence; the text's `context` if absent.
     pub context: Option<usize>,
@@ -27,6 +60,10 @@ pub struct Options {
     pub readouts: Option<Vec<String>>,
     /// Outputs only of the last position of a chunk.
     pub last_only: bool,
+    /// The losses to compile.
+    pub losses: LossSelection,
+    /// The sequence length of losses; the context, but at most 128, if absent.
+    pub train_seq: Option<usize>,
 }
 
 impl Default for Options {
@@ -41,6 +78,8 @@ impl Default for Options {
             kv: None,
             readouts: None,
             last_only: false,
+            losses: LossSelection::None,
+            train_seq: None,
         }
     }
 }
@@ -48,7 +87,7 @@ impl Default for Options {
 /// A compiled text.
 #[derive(Clone, Debug)]
 pub struct Lowered {
-    /// The IR: one function per read-out and chunk length.
+    /// The IR: one function per read-out and chunk length, then one per selected loss.
     pub module: Module,
     /// The model's default number of steps, at most `max_steps`.
     pub default_steps: usize,
@@ -70,6 +109,12 @@ pub struct Lowered {
     pub sizes: Vec<(String, String)>,
     /// Checkpoint tensors that the text says to ignore.
     pub ignored: Vec<String>,
+    /// The losses that the text declares, selected or not.
+    pub losses: Vec<LossInfo>,
+    /// The first of them.
+    pub default_loss: Option<String>,
+    /// The sequence length of losses.
+    pub train_seq: usize,
     /// Whether some attention sees the whole chunk: such a model has no `decode`.
     pub full_attention: bool,
     /// Warnings.
@@ -95,6 +140,8 @@ pub fn compile(name: &str, source: &str, options: &Options) -> Result<Lowered, V
     }
     let all = lower.check_readouts(model.name.span);
     let readouts = chosen(&mut lower, &all, options);
+    lower.check_losses(&all);
+    let losses = chosen_losses(&mut lower, options);
     let mut chunks: Vec<usize> = Vec::new();
     // Chunks of one token last: whether there is a decode is known once attention has been seen.
     let (decode, prefill): (Vec<usize>, Vec<usize>) = options.chunks.iter().partition(|&&c| c == 1);
@@ -104,9 +151,16 @@ pub fn compile(name: &str, source: &str, options: &Options) -> Result<Lowered, V
         }
     });
     let plan = lower.plan(&all);
+    let context = lower.settings.iter().find(|s| s.name == "context").and_then(|s| s.value.number());
+    let context = context.map(|n| n as usize).or(options.context);
+    let train_seq = options.train_seq.unwrap_or(context.map_or(TRAIN_SEQ, |n| n.min(TRAIN_SEQ)));
     let mut funcs = Vec::new();
     let mut compiled = Vec::new();
+    let mut declared = Vec::new();
     if let Some(plan) = plan {
+        if !losses.is_empty() {
+            lower.declare_readouts(&all, train_seq, plan);
+        }
         let mut prefilled = false;
         for &chunk in &chunks {
             if lower.full_attention && !compiled.is_empty() {
@@ -124,8 +178,15 @@ pub fn compile(name: &str, source: &str, options: &Options) -> Result<Lowered, V
             }
             compiled.push(chunk);
         }
+        for (i, name) in lower.loss_names().iter().enumerate() {
+            let wanted = losses.contains(name);
+            if let Some((info, func)) = lower.loss_function(i, &all, train_seq, plan, wanted) {
+                declared.push(info);
+                funcs.extend(wanted.then_some(func));
+            }
+        }
     }
-    lower.check_unused_layers(&model, chunks[0]);
+    lower.check_unused_layers(&model, chunks.first().copied().unwrap_or(train_seq));
     let has_errors = lower.sink.has_errors();
     let sink = std::mem::take(&mut lower.sink);
     let (Some(plan), false) = (plan, has_errors) else { return Err(sink.finish()) };
@@ -135,7 +196,7 @@ pub fn compile(name: &str, source: &str, options: &Options) -> Result<Lowered, V
         // There is no cache, so even one token is a whole sequence.
         module.funcs.iter_mut().for_each(|f| f.name = f.name.replacen("decode", "prefill", 1));
     }
-    let wrong = match module.funcs.len() == compiled.len() * readouts.len() {
+    let wrong = match module.funcs.len() == compiled.len() * readouts.len() + losses.len() {
         true => rdc_ir::verify::verify_text(&module),
         false => Some("a function is missing".into()),
     };
@@ -143,13 +204,12 @@ pub fn compile(name: &str, source: &str, options: &Options) -> Result<Lowered, V
         let error = Diagnostic::error("invalid-ir", format!("the text becomes IR that does not verify: {message}"));
         return Err(vec![error.help("this is a mistake of the compiler; please report it with the text")]);
     }
-    let stated = lower.settings.iter().find(|s| s.name == "context").and_then(|s| s.value.number());
-    let longest = compiled.iter().copied().max().unwrap_or(1);
+    let longest = compiled.iter().copied().max().unwrap_or(train_seq);
     Ok(Lowered {
         module,
         default_steps: plan.default_steps,
         max_steps: plan.max_steps,
-        context: stated.map(|n| n as usize).or(options.context).unwrap_or(longest),
+        context: context.unwrap_or(longest),
         kv: plan.kv,
         batch: options.batch,
         chunks: compiled,
@@ -157,6 +217,9 @@ pub fn compile(name: &str, source: &str, options: &Options) -> Result<Lowered, V
         default_readout: all[0].clone(),
         sizes: lower.settings.iter().map(|s| (s.name.clone(), s.value.show())).collect(),
         ignored: std::mem::take(&mut lower.ignored),
+        default_loss: declared.first().map(|l: &LossInfo| l.name.clone()),
+        losses: declared,
+        train_seq,
         full_attention: lower.full_attention,
         warnings: sink.finish(),
     })
@@ -171,11 +234,14 @@ fn check_options(name: &str, source: &str, options: &Options) -> Result<(), Vec<
     if !fits(options.batch) {
         errors.push(Diagnostic::error("bad-size", format!("a batch of {} is not possible", options.batch)));
     }
-    if options.chunks.is_empty() {
+    if options.chunks.is_empty() && options.losses == LossSelection::None {
         errors.push(Diagnostic::error("bad-size", "no chunk length is given"));
     }
     for &chunk in options.chunks.iter().filter(|&&c| !fits(c)) {
         errors.push(Diagnostic::error("bad-size", format!("a chunk of {chunk} positions is not possible")));
+    }
+    if let Some(n) = options.train_seq.filter(|&n| !fits(n)) {
+        errors.push(Diagnostic::error("bad-size", format!("sequences of {n} positions are not possible")));
     }
     if options.config.as_ref().is_some_and(|c| !c.is_object()) {
         errors.push(Diagnostic::error("bad-config", "config.json does not hold an object"));
@@ -200,4 +266,28 @@ fn chosen(lower: &mut Lower, all: &[String], options: &Options) -> Vec<String> {
         }
     }
     out
+}
+
+/// Names of the losses to compile; unknown ones are reported, and so is a text that declares none.
+fn chosen_losses(lower: &mut Lower, options: &Options) -> Vec<String> {
+    let all = lower.loss_names();
+    if all.is_empty() && options.losses != LossSelection::None {
+        let error = Diagnostic::error("no-loss", "the text declares no loss");
+        lower.sink.push(error.help("for instance `loss next_token (logits, labels) -> loss { … }`"));
+        return all;
+    }
+    let wanted = match &options.losses {
+        LossSelection::None => return Vec::new(),
+        LossSelection::Default => return all.into_iter().take(1).collect(),
+        LossSelection::All => return all,
+        LossSelection::Only(names) => names,
+    };
+    for name in wanted.iter().filter(|n| !all.contains(n)) {
+        let error = Diagnostic::error("unknown-loss", format!("there is no loss `{name}`"));
+        lower.sink.push(match crate::names::nearest(name, all.iter().map(String::as_str)) {
+            Some(near) => error.help(format!("did you mean `{near}`?")),
+            None => error.help(format!("the text has {}", all.join(", "))),
+        });
+    }
+    all.into_iter().filter(|n| wanted.contains(n)).collect()
 }

@@ -17,7 +17,7 @@ mod scope;
 mod settings;
 mod value;
 
-pub use compile::{Lowered, Options, compile};
+pub use compile::{LossInfo, LossSelection, Lowered, Options, compile};
 pub use diagnostic::{Diagnostic, Label, Severity, Span};
 pub use lower::functions;
 pub use render::{render, render_with};

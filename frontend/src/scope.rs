@@ -123,7 +123,7 @@ impl<'a> Checker<'a> {
         use StmtKind::*;
         match kind {
             Setting { .. } | Readout(_) | Cache { .. } => place == Place::Model,
-            Tie { .. } | State { .. } | Ignore(_) | Layer(_) | Section(_) => {
+            Tie { .. } | State { .. } | Ignore(_) | Layer(_) | Section(_) | Loss(_) => {
                 matches!(place, Place::Model | Place::Branch)
             }
             Weight { .. } | Part { .. } => !matches!(place, Place::Section(_)),
@@ -166,7 +166,7 @@ impl<'a> Checker<'a> {
                     types.flat_map(|t| &t.shape).for_each(|e| self.expr(e, &names));
                     self.block(&layer.body, Place::Layer, &names);
                 }
-                StmtKind::Section(section) => {
+                StmtKind::Section(section) | StmtKind::Loss(Loss { section, .. }) => {
                     self.unique(section.params.iter().map(|p| &p.name));
                     self.unique(&section.results);
                     let mut names: HashSet<&str> = ["B", "S", "step", "is_last"].into();
@@ -258,7 +258,9 @@ fn home(kind: &StmtKind) -> (&'static str, &'static str) {
     match kind {
         Setting { .. } => ("a setting", "settings stand at the top of the model; within a layer use `let`"),
         Readout(_) | Cache { .. } => ("this declaration", "it stands at the top of the model"),
-        Tie { .. } | State { .. } | Ignore(_) | Layer(_) | Section(_) => ("this declaration", "it stands in the model"),
+        Tie { .. } | State { .. } | Ignore(_) | Layer(_) | Section(_) | Loss(_) => {
+            ("this declaration", "it stands in the model")
+        }
         Weight { .. } | Part { .. } => ("this declaration", "it stands in the model or in a layer"),
         Let { .. } => ("`let`", "it stands in a layer or a section; a named number of the model is `const` or `size`"),
         Return(_) => ("`return`", "a section hands on the names after its `->`; only layers return"),

@@ -174,9 +174,12 @@ impl Lower<'_> {
         Some(self.op(span, Opcode::Attention, &[&q, &k, &v, &pos], attrs, dims))
     }
     /// Writes keys and values of this chunk into the cache and gives all of the context; counts the call if the caches
-    /// are not planned yet.
+    /// are not planned yet. A loss has none: its keys and values are those of the chunk.
     fn cached(&mut self, (heads, dim): (usize, usize), k: Tensor, v: Tensor, span: Span) -> Option<(Tensor, Tensor)> {
         let context = self.context(span)?;
+        if self.building.as_ref()?.labels.is_some() {
+            return Some((k, v));
+        }
         let step = self.building.as_ref()?.step;
         let caches = &mut self.building.as_mut()?.caches;
         let found = caches.groups.iter().position(|g| (g.heads, g.dim) == (heads, dim));

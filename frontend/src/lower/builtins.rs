@@ -72,6 +72,9 @@ signatures! {
     mean(x: Tensor, axis: Whole, keep: Flag) optional 2;
     reduce_max(x: Tensor, axis: Whole, keep: Flag) optional 2;
     all(x: Tensor);
+    cross_entropy(logits: Tensor, labels: Any, z_loss: Number) optional 1;
+    counted(labels: Any);
+    stop_gradient(x: Tensor);
     select(cond: Any, a: Any, b: Any);
     max(a: Any, b: Any);
     min(a: Any, b: Any);
@@ -108,37 +111,37 @@ fn signature(name: &str) -> Option<String> {
 }
 
 /// The arguments of a call, in the order of the parameters, of the kinds the signature asks for.
-struct Args {
+pub(super) struct Args {
     vals: Vec<Option<(Val, Span)>>,
     rest: Vec<Tensor>,
 }
 
 impl Args {
-    fn val(&self, i: usize) -> (&Val, Span) {
+    pub(super) fn val(&self, i: usize) -> (&Val, Span) {
         match self.vals.get(i).and_then(Option::as_ref) {
             Some((val, span)) => (val, *span),
             None => (&Val::Error, Span::default()),
         }
     }
-    fn span(&self, i: usize) -> Span {
+    pub(super) fn span(&self, i: usize) -> Span {
         self.val(i).1
     }
-    fn tensor(&self, i: usize) -> Option<&Tensor> {
+    pub(super) fn tensor(&self, i: usize) -> Option<&Tensor> {
         match self.val(i).0 {
             Val::Tensor(t) => Some(t),
             _ => None,
         }
     }
-    fn whole(&self, i: usize) -> Option<i64> {
+    pub(super) fn whole(&self, i: usize) -> Option<i64> {
         match self.val(i).0 {
             Val::Int(n, _) => Some(*n),
             _ => None,
         }
     }
-    fn number(&self, i: usize) -> Option<f64> {
+    pub(super) fn number(&self, i: usize) -> Option<f64> {
         self.val(i).0.number()
     }
-    fn flag(&self, i: usize) -> bool {
+    pub(super) fn flag(&self, i: usize) -> bool {
         matches!(self.val(i).0, Val::Bool(true))
     }
 }
@@ -381,12 +384,9 @@ impl<'a> Lower<'a> {
             }
             "sum" => self.reduce(Opcode::ReduceSum, a, span),
             "reduce_max" => self.reduce(Opcode::ReduceMax, a, span),
-            "mean" => {
-                let n = a.tensor(0)?.dims.get(self.axis(a, 1)? as usize).map_or(1, |d| d.n);
-                let Val::Tensor(total) = self.reduce(Opcode::ReduceSum, a, span)? else { return None };
-                let n = self.constant(n as f64, DType::F32, span)?;
-                Some(self.op(span, Opcode::Div, &[&total, &n], vec![], total.dims.clone()))
-            }
+            "mean" => self.mean(a, span),
+            "cross_entropy" => self.cross_entropy(a, span),
+            "counted" => self.counted(a, span),
             "all" => Some(self.op(span, Opcode::All, &[a.tensor(0)?], vec![], vec![])),
             "select" => self.select(a, span),
             "max" => self.pick(Opcode::Max, a, span),
@@ -494,21 +494,6 @@ impl<'a> Lower<'a> {
             *d = Dim { n: all.iter().map(|d| d.n).sum(), text };
         }
         Some(self.op(span, Opcode::Concat, &parts, vec![Attr::Int(axis)], dims))
-    }
-    fn axis(&self, a: &Args, index: usize) -> Option<i64> {
-        Some(a.whole(index).unwrap_or(a.tensor(0)?.dims.len() as i64 - 1))
-    }
-    fn reduce(&mut self, opcode: Opcode, a: &Args, span: Span) -> Option<Val> {
-        let (x, axis, keep) = (a.tensor(0)?, self.axis(a, 1)?, a.flag(2));
-        let mut dims = x.dims.clone();
-        if axis >= 0 && (axis as usize) < dims.len() {
-            if keep {
-                dims[axis as usize] = Dim::number(1);
-            } else {
-                dims.remove(axis as usize);
-            }
-        }
-        Some(self.op(span, opcode, &[x], vec![Attr::Int(axis), Attr::Bool(keep)], dims))
     }
     /// The tensor broadcast to a shape.
     pub(super) fn broadcast_to(&mut self, span: Span, t: &Tensor, dims: Vec<Dim>) -> Val {

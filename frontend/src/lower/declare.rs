@@ -69,6 +69,7 @@ impl<'a> Lower<'a> {
             StmtKind::Cache { policy, arg } => self.declare_cache(policy, arg.as_ref()),
             StmtKind::Layer(layer) => self.declare_layer(layer),
             StmtKind::Section(section) => self.sections.push(section),
+            StmtKind::Loss(loss) => self.declare_loss(loss),
             _ => {}
         }
     }

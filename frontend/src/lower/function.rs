@@ -1,7 +1,8 @@
 //! One specialised function: prelude, loop over the core, coda.
 use super::attention::{CachePlan, cache_names};
+use super::loss::LABELS;
 use super::{Building, Frame, Lower};
-use crate::ast::{Expr, Name, Section, SectionKind, SectionParam, Trips};
+use crate::ast::{Expr, Loss, Name, Section, SectionKind, SectionParam, Trips};
 use crate::diagnostic::{Diagnostic, Span};
 use crate::value::{Dim, Tensor, Val, show_shape};
 use rdc_ir::program::KvPolicy;
@@ -23,7 +24,7 @@ pub(crate) struct Plan {
 }
 
 /// Values handed from one section to the next.
-type Handed = HashMap<String, Val>;
+pub(super) type Handed = HashMap<String, Val>;
 
 impl<'a> Lower<'a> {
     /// The section of a kind for a read-out: its own, else the one that names none.
@@ -140,36 +141,37 @@ impl<'a> Lower<'a> {
     /// Lowers one function: once to find mistakes and to count attentions, then once more with caches of the right size.
     pub fn function(&mut self, name: &str, readout: &str, chunk: usize, plan: Plan) -> Option<Func> {
         let first = CachePlan { policy: Some(plan.kv), max_steps: plan.max_steps, ..CachePlan::default() };
-        let counted = self.lower_function(name, readout, chunk, plan, first)?;
+        let mut building = Building::new(Func::new(name), chunk);
+        building.caches = first;
+        let counted = self.lower_function(building, readout, plan, None)?;
         if self.sink.has_errors() {
             return None;
         }
-        let planned = counted.caches.plan();
-        Some(self.lower_function(name, readout, chunk, plan, planned)?.func)
-    }
-    fn lower_function(
-        &mut self,
-        name: &str,
-        readout: &str,
-        chunk: usize,
-        plan: Plan,
-        caches: CachePlan,
-    ) -> Option<Building> {
         let mut building = Building::new(Func::new(name), chunk);
-        building.caches = caches;
+        building.caches = counted.caches.plan();
+        Some(self.lower_function(building, readout, plan, None)?.func)
+    }
+    /// Fills a function: with the outputs of the coda, or with a loss.
+    pub(super) fn lower_function(
+        &mut self,
+        building: Building,
+        readout: &str,
+        plan: Plan,
+        loss: Option<&'a Loss>,
+    ) -> Option<Building> {
         self.building = Some(building);
         self.frames.clear();
         self.spent = 0;
-        let done = self.sections_of(readout, plan);
+        let done = self.sections_of(readout, plan, loss);
         self.frames.clear();
         let building = self.building.take()?;
         done.map(|()| building)
     }
-    fn sections_of(&mut self, readout: &str, plan: Plan) -> Option<()> {
+    fn sections_of(&mut self, readout: &str, plan: Plan, loss: Option<&'a Loss>) -> Option<()> {
         let prelude = self.section(SectionKind::Prelude, readout)?;
         let core = self.section(SectionKind::Core, readout)?;
         let coda = self.section(SectionKind::Coda, readout)?;
-        let mut handed = self.arguments(prelude, core)?;
+        let mut handed = self.arguments(prelude, core, loss.is_some())?;
         self.enter(prelude, &handed);
         self.exec(&prelude.body);
         // States can be used wherever the prelude's results can.
@@ -179,17 +181,27 @@ impl<'a> Lower<'a> {
         handed.extend(after);
         self.enter(coda, &handed);
         self.exec(&coda.body);
+        // A loss sees what the coda sees and computes.
+        handed.extend(self.frames.last().map(|f| f.vars.clone()).unwrap_or_default());
         let outputs = self.leave(coda);
-        self.outputs(coda, &outputs)
+        match loss {
+            Some(loss) => self.lower_loss(loss, handed),
+            None => self.outputs(coda, &outputs),
+        }
     }
-    /// Adds the function's arguments: ids, positions, steps, states, caches, other inputs.
-    fn arguments(&mut self, prelude: &'a Section, core: &'a Section) -> Option<Handed> {
+    /// Adds the function's arguments: ids, labels, positions, steps, states, caches, other inputs.
+    fn arguments(&mut self, prelude: &'a Section, core: &'a Section, labelled: bool) -> Option<Handed> {
         let mut handed = Handed::new();
         let (batch, chunk) = (self.options.batch, self.building.as_ref()?.chunk);
         let ids = vec![Dim::named(batch, "B"), Dim::named(chunk, "S")];
         let input = self.argument("input_ids", ArgRole::Ids, DType::I32, ids.clone());
+        if labelled {
+            let labels = self.argument(LABELS, ArgRole::Labels, DType::I32, ids.clone());
+            self.building.as_mut()?.labels = Some(labels);
+        }
         self.building_pos()?;
-        self.argument("steps", ArgRole::Steps, DType::I32, Vec::new());
+        let steps = self.argument("steps", ArgRole::Steps, DType::I32, Vec::new());
+        self.building.as_mut()?.steps = Some(steps.id);
         for i in 0..self.states.len() {
             let (name, ty, init, span) =
                 (self.states[i].name, self.states[i].ty, self.states[i].init, self.states[i].span);
@@ -237,15 +249,16 @@ impl<'a> Lower<'a> {
     }
     /// Whether a name can be that of an argument or output; reports it if it means something else.
     fn free_name(&mut self, name: &str, span: Span) -> bool {
-        let taken = matches!(name, "input_ids" | "pos" | "steps") || name.starts_with("cache_");
+        let taken = matches!(name, "input_ids" | LABELS | "pos" | "steps") || name.starts_with("cache_");
         if taken {
-            let message = format!("`{name}` is an argument of every function");
+            let of = if name == LABELS { "loss" } else { "function" };
+            let message = format!("`{name}` is an argument of every {of}");
             self.error("reserved-name", span, message, "choose another name");
         }
         !taken
     }
     /// Starts a section: its parameters take what was handed on. Carried values are bound by the caller.
-    fn enter(&mut self, section: &'a Section, handed: &Handed) {
+    pub(super) fn enter(&mut self, section: &'a Section, handed: &Handed) {
         if let Some(b) = &mut self.building {
             b.caches.section = Some(section.kind);
         }
@@ -277,7 +290,7 @@ impl<'a> Lower<'a> {
         }
     }
     /// Ends a section: the values of its results.
-    fn leave(&mut self, section: &'a Section) -> Handed {
+    pub(super) fn leave(&mut self, section: &'a Section) -> Handed {
         let mut handed = Handed::new();
         for name in &section.results {
             let val = match self.frames.last().and_then(|f| f.vars.get(&name.text)) {
@@ -317,7 +330,7 @@ impl<'a> Lower<'a> {
 
         let loc = self.loc(core.head);
         let b = self.building.as_mut()?;
-        let steps = b.func.regions[b.func.body].args[2];
+        let steps = b.steps?;
         let (region, step, is_last, args) = Builder::new(&mut b.func).begin_loop(&init);
         b.region = region;
         b.step = Some(step);
@@ -501,7 +514,7 @@ impl<'a> Lower<'a> {
         Some(())
     }
     /// Whether a value is what a loop stacked over its iterations.
-    fn is_stacked(&self, t: &Tensor) -> bool {
+    pub(super) fn is_stacked(&self, t: &Tensor) -> bool {
         let Some(b) = &self.building else { return false };
         let rdc_ir::ValueDef::Result(op, index) = b.func.values[t.id].def else { return false };
         let op = &b.func.ops[op];

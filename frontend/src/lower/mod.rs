@@ -10,12 +10,14 @@ mod expr;
 mod fold;
 mod function;
 mod layers;
+mod loss;
+mod reductions;
 mod shapes;
 
 pub(crate) use builtins::NAMES as FUNCTIONS;
 pub use builtins::functions;
 
-use crate::ast::{Layer, Model, Section};
+use crate::ast::{Layer, Loss, Model, Section};
 use crate::compile::Options;
 use crate::diagnostic::{Diagnostic, Sink, Span};
 use crate::settings::Setting;
@@ -68,6 +70,10 @@ struct Building {
     /// Chunk length.
     chunk: usize,
     pos: Option<ValueId>,
+    /// The trip count.
+    steps: Option<ValueId>,
+    /// What a loss compares with. A function with labels has no caches: its chunk is the whole sequence.
+    labels: Option<Tensor>,
     constants: HashMap<(u64, DType), ValueId>,
     weights: HashMap<usize, ValueId>,
     tables: HashMap<(bool, i64, i64, u64), ValueId>,
@@ -93,6 +99,7 @@ pub(crate) struct Lower<'a> {
     declared: HashMap<String, Span>,
     layers: Vec<&'a Layer>,
     sections: Vec<&'a Section>,
+    losses: Vec<&'a Loss>,
     states: Vec<State<'a>>,
     weights: Vec<Weight>,
     weight_names: HashMap<String, usize>,
@@ -122,6 +129,7 @@ impl<'a> Lower<'a> {
             declared: HashMap::new(),
             layers: Vec::new(),
             sections: Vec::new(),
+            losses: Vec::new(),
             states: Vec::new(),
             weights: Vec::new(),
             weight_names: HashMap::new(),
@@ -225,22 +233,29 @@ impl<'a> Lower<'a> {
     /// Evaluates a layer on arguments of its own types, for its errors only.
     fn try_layer(&mut self, index: usize, chunk: usize) {
         let layer = self.layers[index];
+        self.trial(|l| {
+            l.building = Some(Building::new(Func::new("check"), chunk));
+            l.building_pos();
+            let mut args = Vec::new();
+            for (name, ty) in &layer.params {
+                let Some((dtype, dims)) = l.type_expr(ty) else { continue };
+                args.push((Val::Tensor(l.argument(&name.text, rdc_ir::ArgRole::Input, dtype, dims)), name.span));
+            }
+            if args.len() == layer.params.len() {
+                let part = Part { layer: index, args: Rc::default(), count: None, prefix: "".into(), in_stack: false };
+                l.call_part(&part, args, layer.name.span);
+            }
+            l.building = None;
+        });
+    }
+    /// Runs `f` for what it finds; the weights that it declares are forgotten.
+    fn trial<T>(&mut self, f: impl FnOnce(&mut Self) -> T) -> T {
         let (module, weights, names) = (self.module.clone(), self.weights.len(), self.weight_names.clone());
-        self.building = Some(Building::new(Func::new("check"), chunk));
-        self.building_pos();
-        let mut args = Vec::new();
-        for (name, ty) in &layer.params {
-            let Some((dtype, dims)) = self.type_expr(ty) else { continue };
-            args.push((Val::Tensor(self.argument(&name.text, rdc_ir::ArgRole::Input, dtype, dims)), name.span));
-        }
-        if args.len() == layer.params.len() {
-            let part = Part { layer: index, args: Rc::default(), count: None, prefix: "".into(), in_stack: false };
-            self.call_part(&part, args, layer.name.span);
-        }
-        self.building = None;
+        let result = f(self);
         self.module = module;
         self.weights.truncate(weights);
         self.weight_names = names;
+        result
     }
 }
 
@@ -252,6 +267,8 @@ impl Building {
             region,
             chunk,
             pos: None,
+            steps: None,
+            labels: None,
             constants: HashMap::new(),
             weights: HashMap::new(),
             tables: HashMap::new(),

@@ -10,7 +10,7 @@ use crate::lexer::{Tok, Token, lex};
 /// Words that begin a statement.
 pub const STATEMENTS: &[&str] = &[
     "size", "count", "const", "flag", "string", "weight", "tie", "part", "stack", "state", "ignore", "require",
-    "readout", "cache", "layer", "prelude", "core", "coda", "let", "return", "collect", "exit", "if", "match",
+    "readout", "cache", "layer", "prelude", "core", "coda", "loss", "let", "return", "collect", "exit", "if", "match",
 ];
 
 /// Words that cannot be names.

@@ -119,6 +119,7 @@ impl Parser {
             "prelude" => StmtKind::Section(self.section(SectionKind::Prelude, span)?),
             "core" => StmtKind::Section(self.section(SectionKind::Core, span)?),
             "coda" => StmtKind::Section(self.section(SectionKind::Coda, span)?),
+            "loss" => StmtKind::Loss(self.loss(span)?),
             "let" => {
                 let names = self.series(Parser::name)?;
                 self.want("=")?;
@@ -247,13 +248,7 @@ impl Parser {
 
     fn section(&mut self, kind: SectionKind, start: Span) -> Parsed<Section> {
         let readouts = if self.at_punct("(") { Vec::new() } else { self.series(Parser::name)? };
-        self.want("(")?;
-        let params = self.list(")", |p| {
-            let name = p.name()?;
-            let ty = if p.eat(":") { Some(p.type_expr()?) } else { None };
-            let init = if p.eat("=") { Some(p.expr()?) } else { None };
-            Ok(SectionParam { name, ty, init })
-        })?;
+        let params = self.section_params(true)?;
         self.want("->")?;
         let results = self.series(Parser::name)?;
         let head = start.to(self.last());
@@ -268,6 +263,29 @@ impl Parser {
             None
         };
         Ok(Section { kind, readouts, params, results, trips, body: self.block()?, head })
+    }
+
+    /// `NAME (values) for READOUT -> loss, others { … }`
+    fn loss(&mut self, start: Span) -> Parsed<Loss> {
+        let name = self.name()?;
+        let params = self.section_params(false)?;
+        let readout = if self.eat_word("for") { Some(self.name()?) } else { None };
+        self.want("->")?;
+        let results = self.series(Parser::name)?;
+        let head = start.to(self.last());
+        let (kind, readouts, body) = (SectionKind::Loss, Vec::new(), self.block()?);
+        Ok(Loss { name, readout, section: Section { kind, readouts, params, results, trips: None, body, head } })
+    }
+
+    /// `(a, b: [B, S] = 0)`; starts only where values are carried.
+    fn section_params(&mut self, starts: bool) -> Parsed<Vec<SectionParam>> {
+        self.want("(")?;
+        self.list(")", |p| {
+            let name = p.name()?;
+            let ty = if p.eat(":") { Some(p.type_expr()?) } else { None };
+            let init = if starts && p.eat("=") { Some(p.expr()?) } else { None };
+            Ok(SectionParam { name, ty, init })
+        })
     }
 
     fn type_expr(&mut self) -> Parsed<TypeExpr> {

@@ -104,7 +104,9 @@ impl Model {
                     }
                     None => Tensor::zeros(ty),
                 },
-                ArgRole::Input => panic!("unexpected input {}", arg.name),
+                ArgRole::Input | ArgRole::Labels | ArgRole::NoGradSteps | ArgRole::GradSteps => {
+                    panic!("unexpected input {}", arg.name)
+                }
             };
             assert!(matches!(ty.dtype, DType::F32 | DType::I32));
             inputs.args.insert(arg.name.clone(), Rc::new(tensor));

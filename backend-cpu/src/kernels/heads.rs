@@ -384,12 +384,90 @@ impl Attend {
     }
 }
 
+/// An attention's derivative with its operands.
+pub struct AttendGrad {
+    /// The queries.
+    pub query: HeadChain,
+    /// The cotangent of the attention's result.
+    pub dout: HeadChain,
+    /// The keys.
+    pub keys: HeadRows,
+    /// The values.
+    pub values: HeadRows,
+    /// Pointer argument of the positions.
+    pub pos: usize,
+    /// Whether later keys are hidden.
+    pub causal: bool,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// S.
+    pub steps: usize,
+    /// G.
+    pub groups: usize,
+    /// T.
+    pub context: usize,
+    /// Pointer arguments of the results, of those that are wanted.
+    pub dqueries: Option<usize>,
+    /// See `dqueries`.
+    pub dkeys: Option<usize>,
+    /// See `dqueries`.
+    pub dvalues: Option<usize>,
+    /// Pointers of the calling convention.
+    pub pointers: usize,
+}
+
+impl AttendGrad {
+    /// Takes a kernel of an attention's derivative apart.
+    pub fn new(kernel: &Kernel) -> Result<AttendGrad, Error> {
+        let func = &kernel.func;
+        let fail = |what: &str| Error::unsupported(&kernel.name, what);
+        let body = &func.regions[func.body];
+        let mut anchors = body.ops.iter().map(|&o| &func.ops[o]).filter(|o| o.opcode == Opcode::AttentionGrad);
+        let (Some(op), None) = (anchors.next(), anchors.next()) else {
+            return Err(fail("not exactly one attention_grad"));
+        };
+        let mut results = [None; 3];
+        for (index, &value) in body.yields.iter().enumerate() {
+            let place = op.results.iter().position(|&r| r == before_reshapes(func, value));
+            let slot = place.and_then(|i| results.get_mut(i)).filter(|slot| slot.is_none());
+            *slot.ok_or_else(|| fail("results besides the derivatives"))? = Some(func.args.len() + index);
+        }
+        let (q, k) = (func.ty(op.operands[0]), func.ty(op.operands[1]));
+        Ok(AttendGrad {
+            query: HeadChain::new(kernel, op.operands[0])?,
+            dout: HeadChain::new(kernel, op.operands[4])?,
+            keys: HeadRows::find(func, op.operands[1]).ok_or_else(|| fail("keys that are not in memory"))?,
+            values: HeadRows::find(func, op.operands[2]).ok_or_else(|| fail("values that are not in memory"))?,
+            pos: pointer(func, op.operands[3]).ok_or_else(|| fail("positions that are not an argument"))?,
+            causal: op.flag("causal"),
+            scale: op.float("scale") as f32,
+            steps: q.shape[1],
+            groups: k.shape[2],
+            context: k.shape[1],
+            dqueries: results[0],
+            dkeys: results[1],
+            dvalues: results[2],
+            pointers: func.args.len() + body.yields.len(),
+        })
+    }
+
+    /// Heads that share a group.
+    pub fn heads_per_group(&self) -> usize {
+        self.query.heads / self.groups
+    }
+}
+
+/// The value that reshapes give `value`'s elements from.
+fn before_reshapes(func: &Func, mut value: ValueId) -> ValueId {
+    while let Some(op) = defined_by(func, value, Opcode::Reshape) {
+        value = op.operands[0];
+    }
+    value
+}
+
 /// The pointer of the only result that is not linear, if it is `value`, perhaps reshaped.
 fn result_pointer(func: &Func, value: ValueId) -> Option<usize> {
     let mut results = func.regions[func.body].yields.iter().copied().filter(|&v| !func.ty(v).cache);
-    let (Some(mut result), None) = (results.next(), results.next()) else { return None };
-    while let Some(op) = defined_by(func, result, Opcode::Reshape) {
-        result = op.operands[0];
-    }
-    (result == value).then_some(func.args.len())
+    let (Some(result), None) = (results.next(), results.next()) else { return None };
+    (before_reshapes(func, result) == value).then_some(func.args.len())
 }

@@ -1,5 +1,8 @@
 //! Code generation, one file per kernel family of [`KernelKind`].
 mod attention;
+mod attention_grad;
+#[cfg(test)]
+mod attention_grad_tests;
 #[cfg(test)]
 mod attention_tests;
 mod attention_tile;
@@ -39,13 +42,13 @@ pub fn mlir(target: &Target, kernel: &Kernel) -> Result<String, Error> {
         KernelKind::Rows { .. } => rows::emit(target, kernel),
         KernelKind::KvWrite { .. } => kv_write::emit(target, kernel),
         KernelKind::Attention { .. } => attention::emit(target, kernel),
+        KernelKind::AttentionGrad { .. } => attention_grad::emit(target, kernel),
         KernelKind::DecodeAttention => decode_attention::emit(target, kernel),
         KernelKind::Generic => generic::emit(target, kernel),
         KernelKind::Product { .. }
         | KernelKind::Pack { .. }
         | KernelKind::Columns { .. }
-        | KernelKind::ScatterAdd { .. }
-        | KernelKind::AttentionGrad { .. } => Err(Error::unsupported(&kernel.name, "a kernel of training")),
+        | KernelKind::ScatterAdd { .. } => Err(Error::unsupported(&kernel.name, "a kernel of training")),
     }
 }
 
@@ -56,13 +59,13 @@ pub fn scratch_bytes(kernel: &Kernel, target: &Target) -> usize {
         KernelKind::Matmul { .. } => matmul::scratch(kernel, target).unwrap_or(0),
         KernelKind::Rows { .. } => rows::scratch(kernel),
         KernelKind::Attention { .. } => attention::scratch(kernel, target),
+        KernelKind::AttentionGrad { .. } => attention_grad::scratch(kernel, target),
         KernelKind::DecodeAttention => decode_attention::scratch(kernel, target),
         KernelKind::Generic => generic::scratch(kernel),
         KernelKind::Product { .. }
         | KernelKind::Pack { .. }
         | KernelKind::Columns { .. }
         | KernelKind::ScatterAdd { .. }
-        | KernelKind::AttentionGrad { .. }
         | KernelKind::KvWrite { .. } => 0,
     }
 }

@@ -6,6 +6,7 @@
 //! - [`model`]: a program with its code and weights, ready to run.
 //! - [`exec`]: every thread walks an entry's schedule; [`threads`] and [`barrier`] are what they walk and meet with.
 //! - [`Session`]: runs a sequence, chunk by chunk, from named tensors to named tensors.
+//! - [`train`]: the loop around the compiled gradient and optimiser: depths, schedules, checkpoints.
 //! - [`profile`], [`probe`]: time per kernel, and the machine's ceilings to hold it against.
 //!
 //! # Floating point
@@ -33,6 +34,7 @@ pub mod random;
 mod session;
 pub mod tensor;
 pub mod threads;
+pub mod train;
 mod validate;
 pub mod weights;
 

@@ -30,10 +30,7 @@ pub struct Stream {
 impl Stream {
     /// The draws of the tensor `name` under a seed.
     pub fn new(seed: u64, name: &str, init: Init) -> Stream {
-        // FNV-1a over the name, then the finaliser of splitmix64 over it and the seed.
-        let hash =
-            name.bytes().fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-        let key = mix(hash ^ mix(seed.wrapping_add(0x9E37_79B9_7F4A_7C15)));
+        let key = fold(seed, name);
         Stream { key: [key as u32, (key >> 32) as u32], init }
     }
     /// Elements `start..start + out.len()` of a row. A parameter of rank 2 or more is rows by its last axis, batch 0; a
@@ -84,6 +81,74 @@ impl Stream {
             }
         }
     }
+}
+
+/// Uniform numbers of one purpose at one step of training, one after another. They depend on the seed, the purpose's name and the
+/// step only.
+#[derive(Clone, Debug)]
+pub struct Draws {
+    key: [u32; 2],
+    step: u64,
+    drawn: u32,
+}
+
+impl Draws {
+    /// The draws of a purpose at a step.
+    pub fn new(seed: u64, purpose: &str, step: u64) -> Draws {
+        let key = fold(seed, purpose);
+        Draws { key: [key as u32, (key >> 32) as u32], step, drawn: 0 }
+    }
+    /// 64 random bits.
+    pub fn bits(&mut self) -> u64 {
+        let words = philox4x32([self.drawn / 2, 0, self.step as u32, (self.step >> 32) as u32], self.key);
+        let pair = 2 * (self.drawn % 2) as usize;
+        self.drawn = self.drawn.wrapping_add(1);
+        u64::from(words[pair]) | u64::from(words[pair + 1]) << 32
+    }
+    /// Uniform in the open interval (0, 1), a multiple of 2^-53 shifted by half of it.
+    pub fn uniform(&mut self) -> f64 {
+        ((self.bits() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+    }
+    /// Uniform in `0..n`; 0 if n is 0. The bias, n / 2^64, is far below what can be measured.
+    pub fn below(&mut self, n: u64) -> u64 {
+        ((u128::from(self.bits()) * u128::from(n)) >> 64) as u64
+    }
+    /// Standard normal (Box–Muller).
+    pub fn normal(&mut self) -> f64 {
+        let (a, b) = (self.uniform(), self.uniform());
+        (-2.0 * libm::log(a)).sqrt() * libm::cos(2.0 * std::f64::consts::PI * b)
+    }
+    /// Poisson with this mean, by inversion of the distribution function, in parts of mean 16 at most: a sum of independent
+    /// Poisson numbers is one, and no part's `exp(-mean)` underflows. A mean that is not above 0 gives 0.
+    pub fn poisson(&mut self, mean: f64) -> u64 {
+        let (mut left, mut total) = (mean, 0);
+        while left > 0.0 {
+            let part = left.min(16.0);
+            left -= part;
+            let (target, mut count) = (self.uniform(), 0u64);
+            let mut mass = libm::exp(-part);
+            let mut below = mass;
+            // The sum of the masses may round to less than the largest uniform; 1000 is beyond all mass of mean 16.
+            while below < target && count < 1000 {
+                count += 1;
+                mass *= part / count as f64;
+                below += mass;
+            }
+            total += count;
+        }
+        total
+    }
+}
+
+/// A seed for one purpose: FNV-1a over the name, then the finaliser of splitmix64 over it and the seed.
+pub fn fold(seed: u64, name: &str) -> u64 {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    mix(hash ^ mix(seed.wrapping_add(0x9E37_79B9_7F4A_7C15)))
+}
+
+/// A seed for one step of a purpose: what [`fold`] gives, and the step.
+pub fn fold_step(seed: u64, purpose: &str, step: u64) -> u64 {
+    mix(fold(seed, purpose) ^ mix(step.wrapping_add(0x9E37_79B9_7F4A_7C15)))
 }
 
 fn mix(mut z: u64) -> u64 {
@@ -160,6 +225,53 @@ mod tests {
         ] {
             assert!(changed.iter().zip(&whole).filter(|(a, b)| a == b).count() < 3);
         }
+    }
+
+    #[test]
+    fn draws_of_a_step() {
+        let mut all: Vec<u64> = Vec::new();
+        for (seed, purpose, step) in [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (0, "a", 1 << 32)] {
+            let mut draws = Draws::new(seed, purpose, step);
+            let mut again = draws.clone();
+            all.extend((0..100).map(|_| draws.bits()));
+            assert_eq!(again.bits(), all[all.len() - 100]);
+        }
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), count);
+        let mut draws = Draws::new(4, "moments", 9);
+        let n = 200_000;
+        let (mut normal, mut uniform, mut below) = (vec![0.0; n], 0.0, [0u32; 5]);
+        for x in &mut normal {
+            *x = draws.normal() as f32;
+            uniform += draws.uniform() / n as f64;
+            below[draws.below(5) as usize] += 1;
+        }
+        let (mean, std, kurtosis) = moments(&normal);
+        assert!(mean.abs() < 5.0 / 447.0 && (std - 1.0).abs() < 5.0 / 632.0 && (kurtosis - 3.0).abs() < 0.06);
+        assert!((uniform - 0.5).abs() < 5.0 * 0.2887 / 447.0, "{uniform}");
+        // Five standard deviations of a binomial.
+        assert!(below.iter().all(|&c| (f64::from(c) - n as f64 / 5.0).abs() < 5.0 * 179.0), "{below:?}");
+    }
+
+    /// Mean and variance of a Poisson number are equal; below, at and beyond one part of the sum.
+    #[test]
+    fn poisson_moments() {
+        for mean in [0.3, 4.0, 16.0, 100.5] {
+            let mut draws = Draws::new(2, "poisson", mean as u64);
+            let x: Vec<f32> = (0..100_000).map(|_| draws.poisson(mean) as f32).collect();
+            let (m, std, _) = moments(&x);
+            assert!((m - mean).abs() < 5.0 * (mean / 1e5).sqrt(), "{mean}: {m}");
+            // The variance of the sample variance: (mu_4 - var^2) / n, with mu_4 = mean + 3 mean^2.
+            let error = ((mean + 2.0 * mean * mean) / 1e5).sqrt();
+            assert!((std * std - mean).abs() < 5.0 * error, "{mean}: {}", std * std);
+            let zeros = x.iter().filter(|v| **v == 0.0).count() as f64;
+            let expected = 1e5 * (-mean).exp();
+            assert!((zeros - expected).abs() <= 5.0 * expected.sqrt() + 1e-9, "{mean}: {zeros} zeros");
+        }
+        let mut draws = Draws::new(0, "poisson", 0);
+        assert_eq!((draws.poisson(0.0), draws.poisson(-1.0), draws.poisson(f64::NAN)), (0, 0, 0));
     }
 
     #[test]

@@ -1,0 +1,4 @@
+//! Training: depths, schedule, optimiser, batches and checkpoints around a compiled `grad` and `update`.
+mod batch;
+
+pub use batch::{Batch, Batches, IGNORED};

@@ -24,6 +24,7 @@ pub mod artifact;
 pub mod barrier;
 pub mod checkpoint;
 pub mod code;
+pub mod data;
 mod error;
 pub mod exec;
 pub mod memory;

@@ -8,6 +8,7 @@
 //!
 //! Operand types are the caller's business: a mistake yields text that MLIR's verifier rejects, never unsound code.
 mod control;
+mod square;
 
 use rdc_ir::DType;
 use std::collections::HashMap;

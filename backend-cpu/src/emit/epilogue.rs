@@ -2,7 +2,7 @@
 use super::row::{Chunk, Row, store};
 use super::rowgraph::{Graph, Kind, NodeId};
 use super::{Emitter, Error, Val};
-use rdc_ir::{Func, OpId, ValueId};
+use rdc_ir::{Func, OpId, Opcode, ValueId};
 
 /// Elementwise operations after a matmul, on accumulators still in registers.
 pub struct Epilogue<'k> {
@@ -13,8 +13,8 @@ pub struct Epilogue<'k> {
 }
 
 impl<'k> Epilogue<'k> {
-    /// Plans the epilogue of `matmul`, a `packed_matmul` of `rows` rows with a weight of `parts` parts. `results` pairs
-    /// each value to store, all of shape `[.., n / parts]`, with the index of its pointer argument.
+    /// Plans the epilogue of `matmul`, a `matmul` or a `packed_matmul` of `rows` rows with a weight of `parts` parts.
+    /// `results` pairs each value to store, all of shape `[.., n / parts]`, with the index of its pointer argument.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if a result is anything but elementwise operations on parts of the matmul and arguments.
@@ -26,8 +26,8 @@ impl<'k> Epilogue<'k> {
         results: &[(ValueId, usize)],
     ) -> Result<Epilogue<'k>, Error> {
         let op = &func.ops[matmul];
-        let parts = op.size("parts").max(1);
-        let columns = op.size("n") / parts;
+        let parts = if op.opcode == Opcode::PackedMatmul { op.size("parts").max(1) } else { 1 };
+        let columns = func.ty(op.results[0]).last() / parts;
         let mut graph = Graph::new(kernel, func, rows, Some(matmul));
         let mut nodes = Vec::new();
         for &(value, pointer) in results {
@@ -62,16 +62,17 @@ impl<'k> Epilogue<'k> {
     }
 
     /// Emits the epilogue for columns `col..` of row `row` (both `i64`): `accumulators` holds for each part the matmul's
-    /// values there, all of the same number of lanes (any power of two).
+    /// values there, all of the same number of lanes (any power of two). Everything is read before anything is written, so a
+    /// result may share the memory of an argument that is read element by element.
     pub fn emit(&self, e: &mut Emitter, row: Val, col: Val, accumulators: &[Val]) {
         let mut ctx = Row::new(row, &[], e.scratch);
         ctx.accumulators = accumulators;
         ctx.part = self.columns;
         let lanes = accumulators[0].lanes();
-        for &(node, pointer) in &self.results {
+        let chunk = Chunk { col, offset: 0, lanes };
+        let values: Vec<Val> = self.results.iter().map(|&(node, _)| self.value(e, &mut ctx, node, chunk)).collect();
+        for (&(node, pointer), value) in self.results.iter().zip(values) {
             let n = &self.graph.nodes[node];
-            let chunk = Chunk { col, offset: 0, lanes };
-            let value = self.value(e, &mut ctx, node, chunk);
             let base = e.at(e.arg(pointer), row, self.columns * n.dtype.bytes());
             store(e, base, n.dtype, chunk, value);
         }

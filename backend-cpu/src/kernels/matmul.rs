@@ -10,12 +10,10 @@
 use super::matmul_form::Form;
 use super::matmul_rowops::{Finish, Prologue, Rows};
 use super::matmul_weights::widen;
-use crate::emit::{Cmp, Emitter, Error, Ty, Val};
+use super::micro::Micro;
+use crate::emit::{Cmp, Emitter, Error, Val};
 use rdc_ir::DType;
 use rdc_ir::program::{Kernel, Target};
-
-/// Steps of the inner size per iteration of the micro-kernel.
-const UNROLL: usize = 4;
 
 /// Panels taken together when the inner size has several blocks: their tiles of sums, a block of the left operand and a
 /// piece of each panel share the second-level cache.
@@ -102,8 +100,17 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     Ok(e.finish())
 }
 
+/// What is left over in tasks of `per_task` of `size` items, the last task shorter, that are taken `unit` at a time.
+pub fn remainders(size: usize, per_task: usize, unit: usize) -> Vec<usize> {
+    let mut out = vec![per_task.min(size) % unit, size % per_task % unit];
+    out.sort_unstable();
+    out.dedup();
+    out.retain(|&rest| rest > 0);
+    out
+}
+
 /// `min(step, size - start)`, as a constant if `step` divides `size`.
-fn bounded(e: &mut Emitter, start: Val, step: usize, size: usize) -> Val {
+pub fn bounded(e: &mut Emitter, start: Val, step: usize, size: usize) -> Val {
     let whole = e.i64(step);
     if size.is_multiple_of(step) {
         return whole;
@@ -170,7 +177,9 @@ impl Gemm<'_> {
         let micro = |e: &mut Emitter, count: usize, from: Val| {
             let left = e.at(rows.left, from, rows.stride);
             let sums = e.at(tile, from, form.nr * 4);
-            self.micro(e, count, left, rows.stride, piece, length, sums, first);
+            let even = Micro::is_even(form.k, form.kc);
+            let micro = Micro { rows: count, nr: form.nr, row_stride: rows.stride, step: 4, even };
+            micro.emit(e, left, piece, length, sums, (form.k > form.kc).then_some(first));
         };
         if form.rows_per_task >= self.mr {
             let zero = e.i64(0);
@@ -187,88 +196,13 @@ impl Gemm<'_> {
                 micro(e, self.mr, from);
             });
         }
-        // Remainders of a whole row block and of the last one.
-        let mut remainders = vec![form.rows_per_task % self.mr, form.m % form.rows_per_task % self.mr];
-        remainders.sort_unstable();
-        remainders.dedup();
-        for count in remainders.into_iter().filter(|&r| r > 0) {
+        for count in remainders(form.m, form.rows_per_task, self.mr) {
             let wanted = e.i64(count);
             let here = e.cmp(Cmp::Eq, rest, wanted);
             e.when(here, |e| {
                 let from = e.mul_const(blocks, self.mr);
                 micro(e, count, from);
             });
-        }
-    }
-
-    /// `count × nr` sums over `length` of the inner size, begun at zero or continued from the tile.
-    #[allow(clippy::too_many_arguments)]
-    fn micro(
-        &self,
-        e: &mut Emitter,
-        count: usize,
-        left: Val,
-        stride: usize,
-        piece: Val,
-        length: Val,
-        sums: Val,
-        first: Val,
-    ) {
-        let form = self.form;
-        let lanes = e.lanes;
-        let vectors = form.nr / lanes;
-        let total = count * vectors;
-        let zero = e.f32(0.0, lanes);
-        let address =
-            |e: &mut Emitter, i: usize| e.offset_const(sums, (i / vectors * form.nr + i % vectors * lanes) * 4);
-        let init = if form.k <= form.kc {
-            vec![zero; total]
-        } else {
-            let load = |e: &mut Emitter| {
-                (0..total)
-                    .map(|i| {
-                        let from = address(e, i);
-                        e.load_raw(from, Ty::f32(lanes))
-                    })
-                    .collect()
-            };
-            e.branch(first, &vec![Ty::f32(lanes); total], |_| vec![zero; total], load)
-        };
-        let step = |e: &mut Emitter, k: Val, sums: &[Val], unroll: usize| {
-            let (left, piece) = (e.at(left, k, 4), e.at(piece, k, form.nr * 4));
-            let mut sums = sums.to_vec();
-            for u in 0..unroll {
-                let weights: Vec<Val> = (0..vectors)
-                    .map(|v| {
-                        let from = e.offset_const(piece, (u * form.nr + v * lanes) * 4);
-                        e.load_raw(from, Ty::f32(lanes))
-                    })
-                    .collect();
-                for row in 0..count {
-                    let from = e.offset_const(left, row * stride + u * 4);
-                    let x = e.load_raw(from, Ty::f32(1));
-                    let x = e.splat(x, lanes);
-                    for (v, &w) in weights.iter().enumerate() {
-                        sums[row * vectors + v] = e.fma(x, w, sums[row * vectors + v]);
-                    }
-                }
-            }
-            sums
-        };
-        let start = e.i64(0);
-        let (whole, mut sums) = if form.k.is_multiple_of(UNROLL) && form.kc.is_multiple_of(UNROLL) {
-            (None, e.for_range(start, length, UNROLL, &init, |e, k, sums| step(e, k, sums, UNROLL)))
-        } else {
-            let (quarters, _) = e.div_rem(length, UNROLL);
-            let whole = e.mul_const(quarters, UNROLL);
-            (Some(whole), e.for_range(start, whole, UNROLL, &init, |e, k, sums| step(e, k, sums, UNROLL)))
-        };
-        if let Some(whole) = whole {
-            sums = e.for_range(whole, length, 1, &sums, |e, k, sums| step(e, k, sums, 1));
-        }
-        for (i, &sum) in sums.iter().enumerate() {
-            let to = address(e, i);
-            e.store_raw(to, sum);
         }
     }
 }

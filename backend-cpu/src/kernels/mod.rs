@@ -19,8 +19,13 @@ mod matmul_rowops;
 #[cfg(test)]
 mod matmul_tests;
 mod matmul_weights;
+mod micro;
 #[cfg(test)]
 mod oracle;
+mod panels;
+mod product;
+#[cfg(test)]
+mod product_tests;
 mod rows;
 #[cfg(test)]
 mod rows_tests;
@@ -45,8 +50,8 @@ pub fn mlir(target: &Target, kernel: &Kernel) -> Result<String, Error> {
         KernelKind::AttentionGrad { .. } => attention_grad::emit(target, kernel),
         KernelKind::DecodeAttention => decode_attention::emit(target, kernel),
         KernelKind::Generic => generic::emit(target, kernel),
-        KernelKind::Product { .. }
-        | KernelKind::Pack { .. }
+        KernelKind::Product { .. } => product::emit(target, kernel),
+        KernelKind::Pack { .. }
         | KernelKind::Columns { .. }
         | KernelKind::ScatterAdd { .. } => Err(Error::unsupported(&kernel.name, "a kernel of training")),
     }
@@ -62,8 +67,8 @@ pub fn scratch_bytes(kernel: &Kernel, target: &Target) -> usize {
         KernelKind::AttentionGrad { .. } => attention_grad::scratch(kernel, target),
         KernelKind::DecodeAttention => decode_attention::scratch(kernel, target),
         KernelKind::Generic => generic::scratch(kernel),
-        KernelKind::Product { .. }
-        | KernelKind::Pack { .. }
+        KernelKind::Product { .. } => product::scratch(kernel, target).unwrap_or(0),
+        KernelKind::Pack { .. }
         | KernelKind::Columns { .. }
         | KernelKind::ScatterAdd { .. }
         | KernelKind::KvWrite { .. } => 0,

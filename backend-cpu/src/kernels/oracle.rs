@@ -20,6 +20,8 @@ pub struct Case {
     pub ints: Vec<(&'static str, Vec<i32>)>,
     /// Names of arguments that are views of caches, laid out head-major.
     pub views: Vec<&'static str>,
+    /// Results that use the memory of an argument, by name.
+    pub in_place: Vec<(&'static str, &'static str)>,
 }
 
 impl Case {
@@ -27,7 +29,7 @@ impl Case {
     #[track_caller]
     pub fn new(text: &str, kind: KernelKind, tasks: usize) -> Case {
         let func = rdc_ir::parse::parse_func(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
-        Case { func, kind, tasks, tolerance: 2e-6, ints: vec![], views: vec![] }
+        Case { func, kind, tasks, tolerance: 2e-6, ints: vec![], views: vec![], in_place: vec![] }
     }
     /// Sets an integer argument.
     pub fn int(mut self, name: &'static str, values: &[i32]) -> Case {
@@ -37,6 +39,12 @@ impl Case {
     /// Marks an argument as a view of a cache.
     pub fn view(mut self, name: &'static str) -> Case {
         self.views.push(name);
+        self
+    }
+
+    /// Lets a result use the memory of an argument.
+    pub fn in_place(mut self, result: &'static str, argument: &'static str) -> Case {
+        self.in_place.push((result, argument));
         self
     }
 
@@ -94,6 +102,12 @@ impl Case {
         let target = crate::target("x86-64-v3").unwrap();
         let kernel = kernel("k", self.kind.clone(), kernel_func, self.tasks);
         let mut runner = Runner::new(&target, &kernel).unwrap_or_else(|e| panic!("{e}"));
+        let pointers = self.pointers(&kernel.func);
+        for &(result, argument) in &self.in_place {
+            let result = kernel.func.outputs.iter().position(|o| o.name == result).unwrap();
+            let argument = kernel.func.args.iter().position(|a| a.name == argument).unwrap();
+            runner.shared.push((pointers[result], argument));
+        }
         let set = |runner: &mut Runner| {
             for (i, (&value, tensor)) in args.iter().zip(&tensors).enumerate() {
                 runner.args[i] = memory(kernel.func.ty(value), tensor);
@@ -113,10 +127,10 @@ impl Case {
         for (a, b) in whole.iter().zip(&runner.args) {
             assert!(a.bytes() == b.bytes(), "the result depends on how tasks are split");
         }
-        let pointers = self.pointers(&kernel.func);
         for ((name, want), (&value, pointer)) in
             outputs.tensors.iter().zip(kernel.func.regions[kernel.func.body].yields.iter().zip(pointers))
         {
+            let pointer = runner.shared.iter().find(|s| s.0 == pointer).map_or(pointer, |s| s.1);
             compare(name, &numbers(kernel.func.ty(value), &whole[pointer]), &want.to_f64(), self.tolerance);
         }
     }

@@ -62,7 +62,26 @@ impl Loaded {
         tasks: std::ops::Range<usize>,
         scratch: &mut Aligned,
     ) {
-        let pointers: Vec<*mut u8> = args.iter_mut().map(|a| a.bytes_mut().as_mut_ptr()).collect();
+        // SAFETY: by the caller's word.
+        unsafe { self.run_shared(offset, args, &[], tasks, scratch) }
+    }
+
+    /// As [`Loaded::run`], with memory in common: for each pair, the first pointer is the second.
+    ///
+    /// # Safety
+    /// As [`Loaded::run`]; the pairs are places of `args` with as many bytes.
+    pub unsafe fn run_shared(
+        &self,
+        offset: usize,
+        args: &mut [Aligned],
+        shared: &[(usize, usize)],
+        tasks: std::ops::Range<usize>,
+        scratch: &mut Aligned,
+    ) {
+        let mut pointers: Vec<*mut u8> = args.iter_mut().map(|a| a.bytes_mut().as_mut_ptr()).collect();
+        for &(pointer, same) in shared {
+            pointers[pointer] = pointers[same];
+        }
         let scratch = scratch.bytes_mut().as_mut_ptr();
         // SAFETY: by the caller's word.
         unsafe { self.entry(offset)(pointers.as_ptr(), tasks.start as i64, tasks.end as i64, scratch) }

@@ -25,6 +25,8 @@ pub struct Runner {
     offset: usize,
     /// Arguments, then results that are not linear.
     pub args: Vec<Aligned>,
+    /// Pairs of places in `args`: the first uses the memory of the second.
+    pub shared: Vec<(usize, usize)>,
     scratch: Aligned,
 }
 
@@ -46,13 +48,13 @@ impl Runner {
         let results = region.yields.iter().filter(|&&v| !kernel.func.ty(v).cache);
         let args = region.args.iter().chain(results).map(|&v| Aligned::new(kernel.func.ty(v).bytes())).collect();
         let scratch = Aligned::new(scratch_bytes(kernel, target));
-        Ok(Runner { code, offset: image.symbols[0].offset, args, scratch })
+        Ok(Runner { code, offset: image.symbols[0].offset, args, shared: vec![], scratch })
     }
 
     /// Runs tasks of the kernel.
     pub fn run(&mut self, tasks: Range<usize>) {
         // SAFETY: the buffers were made from the kernel's types.
-        unsafe { self.code.run(self.offset, &mut self.args, tasks, &mut self.scratch) }
+        unsafe { self.code.run_shared(self.offset, &mut self.args, &self.shared, tasks, &mut self.scratch) }
     }
 }
 

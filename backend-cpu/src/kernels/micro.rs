@@ -1,0 +1,90 @@
+//! The register-blocked product that matmuls and products of activations share.
+use crate::emit::{Emitter, Ty, Val};
+
+/// Steps of the inner size per iteration.
+const UNROLL: usize = 4;
+
+/// `rows × nr` sums in registers over some length of the inner size. The right operand is a panel `f32[length, nr]`.
+#[derive(Clone, Copy)]
+pub struct Micro {
+    /// Rows of the tile.
+    pub rows: usize,
+    /// Columns of the tile, a multiple of the lanes.
+    pub nr: usize,
+    /// Bytes from one row of the left operand to the next.
+    pub row_stride: usize,
+    /// Bytes from one inner index of the left operand to the next.
+    pub step: usize,
+    /// Whether every length is a multiple of four.
+    pub even: bool,
+}
+
+impl Micro {
+    /// Whether every inner block has a length that is a multiple of the unrolled steps.
+    pub fn is_even(k: usize, kc: usize) -> bool {
+        k.is_multiple_of(UNROLL) && kc.is_multiple_of(UNROLL)
+    }
+
+    /// Emits the tile. Sums begin at zero where `first` (`i1`) is true or absent, else at those at `sums: f32[rows, nr]`,
+    /// where they are stored.
+    pub fn emit(&self, e: &mut Emitter, left: Val, right: Val, length: Val, sums: Val, first: Option<Val>) {
+        let lanes = e.lanes;
+        let vectors = self.nr / lanes;
+        let total = self.rows * vectors;
+        let zero = e.f32(0.0, lanes);
+        let address =
+            |e: &mut Emitter, i: usize| e.offset_const(sums, (i / vectors * self.nr + i % vectors * lanes) * 4);
+        let mut tile = match first {
+            None => vec![zero; total],
+            Some(first) => {
+                let load = |e: &mut Emitter| {
+                    let mut load = |i| {
+                        let from = address(e, i);
+                        e.load_raw(from, Ty::f32(lanes))
+                    };
+                    (0..total).map(&mut load).collect()
+                };
+                e.branch(first, &vec![Ty::f32(lanes); total], |_| vec![zero; total], load)
+            }
+        };
+        let start = e.i64(0);
+        let whole = if self.even {
+            length
+        } else {
+            let (quarters, _) = e.div_rem(length, UNROLL);
+            e.mul_const(quarters, UNROLL)
+        };
+        tile = e.for_range(start, whole, UNROLL, &tile, |e, k, tile| self.steps(e, (left, right), k, tile, UNROLL));
+        if !self.even {
+            tile = e.for_range(whole, length, 1, &tile, |e, k, tile| self.steps(e, (left, right), k, tile, 1));
+        }
+        for (i, &sum) in tile.iter().enumerate() {
+            let to = address(e, i);
+            e.store_raw(to, sum);
+        }
+    }
+
+    fn steps(&self, e: &mut Emitter, (left, right): (Val, Val), k: Val, tile: &[Val], steps: usize) -> Vec<Val> {
+        let lanes = e.lanes;
+        let vectors = self.nr / lanes;
+        let (left, right) = (e.at(left, k, self.step), e.at(right, k, self.nr * 4));
+        let mut tile = tile.to_vec();
+        for u in 0..steps {
+            let columns: Vec<Val> = (0..vectors)
+                .map(|v| {
+                    let from = e.offset_const(right, (u * self.nr + v * lanes) * 4);
+                    e.load_raw(from, Ty::f32(lanes))
+                })
+                .collect();
+            for row in 0..self.rows {
+                let from = e.offset_const(left, row * self.row_stride + u * self.step);
+                let x = e.load_raw(from, Ty::f32(1));
+                let x = e.splat(x, lanes);
+                for (v, &column) in columns.iter().enumerate() {
+                    tile[row * vectors + v] = e.fma(x, column, tile[row * vectors + v]);
+                }
+            }
+        }
+        tile
+    }
+}

@@ -1,0 +1,104 @@
+//! Product kernels against the interpreter.
+use super::oracle::Case;
+use rdc_ir::program::KernelKind;
+
+struct Shape {
+    m: usize,
+    n: usize,
+    k: usize,
+    rows_per_task: usize,
+    columns_per_task: usize,
+    kc: usize,
+}
+
+impl Shape {
+    fn kernel(&self, (trans_a, trans_b): (bool, bool), args: &str, after: &str) -> Case {
+        let Shape { m, n, k, rows_per_task, columns_per_task, kc } = *self;
+        let (a, b) = (if trans_a { [k, m] } else { [m, k] }, if trans_b { [n, k] } else { [k, n] });
+        let text = format!(
+            "func \"f\"(\"a\" input = %a: f32{a:?}, \"b\" input = %b: f32{b:?}{args}) {{
+            %p = matmul %a, %b {{trans_a = {trans_a}, trans_b = {trans_b}}} : f32[{m}, {n}]
+            {after} }}"
+        );
+        let tasks = m.div_ceil(rows_per_task) * n.div_ceil(columns_per_task);
+        Case::new(&text, KernelKind::Product { m, n, k, rows_per_task, columns_per_task, kc }, tasks)
+    }
+}
+
+#[test]
+fn ragged_shapes_of_every_transposition() {
+    for (m, n, k) in [(1, 1, 1), (6, 16, 8), (5, 33, 70), (31, 50, 131), (25, 7, 64), (13, 40, 37)] {
+        for transposed in [(true, false), (false, false), (true, true), (false, true)] {
+            let shape = Shape { m, n, k, rows_per_task: 12, columns_per_task: 32, kc: 32 };
+            shape.kernel(transposed, "", "yield \"p\" = %p").check();
+        }
+    }
+}
+
+#[test]
+fn tiles_that_fit_nothing() {
+    for (rows_per_task, columns_per_task, kc) in [(1, 1, 1), (7, 19, 5), (100, 100, 100), (13, 5, 33), (4, 24, 64)] {
+        let shape = Shape { m: 29, n: 43, k: 66, rows_per_task, columns_per_task, kc };
+        shape.kernel((true, false), "", "yield \"p\" = %p").check();
+    }
+}
+
+#[test]
+fn sums_are_updated_in_place() {
+    for (m, n, k, kc) in [(25, 35, 70, 32), (25, 35, 30, 32)] {
+        let shape = Shape { m, n, k, rows_per_task: 12, columns_per_task: 32, kc };
+        let args = format!(", \"c\" input = %c: f32[{m}, {n}], \"s\" input = %s: f32[], \"w\" input = %w: f32[{n}]");
+        let after = format!(
+            "%q = mul %p, %s : f32[{m}, {n}]
+            %d = sub %c, %q : f32[{m}, {n}]
+            %r = mul %c, %w : f32[{m}, {n}]
+            yield \"d\" = %d, \"r\" = %r, \"p\" = %p"
+        );
+        shape.kernel((true, false), &args, &after).in_place("d", "c").check();
+        shape.kernel((true, false), &args, &after).in_place("r", "c").check();
+        let after = format!("%d = add %c, %p : f32[{m}, {n}]\nyield \"d\" = %d");
+        shape.kernel((true, false), &args, &after).in_place("d", "c").check();
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_how_tasks_are_cut() {
+    let target = crate::target("native").unwrap();
+    let mut results = Vec::new();
+    for (rows_per_task, columns_per_task) in [(12, 32), (7, 19), (100, 100), (1, 3)] {
+        let shape = Shape { m: 29, n: 43, k: 150, rows_per_task, columns_per_task, kc: 64 };
+        let case = shape.kernel((true, false), "", "yield \"p\" = %p");
+        let kernel = crate::testing::kernel("k", case.kind, case.func, case.tasks);
+        let mut runner = crate::testing::Runner::new(&target, &kernel).unwrap();
+        for (i, arg) in runner.args.iter_mut().enumerate() {
+            *arg = crate::testing::Aligned::from_f32(&crate::testing::random(arg.bytes().len() / 4, i as u64));
+        }
+        runner.run(0..case.tasks);
+        results.push(runner.args[2].to_f32());
+    }
+    results.iter().for_each(|r| assert_eq!(*r, results[0]));
+}
+
+#[test]
+fn every_target_compiles_products() {
+    let shape = Shape { m: 31, n: 50, k: 131, rows_per_task: 28, columns_per_task: 40, kc: 64 };
+    for transposed in [(true, false), (false, true)] {
+        shape.kernel(transposed, "", "yield \"p\" = %p").compile_elsewhere();
+    }
+}
+
+#[test]
+fn other_products_are_refused() {
+    let text = r#"func "f"("a" input = %a: f32[8, 4], "b" input = %b: f32[8, 6]) {
+        %c = exp %a : f32[8, 4]
+        %p = matmul %c, %b {trans_a = true, trans_b = false} : f32[4, 6]
+        yield "p" = %p }"#;
+    let kind = KernelKind::Product { m: 4, n: 6, k: 8, rows_per_task: 4, columns_per_task: 6, kc: 8 };
+    let case = Case::new(text, kind, 1);
+    let kernel = crate::testing::kernel("k", case.kind, case.func, 1);
+    let error = super::mlir(&crate::target("x86-64-v3").unwrap(), &kernel).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "kernel k: operands that are not arguments of the sizes its kind says is not supported on this target"
+    );
+}

@@ -131,32 +131,6 @@ fn sums_keep_their_meaning() {
 }
 
 #[test]
-fn pads_side_by_side_are_one_concat() {
-    for seed in 0..60 {
-        let mut case = Case::new(seed);
-        let axis = case.rng.below(2);
-        let cuts = [0, 2, 3, 5];
-        let mut sum = None;
-        let mut order = vec![0, 1, 2];
-        order.rotate_left(case.rng.below(3));
-        for part in order {
-            let mut shape = [4, 4];
-            shape[axis] = cuts[part + 1] - cuts[part];
-            let x = case.floats(&shape);
-            let mut b = Builder::new(&mut case.func);
-            let pad = b.op(Opcode::Pad, &[x], [axis, cuts[part], 5].map(|n| Attr::Int(n as i64)).to_vec());
-            sum = Some(match sum {
-                Some(sum) => b.op(Opcode::Add, &[sum, pad], vec![]),
-                None => pad,
-            });
-        }
-        Builder::new(&mut case.func).output("y", sum.unwrap(), false);
-        let func = case.check(expand::run, &[], &format!("seed {seed}"));
-        assert!(func.walk().iter().any(|&(_, op)| func.ops[op].opcode == Opcode::Concat));
-    }
-}
-
-#[test]
 fn a_loss_of_a_product_is_the_loss_of_a_linear_head() {
     for (bias, shared) in [(false, false), (true, false), (false, true)] {
         let mut case = Case::new(bias as u64);

@@ -43,6 +43,10 @@ fn apply(pass: &str, mut module: Module, options: &Options) -> Module {
             layout::run(&mut module, options.dtype, options.target.nr);
             dce::run(&mut module);
         }
+        "layout_training" => {
+            layout::run_for_training(&mut module, options.target.nr);
+            dce::run(&mut module);
+        }
         "pipeline" => module = optimise(module, options, &mut |_, _| {}).unwrap(),
         other => panic!("no pass is called {other}"),
     }

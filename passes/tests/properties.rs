@@ -6,7 +6,7 @@ use rdc_ir::interp::{Inputs, Options, Outputs, Tensor, run};
 use rdc_ir::testing::{Config, max_difference, random_inputs};
 use rdc_ir::verify::verify_text;
 use rdc_ir::{Module, Opcode};
-use rdc_passes::{WeightType, cse, dce, hoist, layout, simplify};
+use rdc_passes::{WeightType, cse, dce, expand, hoist, layout, simplify};
 
 type Pass = fn(&mut Module);
 
@@ -21,6 +21,21 @@ const PASSES: &[(&str, Pass)] = &[
     ("dce2", dce::run),
 ];
 
+/// The passes of training after differentiation, and the one before it.
+const TRAINING: &[(&str, Pass)] = &[
+    ("simplify", |m| simplify::run(m, 8)),
+    ("dce", dce::run),
+    ("fuse_loss", expand::fuse_loss),
+    ("expand", expand::run),
+    ("cse", cse::run),
+    ("hoist", hoist::run),
+    ("dce2", dce::run),
+    ("layout", |m| layout::run_for_training(m, 4)),
+    ("hoist2", hoist::run),
+    ("cse2", cse::run),
+    ("dce3", dce::run),
+];
+
 fn execute(module: &Module, inputs: &mut Inputs<f64>, steps: i32) -> Outputs<f64> {
     if inputs.args.contains_key("steps") {
         inputs.args.insert("steps".into(), Tensor::int(steps).into());
@@ -32,7 +47,7 @@ fn execute(module: &Module, inputs: &mut Inputs<f64>, steps: i32) -> Outputs<f64
 }
 
 /// Runs the passes one after the other and compares every state of the module with the first.
-fn check(original: &Module, seed: u64) {
+fn check(original: &Module, passes: &[(&str, Pass)], seed: u64) {
     assert_eq!(verify_text(original), None, "seed {seed}\n{original}");
     let mut inputs = random_inputs(original, "f", seed);
     let func = &original.funcs[0];
@@ -41,7 +56,7 @@ fn check(original: &Module, seed: u64) {
     let expected: Vec<(i32, Outputs<f64>)> =
         [0, 1, most].into_iter().map(|steps| (steps, execute(original, &mut inputs, steps))).collect();
     let mut module = original.clone();
-    for (name, pass) in PASSES {
+    for (name, pass) in passes {
         let before = module.to_string();
         pass(&mut module);
         assert_eq!(verify_text(&module), None, "{name}, seed {seed}\n{before}\n{module}");
@@ -55,12 +70,19 @@ fn check(original: &Module, seed: u64) {
 
 #[test]
 fn passes_keep_the_meaning_of_modules_full_of_rewrites() {
-    (0..300).for_each(|seed| check(&random::module(seed), seed));
+    (0..300).for_each(|seed| check(&random::module(seed), PASSES, seed));
 }
 
 #[test]
 fn passes_keep_the_meaning_of_random_modules() {
-    (0..200).for_each(|seed| check(&rdc_ir::testing::random_module(seed, &Config::default()), seed));
+    (0..200).for_each(|seed| check(&rdc_ir::testing::random_module(seed, &Config::default()), PASSES, seed));
+}
+
+#[test]
+fn passes_of_training_keep_the_meaning_of_random_modules() {
+    let config = Config { training: true, ..Config::default() };
+    (0..200).for_each(|seed| check(&rdc_ir::testing::random_module(seed, &config), TRAINING, seed));
+    (0..100).for_each(|seed| check(&random::module(seed), TRAINING, seed));
 }
 
 #[test]

@@ -15,6 +15,11 @@
 //! every function can do the same.
 //!
 //! Packing stays in the IR as operations on parameters; hoisting takes them out of loops.
+//!
+//! In training parameters change, so packs are computed as everything else is ([`run_for_training`]). Then products are joined
+//! only if their weights are one block of one parameter, tables are read as they are, and a product with a weight as the
+//! checkpoint holds it, `matmul(dy, w)`, is one with the packed transpose. What products are left take operands of rank 2.
+mod training;
 mod weight;
 
 use crate::analysis;
@@ -28,7 +33,18 @@ const NARROW: usize = 4;
 
 /// Lays out the weights of every function for panels of width `nr`.
 pub fn run(module: &mut Module, dtype: WeightType, nr: usize) {
-    let surveys: Vec<Survey> = module.funcs.iter().map(Survey::of).collect();
+    let surveys = module.funcs.iter().map(|func| Survey::of(func, false)).collect();
+    lay_out(module, surveys, dtype, nr);
+}
+
+/// Lays out the weights of every function, as parameters that change, for panels of width `nr`.
+pub fn run_for_training(module: &mut Module, nr: usize) {
+    let surveys = module.funcs.iter().map(|func| Survey::of(func, true)).collect();
+    lay_out(module, surveys, WeightType::F32, nr);
+    training::products(module, nr);
+}
+
+fn lay_out(module: &mut Module, surveys: Vec<Survey>, dtype: WeightType, nr: usize) {
     let plan = Plan::new(&surveys, dtype, nr);
     for (i, survey) in surveys.iter().enumerate() {
         let mut func = std::mem::replace(&mut module.funcs[i], Func::new(""));
@@ -77,32 +93,38 @@ struct Survey {
 }
 
 impl Survey {
-    fn of(func: &Func) -> Survey {
+    fn of(func: &Func, training: bool) -> Survey {
         let uses = Uses::of(func);
         let mut survey = Survey { groups: Vec::new(), gathers: HashMap::new() };
         let mut by_input: HashMap<(RegionId, ValueId), usize> = HashMap::new();
         for (region, op) in func.walk() {
             let data = &func.ops[op];
-            if data.opcode == Opcode::Gather {
+            if data.opcode == Opcode::Gather && !training {
                 survey.gathers.extend(Weight::read(func, data.operands[0]).map(|w| (op, w)));
             }
             if data.opcode != Opcode::Matmul || data.flag("trans_a") || !data.flag("trans_b") {
                 continue;
             }
             let (x, w, result) = (data.operands[0], data.operands[1], data.results[0]);
-            let Some(weight) = Weight::read(func, w) else { continue };
+            let Some(weight) = Weight::read(func, w).filter(|w| !training || w.is_block()) else { continue };
             // A narrow product, or one whose result leaves the region as it is, would gain nothing and cost a copy.
             let joins = weight.n() >= NARROW && !uses.yielded.contains(&result);
-            let index =
-                if joins { *by_input.entry((region, x)).or_insert(survey.groups.len()) } else { survey.groups.len() };
+            let goes_with = |group: &usize| {
+                !training || Weight::stack(survey.groups[*group].weights.iter().chain([&weight])).is_block()
+            };
+            let known = by_input.get(&(region, x)).copied().filter(goes_with);
+            let index = known.filter(|_| joins).unwrap_or(survey.groups.len());
             if index == survey.groups.len() {
+                if joins {
+                    by_input.insert((region, x), index);
+                }
                 survey.groups.push(Group { sites: vec![], weights: vec![], halves: false, heads: vec![] });
             }
             survey.groups[index].sites.push(op);
             survey.groups[index].weights.push(weight);
         }
         for group in &mut survey.groups {
-            group.halves = uses.halves(func, group).is_some_and(|(a, b)| uses.meet(func, a, b));
+            group.halves = uses.halves(func, group).is_some_and(|(a, b)| uses.meet(func, a, b, training));
             group.heads = group.sites.iter().filter_map(|&site| uses.heads(func, func.ops[site].results[0])).collect();
         }
         survey
@@ -176,8 +198,9 @@ impl Uses {
         }
     }
 
-    /// Whether two values are used by elementwise operations only, and one of these depends on both.
-    fn meet(&self, func: &Func, a: ValueId, b: ValueId) -> bool {
+    /// Whether two values are used by elementwise operations, and one of these depends on both. In training other uses do
+    /// not matter: values are kept for the way back.
+    fn meet(&self, func: &Func, a: ValueId, b: ValueId, training: bool) -> bool {
         let elementwise = |&op: &OpId| {
             let op = &func.ops[op];
             op.opcode.is_elementwise() && func.ty(op.results[0]).shape == func.ty(a).shape
@@ -194,7 +217,7 @@ impl Uses {
             }
             seen
         };
-        let only = |v: ValueId| !self.yielded.contains(&v) && self.users(v).iter().all(elementwise);
+        let only = |v: ValueId| training || !self.yielded.contains(&v) && self.users(v).iter().all(elementwise);
         only(a) && only(b) && !reach(a).is_disjoint(&reach(b))
     }
 }

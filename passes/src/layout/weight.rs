@@ -48,6 +48,10 @@ impl Weight {
         }
         Weight { blocks }
     }
+    /// Whether it is one block of one parameter.
+    pub fn is_block(&self) -> bool {
+        self.blocks.len() == 1
+    }
     fn rows(&self, start: usize, end: usize) -> Weight {
         let mut offset = 0;
         let mut blocks = Vec::new();
@@ -69,6 +73,14 @@ impl Weight {
     /// Reads a matrix that the IR makes of parameters by slices, concatenations and reshapes which keep rows whole.
     pub fn read(func: &Func, value: ValueId) -> Option<Weight> {
         if func.ty(value).rank() == 2 { read_rows(func, value) } else { None }
+    }
+
+    /// Appends the operations that pack its transpose, in f32.
+    pub fn pack_transposed(&self, b: &mut Builder, module: &Module, nr: usize) -> ValueId {
+        let parts: Vec<ValueId> = self.blocks.iter().map(|p| p.unpacked(b, module, WeightType::F32).w).collect();
+        let rows = concat(b, &parts);
+        let columns = b.op(Opcode::Transpose, &[rows], vec![Attr::Ints(vec![1, 0])]);
+        b.op(Opcode::Pack, &[columns], vec![Attr::Int(nr as i64), Attr::Int(1)])
     }
 
     /// Appends the operations that pack it. Returns the packed weight and, for i8, the scale of each row.

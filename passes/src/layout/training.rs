@@ -1,0 +1,47 @@
+//! Products of training other than those with transposed weights.
+use super::weight::Weight;
+use super::{replace, shape};
+use crate::analysis;
+use rdc_ir::{Attr, Builder, Func, Module, OpId, Opcode, ValueId};
+use std::collections::HashMap;
+
+/// Products with weights as they are become products with the packed transpose. Of other products with one right operand for
+/// all rows, the left one becomes rank 2.
+pub fn products(module: &mut Module, nr: usize) {
+    for i in 0..module.funcs.len() {
+        let mut func = std::mem::replace(&mut module.funcs[i], Func::new(""));
+        let mut replaced = HashMap::new();
+        for region in analysis::regions_inside_out(&func) {
+            for op in std::mem::take(&mut func.regions[region].ops) {
+                let mut b = Builder::at(&mut func, region);
+                b.loc = b.func.ops[op].loc;
+                match product(&mut b, module, op, nr) {
+                    Some(value) => replace(&mut b, op, value, &mut replaced),
+                    None => func.regions[region].ops.push(op),
+                }
+            }
+        }
+        func.replace_uses(&replaced);
+        module.funcs[i] = func;
+    }
+}
+
+fn product(b: &mut Builder, module: &Module, op: OpId, nr: usize) -> Option<ValueId> {
+    let data = b.func.ops[op].clone();
+    if data.opcode != Opcode::Matmul || data.flag("trans_a") {
+        return None;
+    }
+    let (x, w) = (data.operands[0], data.operands[1]);
+    if let Some(weight) = Weight::read(b.func, w).filter(|w| w.is_block() && !data.flag("trans_b")) {
+        let packed = weight.pack_transposed(b, module, nr);
+        return Some(b.op(Opcode::PackedMatmul, &[x, packed], shape(weight.k(), weight.n(), 1)));
+    }
+    let (from, to) = (b.func.ty(x).clone(), b.func.ty(data.results[0]).shape.clone());
+    if from.rank() == 2 || b.func.ty(w).rank() != 2 {
+        return None;
+    }
+    let sizes = |shape: &[usize]| vec![Attr::Ints(shape.iter().map(|&n| n as i64).collect())];
+    let rows = b.op(Opcode::Reshape, &[x], sizes(&[from.rows(), from.last()]));
+    let product = b.op(Opcode::Matmul, &[rows, w], data.attrs);
+    Some(b.op(Opcode::Reshape, &[product], sizes(&to)))
+}

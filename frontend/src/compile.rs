@@ -6,7 +6,7 @@ use crate::{parser, scope};
 use rdc_ir::Module;
 use rdc_ir::program::KvPolicy;
 
-/// The longest sequence of losses unless [`Options::train_seq`] says otherwise.
+/// The longest sequence of losses that are compiled, unless [`Options::train_seq`] says otherwise.
 const TRAIN_SEQ: usize = 128;
 
 /// Which losses become functions.
@@ -153,7 +153,10 @@ pub fn compile(name: &str, source: &str, options: &Options) -> Result<Lowered, V
     let plan = lower.plan(&all);
     let context = lower.settings.iter().find(|s| s.name == "context").and_then(|s| s.value.number());
     let context = context.map(|n| n as usize).or(options.context);
-    let train_seq = options.train_seq.unwrap_or(context.map_or(TRAIN_SEQ, |n| n.min(TRAIN_SEQ)));
+    // Losses that are not compiled are checked, in tensors no larger than those that are.
+    let longest = chunks.iter().copied().max().unwrap_or(1);
+    let length = if losses.is_empty() { longest.max(2) } else { TRAIN_SEQ };
+    let train_seq = options.train_seq.unwrap_or(context.map_or(length, |n| n.min(length)));
     let mut funcs = Vec::new();
     let mut compiled = Vec::new();
     let mut declared = Vec::new();

@@ -4,7 +4,7 @@ mod common;
 
 use common::{config, example};
 use proptest::prelude::*;
-use rdc_frontend::{Options, compile, render};
+use rdc_frontend::{LossSelection, Options, compile, render};
 
 const EXAMPLES: [(&str, &str); 3] =
     [("huginn.rdm", "huginn-tiny"), ("ouro.rdm", "ouro-tiny"), ("universal_transformer.rdm", "ut-tiny")];
@@ -49,6 +49,8 @@ const WORDS: &[&str] = &[
     "step",
     "collect z = x",
     "exit when is_last",
+    "loss x (labels) -> loss { let loss = mean(counted(labels)) }",
+    "labels",
     "not",
     "and",
     "/",
@@ -96,6 +98,7 @@ fn change(text: &mut String, (at, how, len, word): Change) {
 
 /// Compiles and renders; what comes out verified inside `compile`.
 fn survives(text: &str, options: &Options) {
+    let options = &Options { losses: LossSelection::All, ..options.clone() };
     if let Err(errors) = compile("mutated.rdm", text, options) {
         assert!(!errors.is_empty());
         assert!(errors.iter().all(|e| e.id != "invalid-ir"), "{}\n{text}", render(&errors, "m", text));

@@ -158,11 +158,11 @@ impl Parser {
                 Tok::Punct("{") => open += 1,
                 Tok::Punct("}") if open == 0 => return,
                 Tok::Punct("}") => open -= 1,
-                // A name may spell like a keyword; one that is followed by `=`, `)` or `,` is one.
+                // A name may spell like a keyword; one that is followed by `=`, `)`, `,` or `{` is one.
                 Tok::Word(w)
                     if open == 0
                         && STATEMENTS.contains(&w.as_str())
-                        && !matches!(self.peek_after(), Tok::Punct("=" | ")" | ",")) =>
+                        && !matches!(self.peek_after(), Tok::Punct("=" | ")" | "," | "{")) =>
                 {
                     return;
                 }

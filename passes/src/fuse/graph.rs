@@ -21,6 +21,16 @@ pub enum GroupKind {
     Attention(OpId),
     /// Cache updates and the attention of one token.
     DecodeAttention(OpId),
+    /// The derivatives of an attention.
+    AttentionGrad(OpId),
+    /// A product of two activations with an epilogue.
+    Product(OpId),
+    /// A weight being packed, perhaps its transpose.
+    Pack(OpId),
+    /// A column sum with what comes before and after it.
+    Columns(OpId),
+    /// Rows added to a table.
+    ScatterAdd(OpId),
     /// One operation.
     Generic,
     /// A loop.
@@ -159,6 +169,13 @@ impl<'f> UseGraph<'f> {
         };
         let mut results = self.groups[group].ops.iter().flat_map(|&op| &self.func.ops[op].results);
         results.all(|&v| self.uses.of(v).iter().all(used_there))
+    }
+    /// Whether some elementwise operation of this region, in no group yet, uses a result of an operation.
+    pub fn feeds_elementwise(&self, op: OpId) -> bool {
+        let open = |user: &OpId| self.group(*user).is_some_and(|g| self.kind(g) == GroupKind::Open);
+        let results = &self.func.ops[op].results;
+        let mut users = results.iter().flat_map(|&v| self.users_here(v));
+        users.any(|user| self.func.ops[user].opcode.is_elementwise() && open(&user))
     }
     /// Moves the operations of `other` into `group`.
     pub fn join(&mut self, group: GroupId, other: GroupId) {

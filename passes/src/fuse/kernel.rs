@@ -1,11 +1,12 @@
 //! Makes a kernel of a group: a function of its own, with the values it takes and gives.
 use super::attention::bias_of;
+use super::columns;
 use super::graph::{Group, GroupKind};
 use super::tiles::{self, Tiled};
 use super::uses::{User, Uses, is_constant};
 use rdc_ir::program::{Dispatch, Kernel, KernelKind, Target};
 use rdc_ir::{Arg, ArgRole, Attr, DType, Func, Loc, OpId, Opcode, Output, RegionId, Type, ValueId};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// What a launch passes for a pointer argument.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,8 +33,9 @@ pub struct Built {
 pub fn build(func: &Func, uses: &Uses, region: RegionId, group: &Group, target: &Target) -> Built {
     let mut maker = Maker { func, out: Func::new(""), map: HashMap::new(), slots: HashMap::new(), args: Vec::new() };
     let heads = matches!(group.kind, GroupKind::KvWrite | GroupKind::Attention(_) | GroupKind::DecodeAttention(_));
-    for &op in &group.ops {
-        maker.op(op, heads);
+    match group.kind {
+        GroupKind::Columns(sum) => maker.columns(group, sum),
+        _ => group.ops.iter().for_each(|&op| maker.op(op, heads)),
     }
     let mut results = Vec::new();
     for &op in &group.ops {
@@ -45,10 +47,13 @@ pub fn build(func: &Func, uses: &Uses, region: RegionId, group: &Group, target: 
             };
             // A view is read where it lies: in the cache.
             let linear = is_update && index == 0;
-            if linear || !is_update && uses.of(value).iter().any(escapes) {
+            if linear {
                 maker.result(value);
-                if !linear {
-                    results.push(value);
+            } else if !is_update && uses.of(value).iter().any(escapes) {
+                let owner = owner(func, group, value);
+                if !results.contains(&owner) {
+                    maker.result(owner);
+                    results.push(owner);
                 }
             }
         }
@@ -64,6 +69,18 @@ pub fn build(func: &Func, uses: &Uses, region: RegionId, group: &Group, target: 
     locs.sort_by_key(|loc| (loc.line, loc.col));
     locs.dedup();
     Built { kernel, args, results, locs }
+}
+
+/// The value of a group that a value is another shape of: it has the memory, once.
+fn owner(func: &Func, group: &Group, mut value: ValueId) -> ValueId {
+    let within = |v: ValueId| func.def_op(v).filter(|op| group.ops.contains(op));
+    while let Some(op) = within(value).map(|op| &func.ops[op])
+        && op.opcode == Opcode::Reshape
+        && within(op.operands[0]).is_some()
+    {
+        value = op.operands[0];
+    }
+    value
 }
 
 struct Maker<'f> {
@@ -107,6 +124,33 @@ impl Maker<'_> {
         let results = self.append(op.opcode, operands, op.attrs.clone(), types);
         self.map.extend(op.results.iter().copied().zip(results));
     }
+    /// A column sum and what is around it, all as matrices, columns, rows and scalars.
+    fn columns(&mut self, group: &Group, sum: OpId) {
+        let func = self.func;
+        let Some(size) = columns::size(func, sum) else { return };
+        let mut after = HashSet::new();
+        for &id in &group.ops {
+            let op = &func.ops[id];
+            let behind = id == sum || op.operands.iter().any(|v| after.contains(v));
+            let operands: Vec<ValueId> = op
+                .operands
+                .iter()
+                .map(|&v| self.value_as(v, columns::canonical(func.ty(v), size, behind && id != sum)))
+                .collect();
+            let result = op.results[0];
+            if behind {
+                after.insert(result);
+            }
+            let new = match op.opcode {
+                Opcode::Reshape => operands[0],
+                _ => {
+                    let ty = columns::canonical(func.ty(result), size, behind);
+                    self.append(op.opcode, operands, op.attrs.clone(), vec![ty])[0]
+                }
+            };
+            self.map.insert(result, new);
+        }
+    }
     /// A cache update on the one slot it writes.
     fn update(&mut self, id: OpId, mut types: Vec<Type>) {
         let op = &self.func.ops[id];
@@ -120,11 +164,12 @@ impl Maker<'_> {
         self.slots.insert(id, results[0]);
         self.map.insert(op.results[1], results[1]);
     }
-    /// The operand of an operation; keys and values from outside lie in a cache.
+    /// The operand of an operation; views of keys and values lie in a cache.
     fn operand(&mut self, id: OpId, value: ValueId) -> ValueId {
         let op = &self.func.ops[id];
+        let is_view = self.func.def_op(value).is_some_and(|op| self.func.ops[op].opcode == Opcode::CacheUpdate);
         let mut ty = self.func.ty(value).clone();
-        ty.cache = op.opcode == Opcode::Attention && op.operands[1..3].contains(&value);
+        ty.cache = op.opcode == Opcode::Attention && op.operands[1..3].contains(&value) && is_view;
         self.value_as(value, ty)
     }
     fn value(&mut self, value: ValueId) -> ValueId {
@@ -136,6 +181,7 @@ impl Maker<'_> {
         }
         let new = if is_constant(self.func, value) {
             let attrs = self.func.def_op(value).map(|op| self.func.ops[op].attrs.clone()).unwrap_or_default();
+            let ty = self.func.ty(value).clone();
             self.append(Opcode::Constant, vec![], attrs, vec![ty])[0]
         } else {
             self.arg(Operand::Value(value), ty, ArgRole::Input)
@@ -175,6 +221,20 @@ fn tile(func: &Func, group: &Group, target: &Target) -> Tiled {
             let k = &func.ty(func.ops[op].operands[1]).shape;
             Tiled { kind: KernelKind::DecodeAttention, tasks: k[0] * k[2], dispatch: Dispatch::Static }
         }
+        GroupKind::AttentionGrad(op) => {
+            let (q, k) = (&func.ty(func.ops[op].operands[0]).shape, &func.ty(func.ops[op].operands[1]).shape);
+            tiles::attention_grad(q[1], k[0] * k[2])
+        }
+        GroupKind::Product(op) => {
+            let (op, a) = (&func.ops[op], func.ty(func.ops[op].operands[0]));
+            let (result, k) = (func.ty(op.results[0]), a.shape[usize::from(!op.flag("trans_a"))]);
+            tiles::product(result.shape[0], result.shape[1], k, target)
+        }
+        GroupKind::Pack(op) => tiles::pack(func.ty(func.ops[op].results[0]).shape[0]),
+        GroupKind::Columns(op) => {
+            columns::size(func, op).map_or(generic, |(rows, columns)| tiles::columns(rows, columns, target))
+        }
+        GroupKind::ScatterAdd(op) => tiles::scatter_add(func.ty(func.ops[op].results[0]).shape[0]),
         GroupKind::Open | GroupKind::Generic | GroupKind::Loop(_) | GroupKind::Alias => generic,
     }
 }
@@ -193,6 +253,9 @@ fn name(func: &Func, group: &Group, kind: &KernelKind) -> String {
         (GroupKind::Matmul(op), KernelKind::Matmul { m, n, k, .. }) => {
             format!("matmul_{}_{m}x{n}x{k}", func.ty(func.ops[op].operands[1]).dtype.name())
         }
+        (_, KernelKind::Product { m, n, k, .. }) => format!("product_{m}x{n}x{k}"),
+        (_, KernelKind::Columns { rows, columns, .. }) => format!("columns_{rows}x{columns}"),
+        (GroupKind::AttentionGrad(op), _) => format!("attention_grad_{}", attention_dims(func, op)),
         (GroupKind::Attention(op), _) => format!("attention_{}", attention_dims(func, op)),
         (GroupKind::DecodeAttention(op), _) => format!("decode_attention_{}", attention_dims(func, op)),
         (GroupKind::KvWrite, _) => {

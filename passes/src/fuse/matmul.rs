@@ -1,21 +1,26 @@
-//! What a matmul takes with it: elementwise work on its result, row operations before its left operand.
+//! What a matmul takes with it: elementwise work on its result and, if its weight is packed, row operations before its left
+//! operand.
 use super::graph::{GroupId, GroupKind, UseGraph};
 use super::rows;
 use rdc_ir::{Func, OpId, Opcode, ValueId};
 
-/// Makes a group of every packed matmul, with its epilogue. Epilogues go first, so that a residual addition belongs to
-/// the matmul that feeds it and not to the prologue of the next.
+/// Makes a group of every packed matmul and every matmul of two matrices, with its epilogue. Epilogues go first, so that a
+/// residual addition belongs to the matmul that feeds it and not to the prologue of the next.
 pub fn epilogues(graph: &mut UseGraph) {
+    let func = graph.func;
+    let kind = |op: OpId| match func.ops[op].opcode {
+        Opcode::PackedMatmul => Some(GroupKind::Matmul(op)),
+        Opcode::Matmul if func.ops[op].operands.iter().all(|&v| func.ty(v).rank() == 2) => Some(GroupKind::Product(op)),
+        _ => None,
+    };
     for op in graph.ops() {
-        if graph.func.ops[op].opcode == Opcode::PackedMatmul
-            && let Some(group) = graph.group(op)
-        {
-            graph.set_kind(group, GroupKind::Matmul(op));
+        if let (Some(kind), Some(group)) = (kind(op), graph.group(op)) {
+            graph.set_kind(group, kind);
         }
     }
     for op in graph.ops() {
-        if let Some(group) = graph.group(op)
-            && graph.kind(group) == GroupKind::Matmul(op)
+        if let (Some(kind), Some(group)) = (kind(op), graph.group(op))
+            && graph.kind(group) == kind
         {
             epilogue(graph, group, op);
         }
@@ -26,7 +31,8 @@ fn epilogue(graph: &mut UseGraph, group: GroupId, anchor: OpId) {
     let func = graph.func;
     let result = func.ops[anchor].results[0];
     let mut work = vec![result];
-    let parts = func.ops[anchor].size("parts");
+    let packed = func.ops[anchor].opcode == Opcode::PackedMatmul;
+    let parts = if packed { func.ops[anchor].size("parts") } else { 1 };
     if parts > 1 {
         let users = graph.users_here(result);
         if !users.iter().all(|&op| is_part(func, op, result, parts)) {
@@ -44,8 +50,17 @@ fn epilogue(graph: &mut UseGraph, group: GroupId, anchor: OpId) {
     while let Some(value) = work.pop() {
         for op in graph.users_here(value) {
             let Some(other) = graph.group(op) else { continue };
-            let fits = rows::is_elementwise(func, op) && func.ty(func.ops[op].results[0]).shape == func.ty(value).shape;
-            if fits && graph.kind(other) == GroupKind::Open && graph.try_join(group, other) {
+            let (from, to) = (func.ty(value), func.ops[op].results.first().map(|&v| func.ty(v)));
+            let fits = match graph.kind(other) {
+                GroupKind::Open => rows::is_elementwise(func, op) && to.is_some_and(|to| to.shape == from.shape),
+                // The same matrix under another shape.
+                GroupKind::Alias => {
+                    func.ops[op].opcode == Opcode::Reshape
+                        && to.is_some_and(|to| to.rank() > 0 && to.last() == from.last() && graph.feeds_elementwise(op))
+                }
+                _ => false,
+            };
+            if fits && graph.try_join(group, other) {
                 work.push(func.ops[op].results[0]);
             }
         }

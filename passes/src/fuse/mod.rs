@@ -2,14 +2,16 @@
 //!
 //! Every operation starts in a group of its own. Groups join if the kind of kernel allows it and if the graph of groups
 //! stays acyclic. The phases, in order of who has the first word:
-//! 1. a packed matmul takes the elementwise operations after it (epilogue);
-//! 2. attentions and cache updates take the chains that make their heads; with one query per row, an attention takes the
+//! 1. a column sum takes the elementwise operations around it, a pack the transpose before it;
+//! 2. a packed matmul, and a product of two activations, takes the elementwise operations after it (epilogue);
+//! 3. attentions and cache updates take the chains that make their heads; with one query per row, an attention takes the
 //!    updates of its two caches too;
-//! 3. a packed matmul takes the row operations that make its left operand (prologue). One row per batch is where this pays
+//! 4. a packed matmul takes the row operations that make its left operand (prologue). One row per batch is where this pays
 //!    most: every thread recomputes a norm, which costs less than a barrier. What others need too becomes a result;
-//! 4. the row operations left join into row kernels;
-//! 5. reshapes and contiguous slices that nobody took need no kernel; every other operation is a kernel of its own.
+//! 5. the row operations left join into row kernels;
+//! 6. reshapes and contiguous slices that nobody took need no kernel; every other operation is a kernel of its own.
 pub mod attention;
+pub mod columns;
 pub mod graph;
 pub mod kernel;
 pub mod matmul;
@@ -36,6 +38,8 @@ pub fn groups(func: &Func, uses: &Uses, leaves: &HashSet<OpId>, region: RegionId
             graph.set_kind(group, GroupKind::Alias);
         }
     }
+    columns::group(&mut graph);
+    single_operations(&mut graph);
     matmul::epilogues(&mut graph);
     attention::group(&mut graph);
     matmul::prologues(&mut graph);
@@ -49,6 +53,29 @@ pub fn groups(func: &Func, uses: &Uses, leaves: &HashSet<OpId>, region: RegionId
         }
     }
     graph.finish()
+}
+
+/// Operations with kernels of their own.
+fn single_operations(graph: &mut UseGraph) {
+    let func = graph.func;
+    for op in graph.ops() {
+        let Some(group) = graph.group(op) else { continue };
+        match func.ops[op].opcode {
+            Opcode::AttentionGrad => graph.set_kind(group, GroupKind::AttentionGrad(op)),
+            Opcode::ScatterAdd => graph.set_kind(group, GroupKind::ScatterAdd(op)),
+            Opcode::Pack => {
+                graph.set_kind(group, GroupKind::Pack(op));
+                let w = func.ops[op].operands[0];
+                let transpose = func.def_op(w).filter(|&op| func.ops[op].opcode == Opcode::Transpose);
+                if let Some(other) = transpose.and_then(|op| graph.group(op))
+                    && graph.feeds_only(other, group)
+                {
+                    graph.try_join(group, other);
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Whether an operation is the slot of cache updates only, which becomes part of an address.

@@ -49,13 +49,20 @@ pub fn fits(func: &Func, id: OpId, rows: usize) -> bool {
     let operands = || op.operands.iter().map(|&v| func.ty(v));
     let is_rows = |ty: &Type| ty.rank() > 0 && ty.rows() == rows && ty.last() > 1;
     let last_axis = |ty: &Type| op.size("axis") + 1 == ty.rank();
+    // Heads of one token are one row.
+    let is_tokens = |ty: &Type| ty.rank() == 4 && ty.shape[0] * ty.shape[1] == rows;
     match op.opcode {
+        Opcode::Rope | Opcode::RopeGrad => is_tokens(result),
+        Opcode::OneHot => is_rows(result),
+        Opcode::Pad => last_axis(result) && is_rows(result) && operands().all(is_rows),
+        Opcode::Broadcast => is_rows(result) && operands().all(|ty| view(&ty.shape, &result.shape).is_some()),
         Opcode::RmsNorm | Opcode::LayerNorm | Opcode::Softmax => is_rows(result),
         Opcode::ReduceSum | Opcode::ReduceMax => op.flag("keep") && operands().all(|ty| last_axis(ty) && is_rows(ty)),
         Opcode::Slice | Opcode::Concat => last_axis(result) && is_rows(result),
         Opcode::Reshape => operands().all(|from| {
             let same_rows = is_rows(from) && is_rows(result) && from.last() == result.last();
-            same_rows || from.elements() == rows
+            let splits = |whole: &Type, heads: &Type| is_rows(whole) && is_tokens(heads);
+            same_rows || splits(from, result) || splits(result, from) || from.elements() == rows
         }),
         Opcode::Gather | Opcode::PackedGather => is_rows(result),
         _ if op.opcode.is_elementwise() => {
@@ -72,7 +79,8 @@ pub fn fits(func: &Func, id: OpId, rows: usize) -> bool {
 pub fn natural_rows(func: &Func, id: OpId) -> Option<usize> {
     let result = func.ty(*func.ops[id].results.first()?);
     let is_start = func.ops[id].opcode != Opcode::Reshape && result.rank() > 0;
-    [result.rows(), result.elements()].into_iter().find(|&rows| is_start && fits(func, id, rows))
+    let tokens = if result.rank() == 4 { result.shape[0] * result.shape[1] } else { result.rows() };
+    [result.rows(), tokens, result.elements()].into_iter().find(|&rows| is_start && fits(func, id, rows))
 }
 
 /// Whether an operation looks rows up in a table.

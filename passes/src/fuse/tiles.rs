@@ -9,6 +9,9 @@ const INNER: usize = 256;
 /// Tasks aimed at where the work has no natural grain.
 const TASKS: usize = 32;
 
+/// What packing an element costs, in multiplications with additions.
+const PACKING: f64 = 6.0;
+
 /// A kind with its tiles, the number of tasks and how they are handed out.
 pub struct Tiled {
     /// The kind.
@@ -55,6 +58,68 @@ pub fn matmul(m: usize, n: usize, k: usize, nr: usize, target: &Target) -> Tiled
     let tasks = m.div_ceil(rows_per_task) * panels.div_ceil(panels_per_task);
     let kind = KernelKind::Matmul { m, n, k, rows_per_task, panels_per_task, kc };
     Tiled { kind, tasks, dispatch }
+}
+
+/// A product `[m, k] x [k, n]` of two activations. A task packs its rows and its columns, so large blocks do less in vain, but
+/// two or four threads must be able to share the tasks evenly, and both packed pieces must stay in the second-level cache.
+pub fn product(m: usize, n: usize, k: usize, target: &Target) -> Tiled {
+    let (mr, nr) = (target.mr.max(1), target.nr.max(1));
+    let blocks = k.div_ceil(INNER).max(1);
+    let kc = k.div_ceil(blocks).next_multiple_of(2);
+    let even = |size: usize, unit: usize, most: usize| {
+        let mut sizes: Vec<usize> = (1..=size.div_ceil(unit).min(64))
+            .map(|count| size.div_ceil(count).next_multiple_of(unit))
+            .filter(|&each| each <= most.max(unit))
+            .collect();
+        sizes.dedup();
+        if sizes.is_empty() { vec![most / unit * unit] } else { sizes }
+    };
+    let mut best = (f64::INFINITY, mr, nr);
+    for &rows in &even(m, mr, 192) {
+        for &columns in &even(n, nr, 512) {
+            if (rows + columns) * kc * 4 > target.l2.max((mr + nr) * kc * 4) {
+                continue;
+            }
+            let tasks = m.div_ceil(rows) * n.div_ceil(columns);
+            let share = |threads: usize| (tasks.div_ceil(threads) * threads * rows * columns) as f64 / (m * n) as f64;
+            let packing = 1.0 + PACKING * (1.0 / rows as f64 + 1.0 / columns as f64);
+            let cost = (share(2) + 0.25 * share(4)) * packing;
+            if cost < best.0 {
+                best = (cost, rows, columns);
+            }
+        }
+    }
+    let (_, rows_per_task, columns_per_task) = best;
+    let tasks = m.div_ceil(rows_per_task) * n.div_ceil(columns_per_task);
+    let kind = KernelKind::Product { m, n, k, rows_per_task, columns_per_task, kc };
+    Tiled { kind, tasks, dispatch: Dispatch::Dynamic }
+}
+
+/// Packing a weight of that many panels.
+pub fn pack(panels: usize) -> Tiled {
+    let panels_per_task = panels.div_ceil(TASKS).max(1);
+    let tasks = panels.div_ceil(panels_per_task);
+    Tiled { kind: KernelKind::Pack { panels, panels_per_task }, tasks, dispatch: Dispatch::Static }
+}
+
+/// Column sums. A task reads whole cache lines of each row.
+pub fn columns(rows: usize, columns: usize, target: &Target) -> Tiled {
+    let columns_per_task = columns.div_ceil(4).next_multiple_of(2 * target.lanes.max(1)).min(64);
+    let tasks = columns.div_ceil(columns_per_task);
+    Tiled { kind: KernelKind::Columns { rows, columns, columns_per_task }, tasks, dispatch: Dispatch::Static }
+}
+
+/// Adding rows to a table of `rows` rows.
+pub fn scatter_add(rows: usize) -> Tiled {
+    let rows_per_task = rows.div_ceil(TASKS).max(1);
+    let tasks = rows.div_ceil(rows_per_task);
+    Tiled { kind: KernelKind::ScatterAdd { rows, rows_per_task }, tasks, dispatch: Dispatch::Static }
+}
+
+/// The derivatives of attention of `queries` queries for each of `groups` groups of heads (over all batches).
+pub fn attention_grad(queries: usize, groups: usize) -> Tiled {
+    let q_rows = 48.min(queries.max(1));
+    Tiled { kind: KernelKind::AttentionGrad { q_rows }, tasks: groups, dispatch: Dispatch::Dynamic }
 }
 
 /// Panels of a task where each thread streams one contiguous share of the weight: 16 to 64 tasks of two panels or more, if
@@ -135,6 +200,33 @@ mod tests {
             assert!(rows % 6 == 0 && rows <= 96 && panels >= 1 && kc % 2 == 0 && kc <= 512, "{m} {n} {k}");
             assert!(tasks >= 8.min(n.div_ceil(16)), "{m} {n} {k}: {tasks}");
             assert!(tasks == m.div_ceil(rows) * n.div_ceil(16).div_ceil(panels));
+        }
+    }
+
+    #[test]
+    fn a_product_is_shared_evenly() {
+        let target = target();
+        for (m, n, k) in
+            [(128, 128, 4096), (128, 352, 4096), (1024, 384, 1024), (5632, 1024, 512), (7, 3, 5), (1024, 128, 1)]
+        {
+            let tiled = product(m, n, k, &target);
+            let KernelKind::Product { rows_per_task, columns_per_task, kc, .. } = tiled.kind else { panic!() };
+            let (row_blocks, column_blocks) = (m.div_ceil(rows_per_task), n.div_ceil(columns_per_task));
+            assert_eq!(tiled.tasks, row_blocks * column_blocks);
+            assert!(rows_per_task % 6 == 0 && columns_per_task % 16 == 0 && kc % 2 == 0 && kc <= 256, "{m} {n} {k}");
+            assert!((rows_per_task + columns_per_task) * kc * 4 <= target.l2, "{m} {n} {k}");
+            let in_vain = (tiled.tasks.next_multiple_of(2) * rows_per_task * columns_per_task) as f64 / (m * n) as f64;
+            assert!(m < 128 || in_vain < 1.1, "{m} {n} {k}: {rows_per_task} x {columns_per_task}");
+            assert!(m * n < 1 << 20 || tiled.tasks >= 16, "{m} {n} {k}: {}", tiled.tasks);
+        }
+    }
+
+    #[test]
+    fn columns_are_in_one_task_each() {
+        for n in [1, 7, 128, 384, 1000] {
+            let tiled = columns(100, n, &target());
+            let KernelKind::Columns { columns_per_task, .. } = tiled.kind else { panic!() };
+            assert!(columns_per_task * tiled.tasks >= n && columns_per_task * (tiled.tasks - 1) < n, "{n}");
         }
     }
 

@@ -1,8 +1,8 @@
 //! Batches, and where they come from.
 use crate::Error;
+use crate::data::{Dataset, Feed};
 
-/// The label of a position that nothing is predicted at.
-pub const IGNORED: i32 = -100;
+pub use crate::data::IGNORED;
 
 /// Rows of tokens with what is to be predicted. Filled anew for each call; a source of batches keeps its memory.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -22,25 +22,38 @@ impl Batch {
     }
 }
 
-/// A source of batches. What it gives is a function of the index, or, after [`Batches::seek`], of the position saved: a run
-/// that is resumed must see the rows that an unbroken one sees.
+/// A source of batches. What it gives is a function of the index, so that a run that is resumed sees the rows that an unbroken one
+/// sees.
 pub trait Batches {
     /// Fills the batch of that index: they count from 0, without gaps. With gradient accumulation over A batches, step t (from 1)
     /// takes those from `(t - 1) * A` on.
     ///
     /// # Errors
     /// If a file cannot be read or holds what cannot be trained on; the message names file and line.
-    fn next(&mut self, index: u64, batch: &mut Batch) -> Result<(), Error>;
-    /// What a checkpoint must hold for [`Batches::seek`]; nothing, where the index is enough.
-    fn position(&self) -> serde_json::Value {
-        serde_json::Value::Null
+    fn fill(&mut self, index: u64, batch: &mut Batch) -> Result<(), Error>;
+    /// What it is, in a line. A run is only resumed on data of the same description.
+    fn describe(&self) -> String;
+}
+
+/// Batches of a dataset's rows, in an order.
+pub struct Rows {
+    /// The rows.
+    pub data: Box<dyn Dataset>,
+    /// Their order.
+    pub feed: Feed,
+    /// Rows of a batch.
+    pub batch: usize,
+    /// Tokens of a row.
+    pub seq: usize,
+}
+
+impl Batches for Rows {
+    fn fill(&mut self, index: u64, batch: &mut Batch) -> Result<(), Error> {
+        batch.ids.resize(self.batch * self.seq, 0);
+        batch.labels.resize(self.batch * self.seq, IGNORED);
+        self.feed.batch(&*self.data, index, self.seq, &mut batch.ids, &mut batch.labels)
     }
-    /// Goes to a position that [`Batches::position`] gave; the next call is for the batch after it.
-    ///
-    /// # Errors
-    /// If the position does not fit the data.
-    fn seek(&mut self, position: &serde_json::Value) -> Result<(), Error> {
-        let _ = position;
-        Ok(())
+    fn describe(&self) -> String {
+        self.data.describe()
     }
 }

@@ -9,6 +9,7 @@ pub mod expand;
 pub mod fuse;
 pub mod hoist;
 pub mod layout;
+pub mod optimizer;
 pub mod options;
 pub mod pipeline;
 pub mod plan;

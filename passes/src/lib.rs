@@ -5,6 +5,7 @@
 mod analysis;
 pub mod cse;
 pub mod dce;
+pub mod differentiate;
 pub mod expand;
 pub mod fuse;
 pub mod hoist;

@@ -1,0 +1,7 @@
+//! Differentiation against finite differences in the f64 interpreter.
+#![allow(clippy::unwrap_used)]
+mod loops;
+mod models;
+mod policies;
+mod rules;
+mod support;

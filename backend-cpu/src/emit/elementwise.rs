@@ -28,6 +28,7 @@ pub fn apply(e: &mut Emitter, op: &Op, from: DType, a: &[Val]) -> Option<Val> {
         (Opcode::Log, &[x]) => math::log(e, x),
         (Opcode::Sqrt, &[x]) => e.sqrt(x),
         (Opcode::Rsqrt, &[x]) => math::rsqrt(e, x),
+        (Opcode::Atan, &[x]) => math::atan(e, x),
         (Opcode::Tanh, &[x]) => math::tanh(e, x),
         (Opcode::Erf, &[x]) => math::erf(e, x),
         (Opcode::Sigmoid, &[x]) => math::sigmoid(e, x),

@@ -28,7 +28,7 @@ impl<'k> Epilogue<'k> {
         let op = &func.ops[matmul];
         let parts = if op.opcode == Opcode::PackedMatmul { op.size("parts").max(1) } else { 1 };
         let columns = func.ty(op.results[0]).last() / parts;
-        let mut graph = Graph::new(kernel, func, rows, Some(matmul));
+        let mut graph = Graph::new(kernel, func, rows, &op.results);
         let mut nodes = Vec::new();
         for &(value, pointer) in results {
             let node = graph.result(value)?;
@@ -41,17 +41,16 @@ impl<'k> Epilogue<'k> {
         let epilogue = Epilogue { graph, results: nodes, columns };
         for (id, n) in epilogue.graph.nodes.iter().enumerate() {
             let fits = match &n.kind {
-                Kind::Arg(_) | Kind::Constant(_) | Kind::Positions { .. } | Kind::Gather { .. } | Kind::Alias(_) => {
-                    true
-                }
+                Kind::Arg(_) | Kind::Constant(_) | Kind::Positions { .. } | Kind::Gather { .. } => true,
+                Kind::Alias(_) | Kind::OneHot { .. } => true,
                 Kind::Elementwise { operands, .. } => {
-                    parts == 1 || operands.iter().all(|&o| !matches!(epilogue.graph.nodes[o].kind, Kind::Matmul))
+                    parts == 1 || operands.iter().all(|&o| !matches!(epilogue.graph.nodes[o].kind, Kind::Given(_)))
                 }
                 Kind::Slice { x, start } => {
-                    let of_matmul = matches!(epilogue.graph.nodes[*x].kind, Kind::Matmul);
+                    let of_matmul = matches!(epilogue.graph.nodes[*x].kind, Kind::Given(_));
                     !of_matmul || (start % columns == 0 && n.class.width().unwrap_or(1) == columns)
                 }
-                Kind::Matmul => parts == 1 || !epilogue.results.iter().any(|r| r.0 == id),
+                Kind::Given(_) => parts == 1 || !epilogue.results.iter().any(|r| r.0 == id),
                 _ => false,
             };
             if !fits {

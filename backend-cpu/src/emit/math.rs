@@ -1,7 +1,7 @@
 //! Elementary functions as polynomials in plain vector arithmetic: the image has no external symbols, so no libm.
 //!
 //! Each function works on any number of lanes, passes NaN on, and is exact at 0 and ±infinity. Errors are those
-//! measured by the tests against f64: 2 ulp or less (sigmoid and silu, which round three times, 4), or as a comment
+//! measured by the tests against f64: 2 ulp or less (arc tangent 2.1; sigmoid and silu, which round three times, 4), or as a comment
 //! says. None needs a float-to-integer conversion of an unbounded value, which LLVM leaves undefined.
 use super::{Cmp, Elem, Emitter, Val};
 
@@ -16,23 +16,22 @@ fn poly(e: &mut Emitter, x: Val, coefficients: &[f32]) -> Val {
     acc
 }
 
-/// `(p, n)` with `e^x = p * 2^n`, n as `i32`: `x = n ln 2 + r` in two parts (Cody and Waite), |r| <= ln 2 / 2.
-fn exp_parts(e: &mut Emitter, x: Val) -> (Val, Val) {
+/// 1.5 * 2^23: a float of this size has its last bit at 1, so adding it rounds to an integer, kept in the low bits.
+const MAGIC: f32 = 12_582_912.0;
+
+/// `(p, bits)` with `e^x = p * 2^n`, where the low bits of `bits` hold `n + bias`: `x = n ln 2 + r` in two parts (Cody and
+/// Waite), |r| <= ln 2 / 2, and the minimax polynomial of degree 6 for e^r.
+fn exp_parts(e: &mut Emitter, x: Val, bias: u8) -> (Val, Val) {
     let lanes = x.lanes();
-    // Adding 1.5 * 2^23 leaves the rounded integer in the low bits of the sum.
-    let magic = e.f32(12_582_912.0, lanes);
+    let magic = e.f32(MAGIC + f32::from(bias), lanes);
     let log2e = e.f32(std::f32::consts::LOG2_E, lanes);
     let shifted = e.fma(x, log2e, magic);
     let n = e.sub(shifted, magic);
-    let (bits, magic_bits) = (e.bitcast(shifted, Elem::I32), e.bitcast(magic, Elem::I32));
-    let exponent = e.sub(bits, magic_bits);
     let (high, low) = (e.f32(-0.693_359_4, lanes), e.f32(2.121_944_4e-4, lanes));
     let r = e.fma(n, high, x);
     let r = e.fma(n, low, r);
-    let q = poly(e, r, &[1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5]);
-    let (r2, one) = (e.mul(r, r), e.f32(1.0, lanes));
-    let tail = e.add(r, one);
-    (e.fma(q, r2, tail), exponent)
+    let p = poly(e, r, &[1.381_428_6e-3, 8.368_842e-3, 4.166_84e-2, 1.666_652e-1, 0.499_999_94, 1.0, 1.0]);
+    (p, e.bitcast(shifted, Elem::I32))
 }
 
 /// `2^n` for -126 <= n <= 127.
@@ -49,7 +48,9 @@ pub fn exp(e: &mut Emitter, x: Val) -> Val {
     let (low, high) = (e.f32(-104.0, x.lanes()), e.f32(89.0, x.lanes()));
     let x = e.max_fast(low, x);
     let x = e.min_fast(high, x);
-    let (p, n) = exp_parts(e, x);
+    let (p, bits) = exp_parts(e, x, 0);
+    let magic = e.int(MAGIC.to_bits().into(), bits.ty);
+    let n = e.sub(bits, magic);
     let half = e.sar(n, 1);
     let rest = e.sub(n, half);
     let (a, b) = (power_of_two(e, half), power_of_two(e, rest));
@@ -57,16 +58,15 @@ pub fn exp(e: &mut Emitter, x: Val) -> Val {
     e.mul(y, b)
 }
 
-/// e^x for x <= 0, as softmax needs it: cheaper, and 0 where the result would be subnormal (x < -87.33).
+/// e^x for x <= 0, as softmax needs it: cheaper, and 0 for x < -87.7 (from x = -87.33 on the result is subnormal).
 pub fn exp_nonpositive(e: &mut Emitter, x: Val) -> Val {
-    let low = e.f32(-87.33, x.lanes());
+    // At the bound n is -127, and the scale's bits are those of 0.
+    let low = e.f32(-88.0, x.lanes());
     let bounded = e.max_fast(low, x);
-    let (p, n) = exp_parts(e, bounded);
-    let scale = power_of_two(e, n);
-    let y = e.mul(p, scale);
-    let zero = e.f32(0.0, x.lanes());
-    let tiny = e.cmp(Cmp::Lt, x, low);
-    e.select(tiny, zero, y)
+    let (p, biased) = exp_parts(e, bounded, 127);
+    let scale = e.shl(biased, 23);
+    let scale = e.bitcast(scale, Elem::F32);
+    e.mul(p, scale)
 }
 
 /// Natural logarithm; NaN for x < 0, -infinity for 0.
@@ -134,6 +134,38 @@ fn copy_sign(e: &mut Emitter, magnitude: Val, x: Val) -> Val {
     let magnitude = e.bitcast(magnitude, Elem::I32);
     let bits = e.or(magnitude, sign);
     e.bitcast(bits, Elem::F32)
+}
+
+/// Arc tangent: brought to |t| <= tan(pi/8) by `atan x = pi/4 + atan((x-1) / (x+1))` or `pi/2 - atan(1/x)`, then an odd
+/// polynomial (ranges and coefficients of S. Moshier's `atanf`, Cephes).
+pub fn atan(e: &mut Emitter, x: Val) -> Val {
+    let lanes = x.lanes();
+    let a = e.abs(x);
+    let (one, zero) = (e.f32(1.0, lanes), e.f32(0.0, lanes));
+    let (low, high) = (e.f32(0.414_213_57, lanes), e.f32(2.414_213_7, lanes));
+    let (middle, large) = (e.cmp(Cmp::Gt, a, low), e.cmp(Cmp::Gt, a, high));
+    let (less, more) = (e.sub(a, one), e.add(a, one));
+    let minus_one = e.f32(-1.0, lanes);
+    let numerator = e.select(middle, less, a);
+    let numerator = e.select(large, minus_one, numerator);
+    let denominator = e.select(middle, more, one);
+    let denominator = e.select(large, a, denominator);
+    let t = e.div(numerator, denominator);
+    // The angles in two parts.
+    let (quarter, half) = (std::f64::consts::FRAC_PI_4, std::f64::consts::FRAC_PI_2);
+    let mut parts = |angle: fn(f64) -> f32| {
+        let (quarter, half) = (e.f32(angle(quarter), lanes), e.f32(angle(half), lanes));
+        let offset = e.select(middle, quarter, zero);
+        e.select(large, half, offset)
+    };
+    let (upper, lower) = (parts(|v| v as f32), parts(|v| (v - f64::from(v as f32)) as f32));
+    let t2 = e.mul(t, t);
+    let q = poly(e, t2, &[8.053_744_5e-2, -1.387_768_6e-1, 1.997_771_1e-1, -3.333_295e-1]);
+    let t3 = e.mul(t2, t);
+    let small = e.fma(q, t3, lower);
+    let sum = e.add(t, small);
+    let y = e.add(upper, sum);
+    copy_sign(e, y, x)
 }
 
 /// Hyperbolic tangent: an odd polynomial near 0, `1 - 2 / (e^2|x| + 1)` beyond.

@@ -73,9 +73,33 @@ fn exponential_and_logarithm() {
 }
 
 #[test]
+fn softmax_of_two() {
+    let inputs: Vec<f32> = samples(1e-8, 110.0).into_iter().filter(|x| *x < 0.0).chain([f32::NEG_INFINITY]).collect();
+    let mut func = Func::new("f");
+    let mut b = Builder::new(&mut func);
+    let x = b.arg("x", ArgRole::Input, Type::f32([inputs.len(), 2]));
+    let y = b.op(Opcode::Softmax, &[x], vec![]);
+    b.output("y", y, false);
+    let kind = KernelKind::Rows { rows: inputs.len(), rows_per_task: inputs.len() };
+    let mut runner = Runner::new(&crate::target("x86-64-v3").unwrap(), &kernel("k", kind, func, 1)).unwrap();
+    let pairs: Vec<f32> = inputs.iter().flat_map(|&x| [x, 0.0]).collect();
+    runner.args[0] = crate::testing::Aligned::from_f32(&pairs);
+    runner.run(0..1);
+    for (&x, pair) in inputs.iter().zip(runner.args[1].to_f32().chunks_exact(2)) {
+        let power = f64::from(x).exp();
+        let want = power / (1.0 + power);
+        let error = (f64::from(pair[0]) - want).abs();
+        assert!(error <= 2.5e-7 * want || (x < -87.3 && error < 1.2e-38), "softmax({x}, 0) = {}, want {want}", pair[0]);
+        assert!((f64::from(pair[1]) - 1.0 / (1.0 + power)).abs() < 1e-7);
+        assert!(x > -88.0 || pair[0] == 0.0, "softmax({x}, 0) = {}", pair[0]);
+    }
+}
+
+#[test]
 fn activations() {
     let all = samples(1e-8, 80.0);
     check(Opcode::Tanh, &all, 2.0, f64::tanh);
+    check(Opcode::Atan, &samples(1e-30, 1e30), 2.1, f64::atan);
     check(Opcode::Sigmoid, &all, 3.5, sigmoid);
     check(Opcode::Silu, &all, 4.0, |x| x * sigmoid(x));
     // SAFETY: see above.
@@ -111,6 +135,9 @@ fn special_values() {
     let e1 = (-1f32).exp();
     expect(Opcode::Exp, [1.0, 1.0, inf, 0.0, nan, 1.0, e1, inf]);
     expect(Opcode::Log, [-inf, -inf, inf, nan, nan, 1e-45f32.ln(), nan, 3e38f32.ln()]);
+    let right = std::f32::consts::FRAC_PI_2;
+    expect(Opcode::Atan, [0.0, -0.0, right, -right, nan, 1e-45, -std::f32::consts::FRAC_PI_4, right]);
+    assert!(run(Opcode::Atan, &inputs)[1].is_sign_negative());
     expect(Opcode::Tanh, [0.0, 0.0, 1.0, -1.0, nan, 1e-45, (-1f32).tanh(), 1.0]);
     expect(Opcode::Erf, [0.0, 0.0, 1.0, -1.0, nan, 1e-45, -0.842_700_8, 1.0]);
     expect(Opcode::Sigmoid, [0.5, 0.5, 1.0, 0.0, nan, 0.5, 0.268_941_43, 1.0]);

@@ -5,6 +5,7 @@ mod epilogue;
 pub mod math;
 #[cfg(test)]
 mod math_tests;
+pub mod rope;
 mod row;
 mod rowgraph;
 pub mod rowops;

@@ -1,7 +1,7 @@
 //! One row while its code is being emitted: what is known of it, and the evaluation of expressions at a chunk of
 //! columns.
-use super::rowgraph::{Class, Graph, Kind, NodeId, Packed};
-use super::{Elem, Emitter, Ty, Val, elementwise};
+use super::rowgraph::{Class, Graph, Kind, NodeId, Packed, Rotation};
+use super::{Cmp, Elem, Emitter, Ty, Val, elementwise};
 use rdc_ir::DType;
 use std::collections::HashMap;
 
@@ -127,6 +127,37 @@ pub(super) fn packed_row(e: &mut Emitter, w: Val, scale: Option<Val>, id: Val, p
     (0..k % kp).for_each(|j| copy(e, last, j));
 }
 
+/// Rotates the heads of row `row` at `from` into `to`; `table` and `pos` are the addresses of the op's operands.
+pub(super) fn rotate_row(e: &mut Emitter, row: Val, (table, pos): (Val, Val), rope: &Rotation, from: Val, to: Val) {
+    let Rotation { steps, heads, table_rows, turn } = *rope;
+    let (batch, step) = e.div_rem(row, steps);
+    let place = e.at(pos, batch, 4);
+    let first = e.load(place, DType::I32, 1);
+    let first = e.extsi(first, Elem::I64);
+    let position = e.add(first, step);
+    let position = e.index(position, table_rows);
+    let table = e.at(table, position, turn.dim * 4);
+    e.repeat(heads, |e, head| {
+        let (from, to) = (e.at(from, head, turn.dim * 4), e.at(to, head, turn.dim * 4));
+        let read = |e: &mut Emitter, column: usize, lanes: usize| {
+            let place = e.offset_const(from, column * 4);
+            e.load_raw(place, Ty::f32(lanes))
+        };
+        let write = |e: &mut Emitter, column: usize, value: Val| {
+            let place = e.offset_const(to, column * 4);
+            e.store_raw(place, value);
+        };
+        turn.emit(e, table, read, write);
+    });
+}
+
+/// 1 where the integers are equal, else 0.
+fn one_where(e: &mut Emitter, a: Val, b: Val) -> Val {
+    let (one, zero) = (e.f32(1.0, a.lanes()), e.f32(0.0, a.lanes()));
+    let equal = e.cmp(Cmp::Eq, a, b);
+    e.select(equal, one, zero)
+}
+
 pub(super) type Prepare<'f> = dyn FnMut(&mut Emitter, &mut Row, NodeId) + 'f;
 pub(super) type Evaluate<'f> = dyn FnMut(&mut Emitter, &mut Row, NodeId, Chunk) -> Val + 'f;
 
@@ -157,9 +188,15 @@ impl Graph<'_> {
             }
             Kind::Alias(x) => self.column(e, ctx, *x),
             Kind::Reduce { max, .. } => ctx.stats[&if *max { Stat::Max(node) } else { Stat::Sum(node) }],
-            Kind::Matmul => ctx.accumulators[0],
+            Kind::Given(index) => ctx.accumulators[*index],
+            Kind::OneHot { ids } => {
+                let id = self.column(e, ctx, *ids);
+                let first = e.int(0, id.ty);
+                one_where(e, id, first)
+            }
             Kind::Slice { .. }
             | Kind::Gather { .. }
+            | Kind::Rope { .. }
             | Kind::PackedGather { .. }
             | Kind::Concat(_)
             | Kind::RmsNorm { .. }
@@ -180,6 +217,9 @@ impl Graph<'_> {
         match &n.kind {
             Kind::Arg(_) | Kind::Gather { .. } => {
                 self.base(e, ctx, node);
+            }
+            Kind::OneHot { ids } => {
+                self.column(e, ctx, *ids);
             }
             Kind::Alias(x) | Kind::Slice { x, .. } => inner(e, ctx, *x),
             Kind::Elementwise { operands, .. } => operands.iter().for_each(|&o| inner(e, ctx, o)),
@@ -236,7 +276,17 @@ impl Graph<'_> {
                 let values: Vec<Val> = operands.iter().map(|&o| inner(e, ctx, o, chunk)).collect();
                 elementwise::apply(e, &self.func.ops[*op], *from, &values).unwrap_or(values[0])
             }
-            Kind::Matmul => ctx.accumulators[(chunk.offset / ctx.part).min(ctx.accumulators.len() - 1)],
+            Kind::Constant(value) => elementwise::constant(e, *value, n.dtype, chunk.lanes),
+            Kind::OneHot { ids } => {
+                let id = self.column(e, ctx, *ids);
+                let first = e.add_const(chunk.col, chunk.offset);
+                let first = e.trunci(first, Elem::I32);
+                let (id, first) = (e.splat(id, chunk.lanes), e.splat(first, chunk.lanes));
+                let iota = e.iota(chunk.lanes);
+                let columns = e.add(first, iota);
+                one_where(e, id, columns)
+            }
+            Kind::Given(index) => ctx.accumulators[(index + chunk.offset / ctx.part).min(ctx.accumulators.len() - 1)],
             _ => unreachable!("row programs evaluate these, epilogues refuse them"),
         }
     }

@@ -6,7 +6,10 @@
 //!
 //! A row is computed in *sweeps* over its columns, separated by the ends of reductions. The *level* of a node is the
 //! number of reductions that must have ended before one chunk of it can be computed.
+//!
+//! The columns of a row may be several axes of a tensor: `[B, S, H, D]` is B * S rows of H * D columns where that suits.
 use super::Error;
+use super::rope::Turn;
 use rdc_ir::{DType, Func, Op, OpId, Opcode, Type, ValueDef, ValueId};
 use std::collections::HashMap;
 
@@ -53,19 +56,36 @@ pub struct Packed {
     pub dtype: DType,
 }
 
+/// How rows of heads are rotated; row `b * steps + s` is token s of batch row b.
+#[derive(Clone, Copy, Debug)]
+pub struct Rotation {
+    /// Tokens of a batch row.
+    pub steps: usize,
+    /// Heads of a token.
+    pub heads: usize,
+    /// Rows of the table.
+    pub table_rows: usize,
+    /// What happens to a head.
+    pub turn: Turn,
+}
+
 /// How a node is computed; pointer arguments are indices into the kernel's arguments.
 #[derive(Clone, Debug)]
 pub enum Kind {
     /// An argument.
     Arg(usize),
-    /// The result of the matmul that an epilogue follows, in registers.
-    Matmul,
+    /// A value given in registers, by its place among those: the matmul that an epilogue follows, a sum over rows.
+    Given(usize),
     /// A constant.
     Constant(f64),
     /// `pos[row / len] + row % len` of an argument.
     Positions { pos: usize, len: usize },
     /// Row `ids` of a table of `rows` rows.
     Gather { table: usize, rows: usize, ids: NodeId },
+    /// 1 in column `ids`, else 0.
+    OneHot { ids: NodeId },
+    /// x with each of its heads rotated by the row's position, written to a buffer before the sweeps of its level.
+    Rope { x: NodeId, table: usize, pos: usize, rope: Rotation },
     /// Row `ids` of a packed table, copied into a buffer before the sweeps of its level.
     PackedGather { w: usize, scale: Option<usize>, ids: NodeId, packed: Packed },
     /// Another node's elements.
@@ -102,8 +122,13 @@ pub struct Node {
 impl Node {
     /// Whether the value is computed straight into a buffer, apart from the sweep of its level.
     pub fn is_buffered(&self) -> bool {
-        matches!(self.kind, Kind::Concat(_) | Kind::PackedGather { .. })
+        matches!(self.kind, Kind::Concat(_) | Kind::PackedGather { .. } | Kind::Rope { .. })
     }
+}
+
+/// Trailing axes that have `columns` elements together.
+fn trailing(shape: &[usize], columns: usize) -> Option<usize> {
+    (0..=shape.len()).find(|&axes| shape[shape.len() - axes..].iter().product::<usize>() == columns)
 }
 
 /// The nodes of one kernel.
@@ -114,25 +139,25 @@ pub struct Graph<'k> {
     pub nodes: Vec<Node>,
     kernel: &'k str,
     rows: usize,
-    matmul: Option<OpId>,
+    given: &'k [ValueId],
     memo: HashMap<(ValueId, Class), NodeId>,
 }
 
 impl<'k> Graph<'k> {
-    /// An empty graph over `rows` rows. `matmul` is the operation whose result is at hand in registers, for an epilogue.
-    pub fn new(kernel: &'k str, func: &'k Func, rows: usize, matmul: Option<OpId>) -> Graph<'k> {
-        Graph { func, nodes: Vec::new(), kernel, rows, matmul, memo: HashMap::new() }
+    /// An empty graph over `rows` rows. Values `given` are at hand in registers, for an epilogue.
+    pub fn new(kernel: &'k str, func: &'k Func, rows: usize, given: &'k [ValueId]) -> Graph<'k> {
+        Graph { func, nodes: Vec::new(), kernel, rows, given, memo: HashMap::new() }
     }
 
     /// The node of a value that is stored, one row (or element) for each row of the kernel.
     pub fn result(&mut self, value: ValueId) -> Result<NodeId, Error> {
         let ty = self.func.ty(value);
-        let class = if ty.rank() > 0 && ty.rows() == self.rows && ty.last() > 1 {
-            Class::Rows(ty.last())
-        } else if ty.elements() == self.rows {
-            Class::Column
-        } else {
+        if self.rows == 0 || !ty.elements().is_multiple_of(self.rows) {
             return Err(self.error(format!("a result of {ty} over {} rows", self.rows)));
+        }
+        let class = match ty.elements() / self.rows {
+            1 => Class::Column,
+            columns => Class::Rows(columns),
         };
         self.node(value, class)
     }
@@ -147,29 +172,48 @@ impl<'k> Graph<'k> {
         self.error(format!("{name} of {operands} as {class:?} over {} rows", self.rows))
     }
 
-    /// The class in which an operand of that type is wanted by an elementwise operation with a result in `class`.
-    fn aligned(&self, operand: &Type, class: Class) -> Option<Class> {
-        let (lead, last) = (operand.rows(), operand.last());
+    /// The class in which an operand is wanted by an elementwise operation with a result in `class`.
+    fn aligned(&self, operand: &Type, result: &Type, class: Class) -> Option<Class> {
+        let scalar = (operand.elements() == 1).then_some(Class::Scalar);
+        let (rows, d) = match class {
+            Class::Rows(d) => (self.rows, d),
+            Class::RowVector(d) => (1, d),
+            Class::Column if operand.elements() == self.rows => return Some(class),
+            Class::Column | Class::Scalar => return scalar,
+        };
+        if result.elements() != rows * d {
+            return None;
+        }
+        // Axes are aligned at the end.
+        let columns = operand.rank().saturating_sub(trailing(&result.shape, d)?);
+        let lead: usize = operand.shape[..columns].iter().product();
+        let trail: usize = operand.shape[columns..].iter().product();
         match class {
-            Class::Rows(d) if lead == self.rows && last == d => Some(class),
-            Class::Rows(_) if lead == self.rows && last == 1 => Some(Class::Column),
-            Class::Rows(d) if lead == 1 && last == d => Some(Class::RowVector(d)),
-            Class::Column if operand.elements() == self.rows => Some(Class::Column),
-            Class::RowVector(d) if lead == 1 && last == d => Some(class),
-            _ if operand.elements() == 1 => Some(Class::Scalar),
-            _ => None,
+            _ if lead == rows && trail == d => Some(class),
+            Class::Rows(_) if lead == rows && trail == 1 => Some(Class::Column),
+            Class::Rows(_) if lead == 1 && trail == d => Some(Class::RowVector(d)),
+            _ => scalar,
         }
     }
 
-    /// The operand's class if it must have the same elements in the same places, whatever its shape.
+    /// The class if the operand has the same elements in the same places, whatever its shape.
     fn same(&self, operand: &Type, class: Class) -> Option<Class> {
-        let fits = match class {
-            Class::Rows(d) => operand.rows() == self.rows && operand.last() == d,
-            Class::Column => operand.elements() == self.rows,
-            Class::RowVector(d) => operand.elements() == d && operand.last() == d,
-            Class::Scalar => operand.elements() == 1,
+        let elements = match class {
+            Class::Rows(d) => self.rows * d,
+            Class::Column => self.rows,
+            Class::RowVector(d) => d,
+            Class::Scalar => 1,
         };
-        fits.then_some(class)
+        (operand.elements() == elements).then_some(class)
+    }
+
+    /// Whether the columns of a class are the last axis of a type.
+    fn is_last_axis(&self, ty: &Type, class: Class) -> bool {
+        match class {
+            Class::Rows(d) => ty.last() == d && ty.rows() == self.rows,
+            Class::RowVector(d) => ty.last() == d && ty.rows() == 1,
+            Class::Column | Class::Scalar => false,
+        }
     }
 
     /// The pointer argument that a value is.
@@ -187,8 +231,10 @@ impl<'k> Graph<'k> {
         }
         let kind = match (self.pointer(value), self.func.def_op(value)) {
             (Some(index), _) => Kind::Arg(index),
-            (None, Some(op)) if Some(op) == self.matmul => Kind::Matmul,
-            (None, Some(op)) => self.kind(op, class)?,
+            (None, Some(op)) => match self.given.iter().position(|&v| v == value) {
+                Some(index) => Kind::Given(index),
+                None => self.kind(op, class)?,
+            },
             (None, None) => return Err(self.error("a value from outside the kernel")),
         };
         let level = self.level(&kind);
@@ -202,6 +248,8 @@ impl<'k> Graph<'k> {
         let func = self.func;
         let op = &func.ops[id];
         let ty = |i: usize| func.ty(op.operands[i]);
+        let result = func.ty(op.results[0]);
+        let last_axis = self.is_last_axis(result, class);
         let misfit = |g: &Self| g.misfit(op, class);
         Ok(match op.opcode {
             Opcode::Constant => Kind::Constant(op.float("value")),
@@ -210,40 +258,57 @@ impl<'k> Graph<'k> {
                 Kind::Alias(self.node(op.operands[0], wanted)?)
             }
             Opcode::Broadcast => {
-                let wanted = self.aligned(ty(0), class).ok_or_else(|| misfit(self))?;
+                let wanted = self.aligned(ty(0), result, class).ok_or_else(|| misfit(self))?;
                 Kind::Alias(self.node(op.operands[0], wanted)?)
             }
             code if code.is_elementwise() => {
                 let mut operands = Vec::new();
                 for &v in &op.operands {
-                    let wanted = self.aligned(func.ty(v), class).ok_or_else(|| misfit(self))?;
+                    let wanted = self.aligned(func.ty(v), result, class).ok_or_else(|| misfit(self))?;
                     operands.push(self.node(v, wanted)?);
                 }
                 Kind::Elementwise { op: id, from: ty(0).dtype, operands }
             }
-            Opcode::Slice if op.size("axis") + 1 == ty(0).rank() => {
-                let x = match class {
-                    Class::Rows(_) => self.same(ty(0), Class::Rows(ty(0).last())),
-                    Class::RowVector(_) => self.same(ty(0), Class::RowVector(ty(0).last())),
-                    // A slice of one column is left to the generic family.
-                    Class::Column | Class::Scalar => None,
-                };
-                let x = x.ok_or_else(|| misfit(self))?;
+            // A slice of one column is left to the generic family.
+            Opcode::Slice if op.size("axis") + 1 == ty(0).rank() && last_axis => {
+                let columns = ty(0).last();
+                let x = if matches!(class, Class::Rows(_)) { Class::Rows(columns) } else { Class::RowVector(columns) };
                 Kind::Slice { x: self.node(op.operands[0], x)?, start: op.size("start") }
             }
-            Opcode::Concat if op.size("axis") + 1 == ty(0).rank() && matches!(class, Class::Rows(_)) => {
+            Opcode::Concat if op.size("axis") + 1 == ty(0).rank() && last_axis && matches!(class, Class::Rows(_)) => {
                 let (mut parts, mut start) = (Vec::new(), 0);
                 for &v in &op.operands {
-                    let width = func.ty(v).last();
-                    let wanted = if width == 1 { Class::Column } else { Class::Rows(width) };
-                    let wanted = self.same(func.ty(v), wanted).ok_or_else(|| misfit(self))?;
-                    parts.push((self.node(v, wanted)?, start));
-                    start += width;
+                    parts.push((self.columns_of(v)?, start));
+                    start += func.ty(v).last();
                 }
                 Kind::Concat(parts)
             }
+            Opcode::Pad if op.size("axis") + 1 == ty(0).rank() && last_axis && matches!(class, Class::Rows(_)) => {
+                let (start, end) = (op.size("start"), op.size("start") + ty(0).last());
+                let mut parts = vec![(self.columns_of(op.operands[0])?, start)];
+                for (from, to) in [(0, start), (end, result.last())] {
+                    if from < to {
+                        parts.push((self.zeros(to - from), from));
+                    }
+                }
+                Kind::Concat(parts)
+            }
+            Opcode::OneHot => {
+                let wanted = match class {
+                    Class::Rows(_) if last_axis => self.same(ty(0), Class::Column),
+                    Class::RowVector(_) if last_axis => self.same(ty(0), Class::Scalar),
+                    Class::Column if op.size("n") == 1 => self.same(ty(0), class),
+                    _ => None,
+                };
+                let wanted = wanted.ok_or_else(|| misfit(self))?;
+                Kind::OneHot { ids: self.node(op.operands[0], wanted)? }
+            }
+            Opcode::Rope | Opcode::RopeGrad => self.rope(op, class)?,
             Opcode::RmsNorm | Opcode::LayerNorm | Opcode::Softmax => {
                 let Class::Rows(d) = class else { return Err(misfit(self)) };
+                if !last_axis {
+                    return Err(misfit(self));
+                }
                 let x = self.node(op.operands[0], class)?;
                 if op.opcode == Opcode::Softmax {
                     return Ok(Kind::Softmax { x });
@@ -273,8 +338,41 @@ impl<'k> Graph<'k> {
         })
     }
 
+    /// The node of a part of the columns of a value with one more or less of them.
+    fn columns_of(&mut self, part: ValueId) -> Result<NodeId, Error> {
+        let width = self.func.ty(part).last();
+        self.node(part, if width == 1 { Class::Column } else { Class::Rows(width) })
+    }
+
+    /// A node of zeros.
+    fn zeros(&mut self, columns: usize) -> NodeId {
+        let class = if columns == 1 { Class::Column } else { Class::Rows(columns) };
+        self.nodes.push(Node { kind: Kind::Constant(0.0), class, dtype: DType::F32, level: 0 });
+        self.nodes.len() - 1
+    }
+
+    fn rope(&mut self, op: &Op, class: Class) -> Result<Kind, Error> {
+        let (&[_, steps, heads, dim], &[x, table, pos]) = (&self.func.ty(op.operands[0]).shape[..], &op.operands[..])
+        else {
+            return Err(self.misfit(op, class));
+        };
+        let (Some(table_at), Some(pos)) = (self.pointer(table), self.pointer(pos)) else {
+            return Err(self.misfit(op, class));
+        };
+        // One token a row: all of its heads.
+        if class != Class::Rows(heads * dim) {
+            return Err(self.misfit(op, class));
+        }
+        let turn = Turn { dim, adjacent: op.text("layout") == "adjacent", back: op.opcode == Opcode::RopeGrad };
+        let rope = Rotation { steps, heads, table_rows: self.func.ty(table).shape[0], turn };
+        Ok(Kind::Rope { x: self.node(x, class)?, table: table_at, pos, rope })
+    }
+
     fn gather(&mut self, op: &Op, class: Class) -> Result<Kind, Error> {
         let (table, ids) = (op.operands[0], op.operands[1]);
+        if !self.is_last_axis(self.func.ty(op.results[0]), class) {
+            return Err(self.misfit(op, class));
+        }
         let wanted = match class {
             Class::Rows(_) => self.same(self.func.ty(ids), Class::Column),
             Class::RowVector(_) => self.same(self.func.ty(ids), Class::Scalar),
@@ -308,8 +406,9 @@ impl<'k> Graph<'k> {
     fn level(&self, kind: &Kind) -> usize {
         let of = |n: NodeId| self.nodes[n].level;
         match kind {
-            Kind::Arg(_) | Kind::Matmul | Kind::Constant(_) | Kind::Positions { .. } => 0,
-            Kind::Gather { ids, .. } | Kind::PackedGather { ids, .. } => of(*ids),
+            Kind::Arg(_) | Kind::Given(_) | Kind::Constant(_) | Kind::Positions { .. } => 0,
+            Kind::Gather { ids, .. } | Kind::PackedGather { ids, .. } | Kind::OneHot { ids } => of(*ids),
+            Kind::Rope { x, .. } => of(*x) + 1,
             Kind::Alias(x) | Kind::Slice { x, .. } => of(*x),
             Kind::Elementwise { operands, .. } => operands.iter().map(|&o| of(o)).max().unwrap_or(0),
             Kind::Concat(parts) => parts.iter().map(|p| of(p.0)).max().unwrap_or(0) + 1,
@@ -327,10 +426,21 @@ impl<'k> Graph<'k> {
             return true;
         }
         match &n.kind {
-            Kind::Arg(_) | Kind::Matmul | Kind::Constant(_) | Kind::Gather { .. } => true,
-            Kind::Concat(_) | Kind::PackedGather { .. } => true,
+            Kind::Arg(_) | Kind::Given(_) | Kind::Constant(_) | Kind::Gather { .. } | Kind::OneHot { .. } => true,
+            _ if n.is_buffered() => true,
             Kind::Alias(x) | Kind::Slice { x, .. } => self.is_cheap(*x),
             _ => false,
+        }
+    }
+
+    /// Whether the rows of a node lie in memory from its level on: those of arguments, and what is computed into a buffer.
+    pub fn is_resident(&self, node: NodeId) -> bool {
+        let n = &self.nodes[node];
+        match n.kind {
+            _ if n.class.width().is_none() => false,
+            Kind::Arg(_) | Kind::Gather { .. } => true,
+            Kind::Alias(x) | Kind::Slice { x, .. } => self.is_resident(x),
+            _ => n.is_buffered(),
         }
     }
 }

@@ -6,7 +6,7 @@
 //! goes through a buffer (its result's memory if it is a result, else scratch). Chunks are vectors of the target's
 //! lanes, then vectors of falling powers of two for the rest of the row. Reductions keep up to four accumulators and
 //! fold them in an order that depends on the row's length only.
-use super::row::{Chunk, Place, Row, Stat, load, packed_row, store};
+use super::row::{Chunk, Place, Row, Stat, load, packed_row, rotate_row, store};
 use super::rowgraph::{Graph, Kind, NodeId};
 use super::{Emitter, Error, Val, math};
 use rdc_ir::{DType, Func, ValueId};
@@ -27,6 +27,12 @@ pub fn pieces(width: usize, lanes: usize) -> (usize, Vec<(usize, usize)>) {
         size /= 2;
     }
     (full, tail)
+}
+
+/// (start, lanes) of every piece of a row.
+pub fn all_pieces(width: usize, lanes: usize) -> Vec<(usize, usize)> {
+    let (full, tail) = pieces(width, lanes);
+    (0..full).map(|i| (i * lanes, lanes)).chain(tail).collect()
 }
 
 /// One pass over the columns.
@@ -56,7 +62,7 @@ impl<'k> RowProgram<'k> {
     /// # Errors
     /// [`Error::Unsupported`] if the targets depend on anything but row operations.
     pub fn new(kernel: &'k str, func: &'k Func, rows: usize, targets: &[ValueId]) -> Result<RowProgram<'k>, Error> {
-        let mut graph = Graph::new(kernel, func, rows, None);
+        let mut graph = Graph::new(kernel, func, rows, &[]);
         let nodes = targets.iter().map(|&v| graph.result(v)).collect::<Result<Vec<_>, _>>()?;
         let mut program = RowProgram {
             graph,
@@ -143,8 +149,21 @@ impl<'k> RowProgram<'k> {
             return self.mark(node, own);
         }
         match self.graph.nodes[node].kind.clone() {
-            Kind::Arg(_) | Kind::Matmul | Kind::Constant(_) | Kind::Positions { .. } => {}
-            Kind::Gather { ids, .. } => self.mark(ids, level),
+            Kind::Arg(_) | Kind::Given(_) | Kind::Constant(_) | Kind::Positions { .. } => {}
+            Kind::Gather { ids, .. } | Kind::OneHot { ids } => self.mark(ids, level),
+            Kind::Rope { x, .. } => {
+                self.place(node);
+                if self.graph.is_resident(x) {
+                    return self.mark(x, own);
+                }
+                let (place, before) = (self.place(x), self.graph.nodes[x].level);
+                if let Some(width) = self.graph.nodes[x].class.width()
+                    && self.stored.insert(x)
+                {
+                    self.sweeps.entry((before, width)).or_default().stores.push((x, place, 0));
+                }
+                self.mark(x, before);
+            }
             Kind::PackedGather { ids, .. } => {
                 self.place(node);
                 self.mark(ids, own);
@@ -184,9 +203,16 @@ impl<'k> RowProgram<'k> {
 
     // ---- emission ----
     /// Emits the computation of row `row` (`i64`). `targets` are the addresses of the row in each target's memory;
-    /// `scratch` has [`RowProgram::scratch`] bytes.
+    /// `scratch` has [`RowProgram::scratch`] bytes. An element of an argument is read before any target's element at the same
+    /// place is written, but again in later sweeps if those need it.
     pub fn emit(&self, e: &mut Emitter, row: Val, targets: &[Val], scratch: Val) {
         let mut ctx = Row::new(row, targets, scratch);
+        // A target may have the memory of a column.
+        for (node, n) in self.graph.nodes.iter().enumerate() {
+            if let (Kind::Arg(_), None) = (&n.kind, n.class.width()) {
+                self.graph.column(e, &mut ctx, node);
+            }
+        }
         let last = self.graph.nodes.iter().map(|n| n.level).max().unwrap_or(0);
         for level in 0..=last {
             ctx.level = level;
@@ -198,17 +224,38 @@ impl<'k> RowProgram<'k> {
                 }
             }
             for (id, n) in self.graph.nodes.iter().enumerate() {
-                if let (Kind::PackedGather { w, scale, ids, packed }, Some(&place)) = (&n.kind, self.places.get(&id))
-                    && n.level == level
-                {
-                    let ids = self.graph.column(e, &mut ctx, *ids);
-                    let to = ctx.place(e, place);
-                    packed_row(e, e.arg(*w), scale.map(|s| e.arg(s)), ids, packed, to);
+                let Some(&place) = self.places.get(&id).filter(|_| n.level == level) else { continue };
+                match &n.kind {
+                    Kind::PackedGather { w, scale, ids, packed } => {
+                        let ids = self.graph.column(e, &mut ctx, *ids);
+                        let to = ctx.place(e, place);
+                        packed_row(e, e.arg(*w), scale.map(|s| e.arg(s)), ids, packed, to);
+                    }
+                    Kind::Rope { x, table, pos, rope } => {
+                        let from = self.address(e, &mut ctx, *x);
+                        let to = ctx.place(e, place);
+                        rotate_row(e, row, (e.arg(*table), e.arg(*pos)), rope, from, to);
+                    }
+                    _ => {}
                 }
             }
             for (&(_, width), sweep) in self.sweeps.range((level, 0)..(level + 1, 0)) {
                 self.sweep(e, &mut ctx, width, sweep);
             }
+        }
+    }
+
+    /// Where the current row of a node lies that is in memory.
+    fn address(&self, e: &mut Emitter, ctx: &mut Row, node: NodeId) -> Val {
+        let n = &self.graph.nodes[node];
+        match (self.places.get(&node), &n.kind) {
+            (Some(&place), _) => ctx.place(e, place),
+            (None, Kind::Alias(x)) => self.address(e, ctx, *x),
+            (None, Kind::Slice { x, start }) => {
+                let base = self.address(e, ctx, *x);
+                e.offset_const(base, start * n.dtype.bytes())
+            }
+            _ => self.graph.base(e, ctx, node),
         }
     }
 
@@ -332,15 +379,16 @@ impl<'k> RowProgram<'k> {
         accumulators: &[Val],
     ) -> Vec<Val> {
         ctx.chunk.clear();
-        for &(node, place, at) in &sweep.stores {
-            let value = self.value(e, ctx, node, chunk);
+        // All is read before anything is written: a target may have the memory of an argument.
+        let values: Vec<Val> = sweep.stores.iter().map(|&(node, ..)| self.value(e, ctx, node, chunk)).collect();
+        let operands: Vec<Val> = stats.iter().map(|&s| self.value(e, ctx, self.operand(s), chunk)).collect();
+        for (&(node, place, at), value) in sweep.stores.iter().zip(values) {
             let base = ctx.place(e, place);
             let dtype = self.graph.nodes[node].dtype;
             store(e, base, dtype, Chunk { offset: chunk.offset + at, ..chunk }, value);
         }
         let mut next = Vec::new();
-        for (&stat, &acc) in stats.iter().zip(accumulators) {
-            let x = self.value(e, ctx, self.operand(stat), chunk);
+        for ((&stat, &acc), x) in stats.iter().zip(accumulators).zip(operands) {
             next.push(match stat {
                 Stat::SumOfSquares(_) => e.fma(x, x, acc),
                 Stat::Sum(_) | Stat::Max(_) | Stat::SoftmaxMax(_) => join(e, stat, acc, x),

@@ -174,6 +174,128 @@ fn through_bf16() {
 }
 
 #[test]
+fn heads_are_rotated_by_rows() {
+    for (layout, d) in [("adjacent", 16), ("half", 16), ("adjacent", 6), ("half", 6), ("half", 24), ("adjacent", 2)] {
+        for op in ["rope", "rope_grad"] {
+            let wide = 3 * d;
+            let attrs = format!("{{layout = \"{layout}\"}}");
+            let text = format!(
+                r#"func "f"("x" input = %x: f32[2, 5, 3, {d}], "p" input = %p: f32[10, {}], "b" input = %b: f32[3, {d}],
+                "t" input = %t: f32[12, {}, 2], "pos" position = %pos: i32[2]) {{
+                %r = {op} %x, %t, %pos {attrs} : f32[2, 5, 3, {d}]
+                %s = slice %p {{axis = 1, start = {d}, end = {}}} : f32[10, {wide}]
+                %h = reshape %s {{shape = [2, 5, 3, {d}]}} : f32[2, 5, 3, {d}]
+                %q = {op} %h, %t, %pos {attrs} : f32[2, 5, 3, {d}]
+                %y = add %h, %b : f32[2, 5, 3, {d}]
+                %k = {op} %y, %t, %pos {attrs} : f32[2, 5, 3, {d}]
+                %m = mul %k, %r : f32[2, 5, 3, {d}]
+                %n = reshape %m {{shape = [10, {wide}]}} : f32[10, {wide}]
+                %c = concat %n, %s {{axis = 1}} : f32[10, {}]
+                yield "r" = %r, "q" = %q, "k" = %k, "c" = %c }}"#,
+                5 * d,
+                d / 2,
+                4 * d,
+                6 * d
+            );
+            rows(&text, 10).int("pos", &[0, 7]).check();
+        }
+    }
+}
+
+#[test]
+fn heads_from_norms() {
+    let text = r#"func "f"("x" input = %x: f32[6, 32], "w" input = %w: f32[32], "t" input = %t: f32[9, 4, 2], "pos" position = %pos: i32[2]) {
+        %n = rms_norm %x, %w {eps = 1e-6} : f32[6, 32]
+        %h = reshape %n {shape = [2, 3, 4, 8]} : f32[2, 3, 4, 8]
+        %q = rope %h, %t, %pos {layout = "half"} : f32[2, 3, 4, 8]
+        %f = reshape %q {shape = [6, 32]} : f32[6, 32]
+        %p = softmax %f : f32[6, 32]
+        yield "p" = %p, "n" = %n }"#;
+    rows(text, 6).int("pos", &[6, 1]).check();
+}
+
+#[test]
+fn pads_and_one_hots() {
+    for (d, start, size) in [(5, 2, 9), (8, 0, 16), (8, 8, 16), (1, 3, 4), (12, 0, 12), (7, 9, 40)] {
+        let text = format!(
+            r#"func "f"("x" input = %x: f32[4, {d}], "y" input = %y: f32[4, {size}], "i" ids = %i: i32[4], "k" input = %k: i32[]) {{
+            %e = exp %x : f32[4, {d}]
+            %p = pad %e {{axis = 1, start = {start}, size = {size}}} : f32[4, {size}]
+            %s = add %p, %y : f32[4, {size}]
+            %h = one_hot %i {{n = {size}}} : f32[4, {size}]
+            %m = mul %h, %s : f32[4, {size}]
+            %o = reduce_sum %m {{axis = 1, keep = true}} : f32[4, 1]
+            %q = sub %h, %o : f32[4, {size}]
+            %r = one_hot %k {{n = {size}}} : f32[{size}]
+            %z = add %q, %r : f32[4, {size}]
+            yield "p" = %p, "s" = %s, "o" = %o, "z" = %z }}"#
+        );
+        rows(&text, 4).int("i", &[0, -3, 3, 100]).int("k", &[2]).check();
+    }
+}
+
+#[test]
+fn losses_of_rows() {
+    for v in [9, 64] {
+        let text = format!(
+            r#"func "f"("x" input = %x: f32[6, {v}], "l" ids = %l: i32[6], "d" input = %d: f32[6, 1]) {{
+            %max = reduce_max %x {{axis = 1, keep = true}} : f32[6, 1]
+            %s = sub %x, %max : f32[6, {v}]
+            %e = exp %s : f32[6, {v}]
+            %sum = reduce_sum %e {{axis = 1, keep = true}} : f32[6, 1]
+            %log = log %sum : f32[6, 1]
+            %lse = add %log, %max : f32[6, 1]
+            %lo = constant {{value = 0.0, dtype = i32}} : i32[]
+            %at = max %l, %lo : i32[6]
+            %hit = one_hot %at {{n = {v}}} : f32[6, {v}]
+            %prod = mul %hit, %x : f32[6, {v}]
+            %own = reduce_sum %prod {{axis = 1, keep = true}} : f32[6, 1]
+            %nll = sub %lse, %own : f32[6, 1]
+            %ign = constant {{value = -100.0, dtype = i32}} : i32[]
+            %lc = reshape %l {{shape = [6, 1]}} : i32[6, 1]
+            %is = eq %lc, %ign : bool[6, 1]
+            %zero = constant {{value = 0.0, dtype = f32}} : f32[]
+            %loss = select %is, %zero, %nll : f32[6, 1]
+            %dn = select %is, %zero, %d : f32[6, 1]
+            %fac = div %dn, %sum : f32[6, 1]
+            %sp = mul %e, %fac : f32[6, {v}]
+            %ho = mul %hit, %dn : f32[6, {v}]
+            %g = sub %sp, %ho : f32[6, {v}]
+            %right = le %max, %own : bool[6, 1]
+            %c = cast %right {{dtype = f32}} : f32[6, 1]
+            yield "loss" = %loss, "g" = %g, "c" = %c }}"#
+        );
+        rows(&text, 6).int("l", &[3, -100, 8, 0, -100, 1]).check();
+    }
+}
+
+#[test]
+fn results_in_place() {
+    for d in [1, 7, 40] {
+        let text = format!(
+            r#"func "f"("p" input = %p: f32[5, {d}], "m" input = %m: f32[5, {d}], "g" input = %g: f32[5, {d}], "c" input = %c: f32[5, 1]) {{
+            %k = constant {{value = 0.9, dtype = f32}} : f32[]
+            %c2 = mul %c, %k : f32[5, 1]
+            %s = mul %g, %c : f32[5, {d}]
+            %km = mul %m, %k : f32[5, {d}]
+            %n = add %km, %s : f32[5, {d}]
+            %u = mul %n, %p : f32[5, {d}]
+            %q = sub %p, %u : f32[5, {d}]
+            yield "c2" = %c2, "n" = %n, "q" = %q }}"#
+        );
+        rows(&text, 5).in_place("q", "p").in_place("n", "m").in_place("c2", "c").check();
+        rows(&text, 5).in_place("n", "p").in_place("q", "m").in_place("c2", "c").check();
+    }
+    let text = r#"func "f"("a" input = %a: f32[5, 40], "b" input = %b: f32[5, 40]) {
+        %t = exp %a : f32[5, 40]
+        %r = reduce_sum %b {axis = 1, keep = true} : f32[5, 1]
+        %s = mul %t, %r : f32[5, 40]
+        %y = add %s, %a : f32[5, 40]
+        yield "y" = %y, "r" = %r }"#;
+    rows(text, 5).in_place("y", "a").check();
+}
+
+#[test]
 fn other_operations_are_refused() {
     let text = r#"func "f"("x" input = %x: f32[3, 3]) {
         %y = transpose %x {perm = [1, 0]} : f32[3, 3]

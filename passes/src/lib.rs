@@ -17,4 +17,4 @@ pub mod plan;
 pub mod simplify;
 
 pub use options::{Error, Options, Remat, Training, WeightType};
-pub use pipeline::{Observer, POINTS, Stage, compile, optimise};
+pub use pipeline::{Observer, POINTS, Stage, TRAINING_POINTS, compile, optimise};

@@ -1,4 +1,5 @@
 //! What a caller can choose, and what can go wrong.
+use crate::optimizer;
 use rdc_ir::Loc;
 use rdc_ir::program::Target;
 
@@ -49,6 +50,8 @@ pub struct Training {
     pub max_grad_steps: usize,
     /// What is kept for the way back.
     pub remat: Remat,
+    /// The optimiser's functions, if they are wanted.
+    pub optimizer: Option<optimizer::Options>,
     /// Names of the parameters that get no gradient.
     pub frozen: Vec<String>,
     /// Whether the losses without gradient stay in the module, for evaluation.

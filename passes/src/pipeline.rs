@@ -1,13 +1,38 @@
 //! The order of the passes.
-use crate::options::{Error, Options};
-use crate::{cse, dce, hoist, layout, plan, simplify};
-use rdc_ir::Module;
+use crate::differentiate::{self, Remat as Keep};
+use crate::options::{Error, Options, Remat, Training, WeightType};
+use crate::{cse, dce, expand, hoist, layout, optimizer, plan, simplify};
 use rdc_ir::program::Program;
+use rdc_ir::{Loc, Module};
 use std::time::{Duration, Instant};
 
 /// The points at which an [`Observer`] sees the module, in order; each is the name of the pass before it. `lower` is the
 /// module as given. At `plan` it sees the program.
 pub const POINTS: &[&str] = &["lower", "simplify", "hoist", "cse", "dce", "layout", "hoist2", "cse2", "dce2", "plan"];
+
+/// The points if the module is compiled for training.
+pub const TRAINING_POINTS: &[&str] = &[
+    "lower",
+    "simplify",
+    "hoist",
+    "cse",
+    "dce",
+    "fuse_loss",
+    "differentiate",
+    "optimizer",
+    "expand",
+    "cse2",
+    "hoist2",
+    "dce2",
+    "layout",
+    "hoist3",
+    "cse3",
+    "dce3",
+    "plan",
+];
+
+/// Parts of what everything that is kept takes, tried as budgets where it does not fit.
+const BUDGETS: &[f64] = &[1.0, 0.85, 0.7, 0.5, 0.3, 0.15];
 
 /// What there is after a pass. What hoisting saves shows in `rdc_ir::cost::func_cost` at `lower` and `hoist`.
 #[derive(Clone, Copy, Debug)]
@@ -23,12 +48,14 @@ pub struct Stage<'a> {
 /// Called after each pass with the name of the point.
 pub type Observer<'o> = dyn FnMut(&str, Stage<'_>) + 'o;
 
-/// Compiles a module: optimises it, then fuses its operations into kernels and plans memory and schedule.
+/// Compiles a module: optimises it, for training differentiates it, then fuses its operations into kernels and plans memory and
+/// schedule.
 ///
 /// Returns the module as it was planned, and the program. Timings, and the module at every point, go to the observer.
 ///
 /// # Errors
-/// If the module breaks a rule of the IR or uses what cannot be compiled.
+/// If the module breaks a rule of the IR or uses what cannot be compiled, or if a training step does not fit into the memory
+/// that the options give it.
 pub fn compile(module: Module, options: &Options, observer: &mut Observer<'_>) -> Result<(Module, Program), Error> {
     let module = optimise(module, options, observer)?;
     let start = Instant::now();
@@ -41,10 +68,9 @@ pub fn compile(module: Module, options: &Options, observer: &mut Observer<'_>) -
 /// observer.
 ///
 /// # Errors
-/// If the module breaks a rule of the IR.
+/// As [`compile`].
 pub fn optimise(module: Module, options: &Options, observer: &mut Observer<'_>) -> Result<Module, Error> {
     let trips = options.expected_trips;
-    let nr = options.target.nr;
     let mut run = Run { module, observer };
 
     run.pass("lower", |_| ())?;
@@ -52,10 +78,23 @@ pub fn optimise(module: Module, options: &Options, observer: &mut Observer<'_>) 
     run.pass("hoist", hoist::run)?;
     run.pass("cse", cse::run)?;
     run.pass("dce", dce::run)?;
-    run.pass("layout", |m| layout::run(m, options.dtype, nr))?;
-    run.pass("hoist2", hoist::run)?;
-    run.pass("cse2", cse::run)?;
-    run.pass("dce2", dce::run)?;
+    let Some(training) = &options.training else {
+        run.pass("layout", |m| layout::run(m, options.dtype, options.target.nr))?;
+        run.pass("hoist2", hoist::run)?;
+        run.pass("cse2", cse::run)?;
+        run.pass("dce2", dce::run)?;
+        return Ok(run.module);
+    };
+    if options.dtype != WeightType::F32 {
+        return Err(unsupported("training is in f32 only".into()));
+    }
+    run.pass("fuse_loss", expand::fuse_loss)?;
+    let keep = match training.remat {
+        Remat::None => Keep::None,
+        Remat::Iteration => Keep::Iteration,
+        Remat::Auto { memory } => what_fits(&run.module, options, training, memory)?,
+    };
+    run.train(options, training, keep)?;
     Ok(run.module)
 }
 
@@ -67,8 +106,18 @@ struct Run<'a, 'o> {
 impl Run<'_, '_> {
     /// Runs a pass, verifies what it leaves, and shows it.
     fn pass(&mut self, name: &'static str, pass: impl FnOnce(&mut Module)) -> Result<(), Error> {
+        self.try_pass(name, |module| {
+            pass(module);
+            Ok(())
+        })
+    }
+    fn try_pass(
+        &mut self,
+        name: &'static str,
+        pass: impl FnOnce(&mut Module) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let start = Instant::now();
-        pass(&mut self.module);
+        pass(&mut self.module)?;
         let elapsed = start.elapsed();
         match rdc_ir::verify::verify_text(&self.module) {
             Some(details) => Err(Error::Invalid { pass: name, details }),
@@ -78,4 +127,84 @@ impl Run<'_, '_> {
             }
         }
     }
+    /// The passes of training from differentiation to the layout of weights.
+    fn train(&mut self, options: &Options, training: &Training, keep: Keep) -> Result<(), Error> {
+        let of_gradients = gradients(training, keep);
+        self.try_pass("differentiate", |m| {
+            differentiate::run(m, &of_gradients)?;
+            if !training.losses {
+                m.funcs.retain(|f| !is_loss(&f.name));
+            }
+            Ok(())
+        })?;
+        self.pass("optimizer", |m| {
+            if let Some(options) = &training.optimizer {
+                optimizer::add(m, options);
+            }
+        })?;
+        self.pass("expand", expand::run)?;
+        self.pass("cse2", cse::run)?;
+        self.pass("hoist2", hoist::run)?;
+        self.pass("dce2", dce::run)?;
+        self.pass("layout", |m| layout::run_for_training(m, options.target.nr))?;
+        self.pass("hoist3", hoist::run)?;
+        self.pass("cse3", cse::run)?;
+        self.pass("dce3", dce::run)
+    }
+}
+
+fn is_loss(name: &str) -> bool {
+    name == "loss" || name.starts_with("loss.")
+}
+
+fn gradients(training: &Training, remat: Keep) -> differentiate::Options {
+    differentiate::Options {
+        max_grad_steps: training.max_grad_steps,
+        remat,
+        frozen: training.frozen.clone(),
+        // One product over all iterations trades memory for time, so it is for those who have memory.
+        stack_weight_grads: (remat == Keep::None).then_some(usize::MAX),
+    }
+}
+
+/// The policy that computes the least again of those whose program fits into that many bytes.
+fn what_fits(module: &Module, options: &Options, training: &Training, memory: usize) -> Result<Keep, Error> {
+    let bytes = |keep: Keep| -> Result<usize, Error> {
+        let mut run = Run { module: module.clone(), observer: &mut |_, _| {} };
+        run.train(options, training, keep)?;
+        Ok(memory_of(&plan::build(&run.module, options)?))
+    };
+    let all = bytes(Keep::None)?;
+    if all <= memory {
+        return Ok(Keep::None);
+    }
+    let everything = gradients(training, Keep::None);
+    let losses = module.funcs.iter().filter(|f| is_loss(&f.name));
+    let kept = losses.map(|f| Ok(differentiate::kept(module, f, &everything)?.bytes()));
+    let kept = kept.collect::<Result<Vec<usize>, Error>>()?.into_iter().max().unwrap_or(0);
+    // What would remain for values that are kept if the rest took no less.
+    let left = kept.saturating_sub(all - memory);
+    for part in BUDGETS {
+        let keep = Keep::Budget((left as f64 * part) as usize);
+        if left > 0 && bytes(keep)? <= memory {
+            return Ok(keep);
+        }
+    }
+    let least = bytes(Keep::Iteration)?;
+    if least <= memory {
+        return Ok(Keep::Iteration);
+    }
+    let message =
+        format!("a training step takes at least {least} bytes of weights and buffers, more than the {memory} allowed");
+    Err(unsupported(message))
+}
+
+/// Bytes of weights and of the largest arena.
+fn memory_of(program: &Program) -> usize {
+    let weights: usize = program.weights.iter().map(|w| w.ty.bytes()).sum();
+    weights + program.entries.iter().map(|e| e.arena).max().unwrap_or(0)
+}
+
+fn unsupported(message: String) -> Error {
+    Error::Unsupported { message, loc: Loc::default() }
 }

@@ -75,7 +75,12 @@ impl Uses {
 pub fn alias(func: &Func, op: OpId) -> Option<(ValueId, usize)> {
     let op = &func.ops[op];
     match op.opcode {
-        Opcode::Reshape => Some((op.operands[0], 0)),
+        Opcode::Reshape | Opcode::StopGradient => Some((op.operands[0], 0)),
+        Opcode::Index => {
+            let entry = constant(func, op.operands[1])?;
+            let (ty, last) = (func.ty(op.results[0]), func.ty(op.operands[0]).shape[0] - 1);
+            Some((op.operands[0], (entry.max(0.0) as usize).min(last) * ty.bytes()))
+        }
         Opcode::Slice => {
             let (ty, axis) = (func.ty(op.operands[0]), op.size("axis"));
             if ty.shape[..axis].iter().any(|&n| n != 1) {
@@ -96,6 +101,37 @@ pub fn root(func: &Func, mut value: ValueId) -> (ValueId, usize) {
         value = source;
     }
     (value, offset)
+}
+
+/// If an operation's result is the entry of a stack at the step of the loop around it: the stack. The entry lies at an
+/// address that moves with the step.
+pub fn moving(func: &Func, uses: &Uses, op: OpId) -> Option<ValueId> {
+    let data = &func.ops[op];
+    let region = uses.region(op);
+    let around = &func.ops[uses.owner(region)?];
+    if data.opcode != Opcode::Index || func.values[root(func, data.operands[1]).0].def != ValueDef::Arg(region, 0) {
+        return None;
+    }
+    let (stack, offset) = root(func, data.operands[0]);
+    // Nothing is clamped; the stack does not move itself.
+    let plain = offset == 0 && func.def_op(stack).is_none_or(|op| func.ops[op].opcode != Opcode::Index);
+    let all = func.ty(data.operands[0]).shape[0] >= around.size("max_steps");
+    (plain && all).then_some(data.operands[0])
+}
+
+/// The value of a scalar constant.
+pub fn constant(func: &Func, value: ValueId) -> Option<f64> {
+    func.def_op(value).map(|op| &func.ops[op]).filter(|op| op.opcode == Opcode::Constant).map(|op| op.float("value"))
+}
+
+/// Whether every byte of a value is zero, as far as can be seen.
+pub fn is_zero(func: &Func, value: ValueId) -> bool {
+    let (value, _) = root(func, value);
+    let number = match func.def_op(value).map(|op| &func.ops[op]) {
+        Some(op) if op.opcode == Opcode::Broadcast => op.operands[0],
+        _ => value,
+    };
+    constant(func, number).is_some_and(|number| number.to_bits() == 0)
 }
 
 /// Whether a value is a scalar constant, which kernels hold in their code.

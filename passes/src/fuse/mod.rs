@@ -25,7 +25,7 @@ pub use graph::{Group, GroupKind};
 use graph::{GroupId, UseGraph};
 use rdc_ir::{Func, OpId, Opcode, RegionId, ValueId};
 use std::collections::HashSet;
-use uses::{User, Uses, alias};
+use uses::{User, Uses, alias, moving};
 
 /// Groups the operations of a region (not of the regions inside it), in an order of execution. `leaves` need no kernel.
 pub fn groups(func: &Func, uses: &Uses, leaves: &HashSet<OpId>, region: RegionId) -> Vec<Group> {
@@ -34,7 +34,7 @@ pub fn groups(func: &Func, uses: &Uses, leaves: &HashSet<OpId>, region: RegionId
         let Some(group) = graph.group(op) else { continue };
         if func.ops[op].opcode == Opcode::Loop {
             graph.set_kind(group, GroupKind::Loop(op));
-        } else if alias(func, op).is_some() || is_address(func, uses, op) {
+        } else if alias(func, op).is_some() || moving(func, uses, op).is_some() || is_address(func, uses, op) {
             graph.set_kind(group, GroupKind::Alias);
         }
     }

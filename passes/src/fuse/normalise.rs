@@ -2,11 +2,8 @@
 //! 1. a reduction that drops the last axis keeps it, and a reshape drops it;
 //! 2. a bias added before heads are split, `reshape(x + b)`, is added after: `reshape(x) + reshape(b)`;
 //! 3. attention over plain keys and values writes them to caches of one slot first, so that there is one attention kernel;
-//! 4. a value that must be written to a place of its own (yields, initial carried values) comes from an operation of its
-//!    own: otherwise an identity `cast` copies it;
-//!    A stacked result that is to be read whole is copied too, so that the copy sees its unwritten entries as zeros;
-//! 5. operations without use are gone.
-use super::uses::{User, Uses, alias, is_constant, root};
+//! 4. operations without use are gone.
+use super::uses::{User, Uses};
 use crate::plan::weights::stored;
 use rdc_ir::{Attr, DType, Func, Loc, OpId, Opcode, RegionId, Type, ValueDef, ValueId};
 use std::collections::{HashMap, HashSet};
@@ -18,21 +15,21 @@ pub fn normalise(func: &Func) -> Func {
     keep_reduced_axes(&mut func);
     bias_after_heads(&mut func);
     cache_attention(&mut func);
-    own_places(&mut func);
     remove_unused(&mut func);
     func
 }
 
 /// Puts operations into a region before an operation, or at its end.
-struct Inserter<'f> {
-    func: &'f mut Func,
-    region: RegionId,
-    before: Option<OpId>,
-    loc: Loc,
+pub(crate) struct Inserter<'f> {
+    pub(crate) func: &'f mut Func,
+    pub(crate) region: RegionId,
+    /// The operation before which they go; `None`: at the end.
+    pub(crate) before: Option<OpId>,
+    pub(crate) loc: Loc,
 }
 
 impl Inserter<'_> {
-    fn op(&mut self, opcode: Opcode, operands: Vec<ValueId>, attrs: Vec<Attr>, results: Vec<Type>) -> Vec<ValueId> {
+    pub(crate) fn op(&mut self, opcode: Opcode, operands: Vec<ValueId>, attrs: Vec<Attr>, results: Vec<Type>) -> Vec<ValueId> {
         let id = self.func.make_op(opcode, operands, attrs, results, Vec::new(), self.loc);
         let ops = &mut self.func.regions[self.region].ops;
         let at = self.before.and_then(|op| ops.iter().position(|&o| o == op)).unwrap_or(ops.len());
@@ -44,7 +41,8 @@ impl Inserter<'_> {
         let ty = self.func.ty(value).with_shape(shape);
         self.op(Opcode::Reshape, vec![value], vec![attr], vec![ty])[0]
     }
-    fn copy(&mut self, value: ValueId) -> ValueId {
+    /// A copy with memory of its own.
+    pub(crate) fn copy(&mut self, value: ValueId) -> ValueId {
         let ty = self.func.ty(value).clone();
         let copy = self.op(Opcode::Cast, vec![value], vec![Attr::DType(ty.dtype)], vec![ty])[0];
         self.func.values[copy].name = self.func.values[value].name.clone();
@@ -52,12 +50,13 @@ impl Inserter<'_> {
     }
 }
 
-fn before(func: &mut Func, region: RegionId, op: OpId) -> Inserter<'_> {
+pub(crate) fn before(func: &mut Func, region: RegionId, op: OpId) -> Inserter<'_> {
     let loc = func.ops[op].loc;
     Inserter { func, region, before: Some(op), loc }
 }
 
-fn remove_unused(func: &mut Func) {
+/// Removes operations whose results nothing uses.
+pub(crate) fn remove_unused(func: &mut Func) {
     let uses = Uses::new(func);
     let mut dead = HashSet::new();
     for (region, op) in func.walk().into_iter().rev() {
@@ -157,103 +156,4 @@ fn zeros(func: &mut Func, batch: usize) -> (ValueId, ValueId) {
     let attrs = vec![Attr::Ints(vec![batch as i64])];
     let zeros = at.op(Opcode::Broadcast, vec![zero], attrs, vec![Type::new(DType::I32, [batch])])[0];
     (zero, zeros)
-}
-
-/// Copies values where two owners would want one place, or a place that is not theirs to write.
-fn own_places(func: &mut Func) {
-    for (region, id) in func.walk() {
-        let op = func.ops[id].clone();
-        match op.opcode {
-            // A constant has no memory to be an alias of.
-            Opcode::Reshape | Opcode::Slice if is_constant(func, op.operands[0]) => {
-                let copy = before(func, region, id).copy(op.operands[0]);
-                func.ops[id].operands[0] = copy;
-            }
-            Opcode::Loop => {
-                for (i, &init) in op.operands.iter().enumerate() {
-                    if !func.ty(init).cache && !is_whole(func, init) {
-                        let copy = before(func, region, id).copy(init);
-                        func.ops[id].operands[i] = copy;
-                    }
-                }
-                let carried = op.operands.len() - 1 + usize::from(op.flag("exit"));
-                own_yields(func, op.regions[0], carried);
-            }
-            _ => {}
-        }
-    }
-    own_yields(func, func.body, usize::MAX);
-}
-
-/// Whether a value fills a buffer that every thread sees.
-fn is_whole(func: &Func, value: ValueId) -> bool {
-    let (root, offset) = root(func, value);
-    if offset != 0 || func.ty(root).bytes() != func.ty(value).bytes() {
-        return false;
-    }
-    match func.values[root].def {
-        ValueDef::Arg(region, index) => region == func.body || index >= 2,
-        ValueDef::Result(op, index) => match func.ops[op].opcode {
-            Opcode::Loop => index + 1 != func.ops[op].operands.len(),
-            Opcode::Constant | Opcode::Param | Opcode::RopeTable | Opcode::SinusoidTable => false,
-            Opcode::Cast | Opcode::Quantize | Opcode::Concat => stored(func, root).is_none(),
-            Opcode::CacheUpdate => false,
-            _ => true,
-        },
-    }
-}
-
-/// Gives each yield an operation of its own. Yields from `stacked` on are written at an address that moves with the step.
-fn own_yields(func: &mut Func, region: RegionId, stacked: usize) {
-    let mut taken = HashSet::new();
-    for index in 0..func.regions[region].yields.len() {
-        let value = func.regions[region].yields[index];
-        if func.ty(value).cache {
-            continue;
-        }
-        let (owner, _) = root(func, value);
-        let is_result = match func.values[owner].def {
-            ValueDef::Arg(..) => false,
-            ValueDef::Result(op, _) => {
-                let here = func.regions[region].ops.contains(&op);
-                here && (region == func.body || func.ops[op].opcode != Opcode::Loop)
-            }
-        };
-        let uncut = region == func.body && is_stacked(func, owner) && !func.outputs[index].stacked;
-        let ok = !uncut && is_result && is_whole(func, value) && (index < stacked || stays_here(func, region, owner));
-        if !ok || !taken.insert(owner) {
-            let loc = func.def_op(value).map(|op| func.ops[op].loc).unwrap_or_default();
-            let copy = Inserter { func, region, before: None, loc }.copy(value);
-            taken.insert(copy);
-            func.regions[region].yields[index] = copy;
-        }
-    }
-}
-
-/// Whether a value is a stacked result of a loop.
-fn is_stacked(func: &Func, value: ValueId) -> bool {
-    match func.values[value].def {
-        ValueDef::Result(op, index) => func.ops[op].opcode == Opcode::Loop && index >= func.ops[op].operands.len(),
-        ValueDef::Arg(..) => false,
-    }
-}
-
-/// Whether all uses are in this region and at the beginning of the value, so that the moving address serves them too.
-fn stays_here(func: &Func, region: RegionId, value: ValueId) -> bool {
-    let uses = Uses::new(func);
-    let mut work = vec![value];
-    while let Some(value) = work.pop() {
-        for user in uses.of(value) {
-            match *user {
-                User::Yield(_) => {}
-                User::Op(op) if uses.region(op) != region || func.ops[op].opcode == Opcode::Loop => return false,
-                User::Op(op) => match alias(func, op) {
-                    Some((_, 0)) => work.extend(&func.ops[op].results),
-                    Some(_) => return false,
-                    None => {}
-                },
-            }
-        }
-    }
-    true
 }

@@ -21,30 +21,31 @@ impl Range {
     }
 }
 
-/// Gives every arena buffer its offset, and the entry its arena size.
+/// Gives every arena buffer its offset, and the entry its arena size and the bytes that live at most.
 pub fn allocate(entry: &mut Entry, lives: &[Life]) {
-    let ranges = ranges(entry, lives);
+    let (ranges, moments) = ranges(entry, lives);
     let size = |buffer: usize| entry.buffers[buffer].ty.bytes().next_multiple_of(ALIGN);
-    let mut order: Vec<usize> = (0..lives.len()).filter(|&b| lives[b].arena && ranges[b].is_some()).collect();
+    let mut order: Vec<(usize, Range)> =
+        (0..lives.len()).filter(|&b| lives[b].arena).filter_map(|b| Some((b, ranges[b]?))).collect();
+    entry.live = most_alive(order.iter().map(|&(b, range)| (size(b), range)), moments);
     // Large ones first: small ones fit into the gaps.
-    order.sort_by_key(|&b| (std::cmp::Reverse(size(b)), ranges[b].map(|r| r.from), b));
-    let mut placed: Vec<(usize, usize, Range)> = Vec::new();
-    let mut offsets = Vec::new();
-    for &buffer in &order {
-        let Some(range) = ranges[buffer] else { continue };
+    order.sort_by_key(|&(b, range)| (std::cmp::Reverse(size(b)), range.from, b));
+    let mut offsets = Vec::with_capacity(order.len());
+    // What is placed: by offset.
+    let mut placed: Vec<(usize, usize, Range)> = Vec::with_capacity(order.len());
+    for &(buffer, range) in &order {
         let need = size(buffer);
-        let mut taken: Vec<(usize, usize)> = placed.iter().filter(|p| p.2.meets(range)).map(|p| (p.0, p.1)).collect();
-        taken.sort();
         let (mut end, mut best) = (0, None);
-        for (from, to) in taken {
+        for (from, to, _) in placed.iter().filter(|p| p.2.meets(range)) {
             let gap = from.saturating_sub(end);
             if gap >= need && best.is_none_or(|(_, smallest)| gap < smallest) {
                 best = Some((end, gap));
             }
-            end = end.max(to);
+            end = end.max(*to);
         }
         let offset = best.map_or(end, |(offset, _)| offset);
-        placed.push((offset, offset + need, range));
+        let at = placed.partition_point(|p| p.0 <= offset);
+        placed.insert(at, (offset, offset + need, range));
         offsets.push((buffer, offset));
     }
     entry.arena = placed.iter().map(|p| p.1).max().unwrap_or(0);
@@ -53,16 +54,31 @@ pub fn allocate(entry: &mut Entry, lives: &[Life]) {
     }
 }
 
-/// The live range of each buffer that is used.
-fn ranges(entry: &Entry, lives: &[Life]) -> Vec<Option<Range>> {
-    let mut walk = Walk::default();
+/// The largest sum of sizes that live at one moment.
+fn most_alive(sizes: impl Iterator<Item = (usize, Range)>, moments: usize) -> usize {
+    let (mut born, mut gone) = (vec![0usize; moments + 1], vec![0usize; moments + 1]);
+    for (size, range) in sizes {
+        born[range.from] += size;
+        gone[range.to] += size;
+    }
+    let (mut alive, mut most) = (0, 0);
+    for (born, gone) in born.into_iter().zip(gone) {
+        alive += born;
+        most = most.max(alive);
+        alive -= gone;
+    }
+    most
+}
+
+/// The live range of each buffer that is used, and the number of the last moment.
+fn ranges(entry: &Entry, lives: &[Life]) -> (Vec<Option<Range>>, usize) {
+    let mut walk = Walk { lives, clock: 0, path: Vec::new(), spans: Vec::new(), uses: Vec::new() };
     walk.steps(&entry.steps);
-    let mut ranges: Vec<Option<Range>> = vec![None; lives.len()];
-    for (buffer, at, path) in &walk.uses {
+    let mut ranges: Vec<Option<Range>> = vec![None; entry.buffers.len()];
+    for &(buffer, at, inner) in &walk.uses {
         // Used in a loop that it does not come from: live through the whole loop.
-        let inner = path.get(lives[*buffer].home.len()).map(|&number| walk.spans[number]);
-        let range = inner.unwrap_or(Range { from: *at, to: *at });
-        ranges[*buffer] = Some(ranges[*buffer].map_or(range, |r| r.cover(range)));
+        let range = inner.map_or(Range { from: at, to: at }, |number| walk.spans[number]);
+        ranges[buffer] = Some(ranges[buffer].map_or(range, |r| r.cover(range)));
     }
     for (buffer, life) in lives.iter().enumerate() {
         if let (true, Some(range)) = (life.to_the_end, &mut ranges[buffer]) {
@@ -75,20 +91,22 @@ fn ranges(entry: &Entry, lives: &[Life]) -> Vec<Option<Range>> {
             ranges[buffer] = Some(a.cover(b));
         }
     }
-    ranges
+    (ranges, walk.clock)
 }
 
-#[derive(Default)]
-struct Walk {
+struct Walk<'a> {
+    lives: &'a [Life],
     clock: usize,
     path: Vec<usize>,
     spans: Vec<Range>,
-    uses: Vec<(usize, usize, Vec<usize>)>,
+    /// Buffer, moment, and the outermost loop around that the buffer does not come from.
+    uses: Vec<(usize, usize, Option<usize>)>,
 }
 
-impl Walk {
+impl Walk<'_> {
     fn touch(&mut self, buffer: usize) {
-        self.uses.push((buffer, self.clock, self.path.clone()));
+        let inner = self.lives.get(buffer).and_then(|life| self.path.get(life.home.len())).copied();
+        self.uses.push((buffer, self.clock, inner));
     }
     fn steps(&mut self, steps: &[Step]) {
         for step in steps {

@@ -9,6 +9,7 @@ use super::entry::Life;
 use super::kernels::Kernels;
 use rdc_ir::program::{Buffer, Entry, Launch, Offset, Place, Step};
 use rdc_ir::{DType, Type};
+use std::collections::HashSet;
 
 /// A stretch of shared memory that a step touches.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,6 +26,8 @@ enum Space {
     Arena,
     Input(usize),
     Output(usize),
+    /// A weight that is written.
+    Weight(usize),
 }
 
 impl Access {
@@ -38,11 +41,12 @@ impl Access {
 pub fn place(entry: &mut Entry, lives: &[Life], kernels: &Kernels) {
     let pairs = lives.iter().map(|life| life.pair).collect();
     let steps = std::mem::take(&mut entry.steps);
-    let mut placer = Placer { entry, pairs, kernels, open: Vec::new(), spacer: None };
+    let mut placer = Placer { entry, pairs, kernels, updated: HashSet::new(), open: Vec::new(), spacer: None };
+    placer.note_updated(&steps);
     let mut steps = placer.steps(steps);
-    if let Some(Step::Launch(last)) = steps.last_mut() {
-        // Results are complete when the schedule ends.
-        last.barrier = true;
+    // Results are complete when the schedule ends.
+    if let Some(barrier) = barrier_of(steps.last_mut()) {
+        *barrier = true;
     }
     entry.steps = steps;
 }
@@ -51,37 +55,70 @@ struct Placer<'a> {
     entry: &'a mut Entry,
     pairs: Vec<Option<usize>>,
     kernels: &'a Kernels,
+    /// The weights that the entry writes.
+    updated: HashSet<usize>,
     /// What was touched since the last barrier.
     open: Vec<Access>,
     spacer: Option<(usize, usize)>,
 }
 
-/// The memory that a range of a buffer may be: of either buffer of a pair, all of it if the offset moves.
-fn accesses(buffers: &[Buffer], pair: Option<usize>, buffer: usize, size: Option<usize>, write: bool) -> Vec<Access> {
-    let one = |buffer: usize| {
-        let Buffer { ty, place, .. } = &buffers[buffer];
-        let to = size.unwrap_or(ty.bytes());
-        match *place {
-            Place::Arena(at) => Some(Access { space: Space::Arena, from: at, to: at + to, write }),
-            Place::Input(i) => Some(Access { space: Space::Input(i), from: 0, to, write }),
-            Place::Output(i) => Some(Access { space: Space::Output(i), from: 0, to, write }),
-            Place::Weight(_) | Place::Step | Place::IsLast | Place::Trips => None,
-        }
-    };
-    std::iter::once(buffer).chain(pair).filter_map(one).collect()
+/// The flag of a step that may have a barrier after it.
+fn barrier_of(step: Option<&mut Step>) -> Option<&mut bool> {
+    match step {
+        Some(Step::Launch(Launch { barrier, .. }) | Step::Zero { barrier, .. }) => Some(barrier),
+        _ => None,
+    }
 }
 
 impl Placer<'_> {
+    /// Whether a launch writes its pointer of an index: a result, or a single slot `[1, B, T, H, D]` in place.
+    fn writes(&self, launch: &Launch, index: usize) -> bool {
+        let func = &self.kernels.get(launch.kernel).func;
+        let arg = func.regions[func.body].args.get(index);
+        arg.map(|&v| func.ty(v)).is_none_or(|ty| ty.cache && ty.rank() == 5)
+    }
+    fn note_updated(&mut self, steps: &[Step]) {
+        for step in steps {
+            let written: Vec<usize> = match step {
+                Step::Copy { dst: buffer, .. } | Step::Zero { buffer, .. } => vec![*buffer],
+                Step::Launch(launch) => {
+                    let written = (0..launch.args.len()).filter(|&i| self.writes(launch, i));
+                    written.map(|i| launch.args[i].buffer).collect()
+                }
+                Step::Loop(inner) => {
+                    self.note_updated(&inner.body);
+                    Vec::new()
+                }
+            };
+            let weights = written.into_iter().filter_map(|buffer| match self.entry.buffers[buffer].place {
+                Place::Weight(weight) => Some(weight),
+                _ => None,
+            });
+            self.updated.extend(weights.collect::<Vec<_>>());
+        }
+    }
+    /// The memory that a buffer may be: of either buffer of a pair.
     fn touch(&self, buffer: usize, write: bool) -> Vec<Access> {
-        accesses(&self.entry.buffers, self.pairs[buffer], buffer, None, write)
+        let one = |buffer: usize| {
+            let Buffer { ty, place, .. } = &self.entry.buffers[buffer];
+            let to = ty.bytes();
+            match *place {
+                Place::Arena(at) => Some(Access { space: Space::Arena, from: at, to: at + to, write }),
+                Place::Input(i) => Some(Access { space: Space::Input(i), from: 0, to, write }),
+                Place::Output(i) => Some(Access { space: Space::Output(i), from: 0, to, write }),
+                Place::Weight(i) if self.updated.contains(&i) => {
+                    Some(Access { space: Space::Weight(i), from: 0, to, write })
+                }
+                Place::Weight(_) | Place::Step | Place::IsLast | Place::Trips => None,
+            }
+        };
+        std::iter::once(buffer).chain(self.pairs[buffer]).filter_map(one).collect()
     }
     fn launch(&self, launch: &Launch) -> Vec<Access> {
         let func = &self.kernels.get(launch.kernel).func;
         let args = &func.regions[func.body].args;
         let touched = launch.args.iter().enumerate().flat_map(|(index, arg)| {
-            // A single slot `[1, B, T, H, D]` is written in place.
-            let in_place = args.get(index).map(|&v| func.ty(v)).is_none_or(|ty| ty.cache && ty.rank() == 5);
-            let mut touched = self.touch(arg.buffer, in_place);
+            let mut touched = self.touch(arg.buffer, self.writes(launch, index));
             if let (Offset::Fixed(at), Some(ty), [one]) =
                 (arg.offset, args.get(index).map(|&v| func.ty(v)), &mut touched[..])
             {
@@ -92,19 +129,33 @@ impl Placer<'_> {
         });
         touched.collect()
     }
+    fn touched(&self, step: &Step) -> Vec<Access> {
+        match step {
+            Step::Launch(launch) => self.launch(launch),
+            Step::Zero { buffer, .. } => self.touch(*buffer, true),
+            Step::Copy { dst, src } => [self.touch(*dst, true), self.touch(*src, false)].concat(),
+            Step::Loop(_) => Vec::new(),
+        }
+    }
+    /// Whether any step, of loops inside too, may not happen at the same time as what is open.
+    fn any_clashes(&self, steps: &[Step]) -> bool {
+        !self.open.is_empty()
+            && steps.iter().any(|step| match step {
+                Step::Loop(inner) => self.any_clashes(&inner.body),
+                step => self.clashes(&self.touched(step)),
+            })
+    }
     fn clashes(&self, touched: &[Access]) -> bool {
         touched.iter().any(|a| self.open.iter().any(|b| a.conflicts(b)))
     }
     /// A barrier before what comes next.
     fn settle(&mut self, steps: &mut Vec<Step>) {
-        match steps.last_mut() {
-            Some(Step::Launch(Launch { barrier, .. }) | Step::Zero { barrier, .. }) => *barrier = true,
+        if let Some(barrier) = barrier_of(steps.last_mut()) {
+            *barrier = true;
+        } else if !matches!(steps.last(), Some(Step::Copy { .. })) {
             // Nothing here carries a barrier: at the beginning of a body, or after a loop. A copy does.
-            Some(Step::Loop(_)) | None => {
-                let (dst, src) = self.spacer();
-                steps.push(Step::Copy { dst, src });
-            }
-            Some(Step::Copy { .. }) => {}
+            let (dst, src) = self.spacer();
+            steps.push(Step::Copy { dst, src });
         }
         self.open.clear();
     }
@@ -115,6 +166,7 @@ impl Placer<'_> {
             for _ in 0..2 {
                 let place = Place::Arena(self.entry.arena);
                 self.entry.arena += 64;
+                self.entry.live += 64;
                 self.entry.buffers.push(Buffer { name: "spacer".into(), ty: Type::scalar(DType::Bool), place });
                 self.pairs.push(None);
             }
@@ -126,12 +178,7 @@ impl Placer<'_> {
     fn steps(&mut self, steps: Vec<Step>) -> Vec<Step> {
         let mut out = Vec::with_capacity(steps.len());
         for mut step in steps {
-            let touched = match &step {
-                Step::Launch(launch) => self.launch(launch),
-                Step::Zero { buffer, .. } => self.touch(*buffer, true),
-                Step::Copy { dst, src } => [self.touch(*dst, true), self.touch(*src, false)].concat(),
-                Step::Loop(_) => Vec::new(),
-            };
+            let touched = self.touched(&step);
             if self.clashes(&touched) {
                 self.settle(&mut out);
             }
@@ -139,16 +186,21 @@ impl Placer<'_> {
                 Step::Launch(_) | Step::Zero { .. } => self.open.extend(touched),
                 Step::Copy { .. } => self.open.clear(),
                 Step::Loop(inner) => {
-                    if let Some(Step::Launch(last)) = out.last_mut() {
-                        last.barrier = true;
+                    if let Some(barrier) = barrier_of(out.last_mut()) {
+                        *barrier = true;
                         self.open.clear();
                     }
                     let trip_count = self.touch(inner.steps, false);
                     self.open.extend(trip_count);
                     let settled = self.open.clone();
                     inner.body = self.steps(std::mem::take(&mut inner.body));
-                    if let Some(Step::Launch(last)) = inner.body.last_mut() {
-                        last.barrier = true;
+                    if let Some(barrier) = barrier_of(inner.body.last_mut()) {
+                        *barrier = true;
+                    } else if self.any_clashes(&inner.body) {
+                        // A loop at the end of the body may have run no iteration.
+                        let mut body = std::mem::take(&mut inner.body);
+                        self.settle(&mut body);
+                        inner.body = body;
                     }
                     self.open = settled;
                 }

@@ -1,13 +1,17 @@
 //! Runs a program's schedule on real memory, kernels by the reference interpreter, and checks the plan on the way:
 //! - a launch reads bytes only if the last write to them was to the buffer that it reads;
 //! - between two barriers no launch writes what another touches;
-//! - no launch writes over its own arguments.
+//! - a launch writes over its own arguments only where a result depends on the argument element by element: the kernel runs
+//!   again with some elements changed.
 //!
-//! Memory starts as NaNs. The walk follows the runtime's rules for loops and their barriers.
+//! Memory starts as NaNs. The walk follows the runtime's rules for loops and their barriers, and for the entries of a stack
+//! that no iteration wrote.
 #![allow(clippy::unwrap_used)]
 use rdc_ir::interp::{self, Data, Inputs, Tensor};
 use rdc_ir::packing::{Element, Packing, row_scale};
-use rdc_ir::program::{Entry, Launch, LoopStep, Offset, Piece, Place, Program, Step, Weight, WeightSource};
+use rdc_ir::program::{
+    Entry, Kernel, KernelKind, Launch, LoopStep, Offset, Piece, Place, Program, Step, Weight, WeightSource,
+};
 use rdc_ir::{DType, Module, Opcode, Type, tables};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -23,16 +27,26 @@ pub struct Outcome {
     pub caches: HashMap<String, Tensor<f32>>,
     /// Carried tensors after each iteration.
     pub states: Vec<Vec<Tensor<f32>>>,
+    /// Parameters that the entry has updated, by name.
+    pub updated: HashMap<String, Tensor<f32>>,
 }
 
 /// Runs an entry.
 pub fn run(program: &Program, entry: &str, params: &Tensors, args: &Tensors) -> Outcome {
     let entry = program.entries.iter().find(|e| e.name == entry).unwrap();
-    let weights = program.weights.iter().map(|w| evaluate(w, params)).collect();
+    let weights: Vec<Tensor<f32>> = program.weights.iter().map(|w| evaluate(w, params)).collect();
     let spaces = Spaces::new(entry);
     let table = (0..entry.buffers.len()).collect();
     let mut machine =
         Machine { program, entry, weights, spaces, table, cells: HashMap::new(), open: Vec::new(), states: Vec::new() };
+    for buffer in 0..entry.buffers.len() {
+        if let Place::Weight(w) = entry.buffers[buffer].place
+            && machine.spaces.memory.contains_key(&Space::Weight(w))
+        {
+            let tensor = machine.weights[w].clone();
+            machine.store(buffer, 0, &tensor.ty.clone(), &tensor);
+        }
+    }
     for (input, buffer) in entry.inputs.iter().map(|i| (i, &entry.buffers[i.buffer])) {
         let tensor = args.get(&input.name).unwrap();
         machine.store(input.buffer, 0, &buffer.ty, tensor);
@@ -46,7 +60,20 @@ pub fn run(program: &Program, entry: &str, params: &Tensors, args: &Tensors) -> 
     let caches = entry.inputs.iter().filter(|i| entry.buffers[i.buffer].ty.cache);
     let caches =
         caches.map(|i| (i.name.clone(), machine.load(i.buffer, 0, &entry.buffers[i.buffer].ty, false))).collect();
-    Outcome { outputs, caches, states: machine.states }
+    let weights = entry.buffers.iter().enumerate().filter_map(|(buffer, b)| match b.place {
+        Place::Weight(w) => Some((buffer, w)),
+        _ => None,
+    });
+    let updated = weights.filter_map(|(buffer, w)| {
+        let weight = &program.weights[w];
+        let name = match &weight.source {
+            WeightSource::Param { name, .. } | WeightSource::State { name } => name,
+            _ => return None,
+        };
+        Some((name.clone(), machine.load(buffer, 0, &weight.ty, true)))
+    });
+    let updated = updated.collect();
+    Outcome { outputs, caches, states: machine.states, updated }
 }
 
 /// The bytes of the arena, inputs and outputs, and for each byte of the arena the buffer last written there.
@@ -60,6 +87,7 @@ enum Space {
     Arena,
     Input(usize),
     Output(usize),
+    Weight(usize),
 }
 
 impl Spaces {
@@ -69,6 +97,7 @@ impl Spaces {
             let bytes = vec![0xff; buffer.ty.bytes()];
             match buffer.place {
                 Place::Input(i) => memory.insert(Space::Input(i), bytes),
+                Place::Weight(i) if buffer.ty.dtype == DType::F32 => memory.insert(Space::Weight(i), bytes),
                 Place::Output(i) => memory.insert(Space::Output(i), bytes),
                 Place::Arena(at) => {
                     assert!(at % 64 == 0 && at + buffer.ty.bytes() <= entry.arena, "{} leaves the arena", buffer.name);
@@ -122,6 +151,14 @@ impl Machine<'_> {
                     self.store(*dst, 0, ty, &tensor);
                     self.open.clear();
                 }
+                Step::Zero { buffer, barrier } => {
+                    let ty = Type::new(DType::Bool, [self.entry.buffers[*buffer].ty.bytes()]);
+                    self.touch(*buffer, 0, ty.bytes(), true);
+                    self.store(*buffer, 0, &ty, &Tensor::zeros(&ty));
+                    if *barrier {
+                        self.open.clear();
+                    }
+                }
                 Step::Loop(inner) => self.repeat(inner),
             }
         }
@@ -133,20 +170,23 @@ impl Machine<'_> {
         assert!(steps <= inner.max_steps);
         let meets = |step: &Step| match step {
             Step::Launch(launch) => launch.barrier,
+            Step::Zero { barrier, .. } => *barrier,
             Step::Copy { .. } => true,
             Step::Loop(_) => false,
         };
         let writes = |step: &Step, buffer: usize| match step {
             Step::Launch(launch) => launch.args.iter().any(|a| a.buffer == buffer),
             Step::Copy { dst, .. } => *dst == buffer,
+            Step::Zero { buffer: dst, .. } => *dst == buffer,
             Step::Loop(_) => true,
         };
         let ends_met = inner.body.last().is_some_and(meets);
         let mut trips = 0;
         while trips < steps {
-            self.cells.insert(inner.step, Tensor::int(trips as i32));
-            self.cells.insert(inner.is_last, Tensor::bool(trips + 1 == steps));
-            self.steps(&inner.body, trips);
+            let step = if inner.reverse { steps - 1 - trips } else { trips };
+            self.cells.insert(inner.step, Tensor::int(step as i32));
+            self.cells.insert(inner.is_last, Tensor::bool(step + 1 == steps));
+            self.steps(&inner.body, step);
             trips += 1;
             if !ends_met && (inner.done.is_some() || !inner.body.iter().any(meets)) {
                 self.open.clear();
@@ -171,14 +211,23 @@ impl Machine<'_> {
             }
         }
         self.cells.insert(inner.trips, Tensor::int(trips as i32));
+        let mut zeroed = Vec::new();
         for step in &inner.body {
             let Step::Launch(launch) = step else { continue };
-            for arg in &launch.args {
+            let kernel = &self.program.kernels[launch.kernel].func;
+            for arg in &launch.args[kernel.regions[kernel.body].args.len()..] {
                 if let Offset::Step { stride } = arg.offset {
-                    let ty = self.entry.buffers[arg.buffer].ty.clone();
-                    let rest = Type::new(DType::Bool, [ty.bytes().saturating_sub(trips * stride)]);
-                    self.store(arg.buffer, trips * stride, &rest, &Tensor::zeros(&rest));
+                    zeroed.push((arg.buffer, stride));
                 }
+            }
+        }
+        for (buffer, stride) in zeroed {
+            let written = trips * stride;
+            // The caller cuts what it gets.
+            let cut = self.entry.outputs.iter().any(|o| o.buffer == buffer);
+            if cut || reads_beyond(&self.entry.steps, inner, buffer, None) {
+                let rest = Type::new(DType::Bool, [self.entry.buffers[buffer].ty.bytes() - written]);
+                self.store(buffer, written, &rest, &Tensor::zeros(&rest));
             }
         }
     }
@@ -193,17 +242,24 @@ impl Machine<'_> {
         let updated =
             |v| body.ops.iter().any(|&op| func.ops[op].opcode == Opcode::CacheUpdate && func.ops[op].operands[0] == v);
         let mut inputs = Inputs::default();
+        let mut places = Vec::new();
+        // What the launch itself reads is another matter.
+        let before = self.open.len();
         for ((arg, at), &value) in func.args.iter().zip(&launch.args).zip(&body.args) {
             let (ty, write) = (func.ty(value), updated(value));
             self.touch(at.buffer, offset(at.offset), ty.bytes(), write);
             let tensor = self.load(at.buffer, offset(at.offset), ty, !write);
             inputs.args.insert(arg.name.clone(), Rc::new(tensor));
+            if !write && let Some((space, from)) = self.place(at.buffer, offset(at.offset), ty.bytes()) {
+                places.push((arg.name.clone(), space, from, from + ty.bytes()));
+            }
         }
         let module = Module { funcs: vec![func.clone()], ..Module::default() };
         let results = interp::run(&module, &func.name, &inputs, &mut interp::Options::default())
             .unwrap_or_else(|e| panic!("{}: {e}", kernel.name));
         let mut pointers = launch.args[body.args.len()..].iter();
-        for (&value, (_, tensor)) in body.yields.iter().zip(&results.tensors) {
+        let mut own: Vec<Touch> = Vec::new();
+        for (&value, (result, tensor)) in body.yields.iter().zip(&results.tensors) {
             let ty = func.ty(value);
             let at = if ty.cache {
                 let update = &func.ops[func.def_op(value).unwrap()];
@@ -211,7 +267,23 @@ impl Machine<'_> {
                 &launch.args[index]
             } else {
                 let at = pointers.next().unwrap();
-                self.touch(at.buffer, offset(at.offset), ty.bytes(), true);
+                if let Some((space, from)) = self.place(at.buffer, offset(at.offset), ty.bytes()) {
+                    let to = from + ty.bytes();
+                    assert!(!own.iter().any(|o| o.space == space && o.from < to && from < o.to), "results overlap");
+                    own.push(Touch { space, from, to, write: true });
+                    let over: Vec<&String> = places
+                        .iter()
+                        .filter(|p| p.1 == space && p.2 < to && from < p.3)
+                        .map(|p| {
+                            assert_eq!((p.2, p.3), (from, to), "{} writes over a part of an argument", kernel.name);
+                            &p.0
+                        })
+                        .collect();
+                    if !over.is_empty() {
+                        assert_element_by_element(kernel, &module, &inputs, &over, result, &results);
+                    }
+                }
+                self.touch_apart(before, at.buffer, offset(at.offset), ty.bytes());
                 at
             };
             self.store(at.buffer, offset(at.offset), ty, tensor);
@@ -226,6 +298,7 @@ impl Machine<'_> {
             Place::Arena(start) => Some((Space::Arena, start + offset)),
             Place::Input(i) => Some((Space::Input(i), offset)),
             Place::Output(i) => Some((Space::Output(i), offset)),
+            Place::Weight(i) if at.ty.dtype == DType::F32 => Some((Space::Weight(i), offset)),
             _ => None,
         }
     }
@@ -234,10 +307,19 @@ impl Machine<'_> {
             assert!(!write, "a weight or cell is written");
             return;
         };
-        let new = Touch { space, from, to: from + bytes, write };
-        for old in &self.open {
+        self.note(self.open.len(), Touch { space, from, to: from + bytes, write });
+    }
+    /// A writing by a launch whose own readings are `open[own..]`.
+    fn touch_apart(&mut self, own: usize, buffer: usize, offset: usize, bytes: usize) {
+        let place = self.place(buffer, offset, bytes);
+        let (space, from) = place.unwrap_or_else(|| panic!("a weight or cell is written"));
+        self.note(own, Touch { space, from, to: from + bytes, write: true });
+    }
+    fn note(&mut self, before: usize, new: Touch) {
+        let Touch { space, write, .. } = new;
+        for old in &self.open[..before] {
             let meets = old.space == space && old.from < new.to && new.from < old.to && (write || old.write);
-            assert!(!meets, "race on buffer {buffer}: {old:?} and {new:?}");
+            assert!(!meets, "race: {old:?} and {new:?}");
         }
         self.open.push(new);
     }
@@ -245,7 +327,7 @@ impl Machine<'_> {
     fn load(&self, buffer: usize, offset: usize, ty: &Type, checked: bool) -> Tensor<f32> {
         let at = &self.entry.buffers[self.table[buffer]];
         match at.place {
-            Place::Weight(w) => return part(&self.weights[w], offset, ty),
+            Place::Weight(w) if at.ty.dtype != DType::F32 => return part(&self.weights[w], offset, ty),
             Place::Step | Place::IsLast | Place::Trips => return self.cells[&buffer].clone(),
             _ => {}
         }
@@ -281,6 +363,56 @@ impl Machine<'_> {
         self.spaces.memory.get_mut(&space).unwrap()[from..from + bytes.len()].copy_from_slice(&bytes);
         if space == Space::Arena {
             self.spaces.owner[from..from + bytes.len()].fill(self.table[buffer]);
+        }
+    }
+}
+
+/// Whether a step may read entries of a stack that a loop did not write: as a whole, or by the step of a loop that may take
+/// more steps.
+fn reads_beyond(steps: &[Step], of: &LoopStep, stack: usize, around: Option<&LoopStep>) -> bool {
+    let as_many = |other: &LoopStep| {
+        std::ptr::eq(other, of) || other.steps == of.trips || other.steps == of.steps && of.done.is_none()
+    };
+    steps.iter().any(|step| match step {
+        Step::Launch(launch) => launch.args.iter().any(|a| match a.offset {
+            _ if a.buffer != stack => false,
+            Offset::Fixed(_) => true,
+            Offset::Step { .. } => !around.is_some_and(as_many),
+            Offset::Slot { .. } => false,
+        }),
+        Step::Copy { src, .. } => *src == stack,
+        Step::Zero { .. } => false,
+        Step::Loop(inner) => reads_beyond(&inner.body, of, stack, Some(inner)),
+    })
+}
+
+/// The kernel again, with some elements of an argument changed (as all the arguments that share its memory): in the result
+/// they change at most that place; and other results do not depend on it at all, unless every operation is elementwise.
+fn assert_element_by_element(
+    kernel: &Kernel,
+    module: &Module,
+    inputs: &Inputs<f32>,
+    over: &[&String],
+    result: &str,
+    results: &interp::Outputs<f32>,
+) {
+    let is_base = matches!(kernel.kind, KernelKind::ScatterAdd { .. });
+    let elements = inputs.args[over[0]].ty.elements();
+    for index in [0, elements / 2, elements - 1] {
+        let mut changed = inputs.clone();
+        for name in over {
+            let mut tensor = (*changed.args[*name]).clone();
+            if let Data::Float(values) = &mut tensor.data {
+                values[index] += 1.5;
+            }
+            changed.args.insert((*name).clone(), Rc::new(tensor));
+        }
+        let again = interp::run(module, &kernel.func.name, &changed, &mut interp::Options::default()).unwrap();
+        for ((name, old), (_, new)) in results.tensors.iter().zip(&again.tensors) {
+            let (old, new) = (old.to_f64(), new.to_f64());
+            let places: Vec<usize> = (0..old.len()).filter(|&i| old[i].to_bits() != new[i].to_bits()).collect();
+            assert!(places.iter().all(|&i| i == index), "{}: {name} changes at {places:?}, not {index}", kernel.name);
+            assert!(name == result || !is_base || places.is_empty(), "{}", kernel.name);
         }
     }
 }
@@ -340,6 +472,7 @@ pub fn evaluate(weight: &Weight, params: &Tensors) -> Tensor<f32> {
         WeightSource::Param { name, via_bf16: true } => {
             whole(params[name].floats().iter().map(|&v| interp::Real::to_bf16(v)).collect())
         }
+        WeightSource::State { name } => whole(params[name].floats().to_vec()),
         WeightSource::RopeTable { len, dim, base } => whole(tables::rope_table(*len, *dim, *base)),
         WeightSource::SinusoidTable { len, dim, base } => whole(tables::sinusoid_table(*len, *dim, *base)),
         WeightSource::Scales { pieces } => whole(scales(pieces)),

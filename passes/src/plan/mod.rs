@@ -9,7 +9,12 @@ mod arena;
 mod barriers;
 mod entry;
 mod kernels;
+mod loops;
+mod places;
+mod share;
 pub mod summary;
+mod survey;
+mod targets;
 pub mod weights;
 
 #[cfg(test)]
@@ -19,6 +24,7 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 
+use crate::fuse::normalise::{normalise, remove_unused};
 use crate::{Error, Options};
 use rdc_ir::Module;
 use rdc_ir::program::Program;
@@ -28,11 +34,13 @@ use rdc_ir::program::Program;
 /// # Errors
 /// If a cache slot is neither constant nor a `kv_slot` of the loop around, or if a cache is read by anything but attention.
 pub fn build(module: &Module, options: &Options) -> Result<Program, Error> {
-    let mut weights = weights::Weights::default();
+    let mut weights = weights::Weights::new(module);
     let mut kernels = kernels::Kernels::default();
     let mut entries = Vec::new();
     for func in &module.funcs {
-        let func = crate::fuse::normalise::normalise(func);
+        let mut func = normalise(func);
+        places::own(&mut func, &weights);
+        remove_unused(&mut func);
         entries.push(entry::plan(&func, &options.target, &mut weights, &mut kernels)?);
     }
     Ok(Program {

@@ -22,6 +22,8 @@ pub struct Summary {
     pub kernels: usize,
     /// Bytes of its arena.
     pub arena: usize,
+    /// The most bytes of it that live at one moment, a lower bound for any arena.
+    pub live: usize,
     /// What runs once, outside of loops.
     pub once: Work,
     /// For each loop, in order (outer before inner): its most steps and the work of one iteration, without that of loops
@@ -35,7 +37,7 @@ impl Summary {
         let mut kernels = BTreeSet::new();
         let mut iterations = Vec::new();
         let once = work(program, &entry.steps, &mut kernels, &mut iterations);
-        Summary { kernels: kernels.len(), arena: entry.arena, once, iterations }
+        Summary { kernels: kernels.len(), arena: entry.arena, live: entry.live, once, iterations }
     }
     /// The work of a run in which every loop takes `steps` steps, loops not being nested.
     pub fn at(&self, steps: usize) -> Work {

@@ -262,6 +262,7 @@ pub fn module(funcs: Vec<Func>) -> Module {
                     init: Init::Normal { std: 1.0 },
                     decay: false,
                     in_stack: false,
+                    state: false,
                     loc: Loc::default(),
                 });
             }

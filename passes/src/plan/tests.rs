@@ -84,6 +84,7 @@ fn same(name: &str, steps: i32, got: &Tensor<f32>, want: &Tensor<f32>) {
 fn kinds(program: &Program, steps: &[Step]) -> String {
     let word = |step: &Step| match step {
         Step::Copy { .. } => "copy".to_string(),
+        Step::Zero { .. } => "zero".to_string(),
         Step::Loop(inner) => format!("[{}]", kinds(program, &inner.body)),
         Step::Launch(launch) => match program.kernels[launch.kernel].kind {
             KernelKind::Rows { .. } => "rows",
@@ -91,6 +92,11 @@ fn kinds(program: &Program, steps: &[Step]) -> String {
             KernelKind::KvWrite { .. } => "kv",
             KernelKind::Attention { .. } => "attention",
             KernelKind::DecodeAttention => "decode",
+            KernelKind::Product { .. } => "product",
+            KernelKind::Pack { .. } => "pack",
+            KernelKind::Columns { .. } => "columns",
+            KernelKind::ScatterAdd { .. } => "scatter",
+            KernelKind::AttentionGrad { .. } => "attention_grad",
             KernelKind::Generic => "generic",
         }
         .to_string(),
@@ -224,15 +230,12 @@ fn models_that_leave_early() {
         }
     }
     let expected = [
-        "prefill: rows generic [matmul kv attention matmul matmul matmul matmul rows matmul] matmul",
-        "prefill.exit: rows generic generic copy copy copy copy [matmul kv attention matmul matmul matmul matmul rows \
-         rows] matmul",
-        "decode: rows generic [matmul decode matmul matmul matmul matmul rows matmul] matmul",
-        "decode.exit: rows generic generic copy copy copy copy [matmul decode matmul matmul matmul matmul rows rows] \
-         matmul",
+        "prefill: rows rows [matmul kv attention matmul matmul matmul matmul rows matmul] matmul",
+        "prefill.exit: rows rows copy zero zero copy [matmul kv attention matmul matmul matmul matmul rows rows] matmul",
+        "decode: rows generic [matmul decode matmul matmul matmul matmul matmul] matmul",
+        "decode.exit: rows generic copy zero zero copy [matmul decode matmul matmul matmul matmul rows] matmul",
         "prefill: rows rows [matmul kv attention matmul matmul matmul] matmul",
-        "prefill.act: rows generic generic rows copy copy copy [matmul kv attention matmul matmul matmul rows matmul \
-         generic] matmul",
+        "prefill.act: rows rows zero zero zero zero [matmul kv attention matmul matmul matmul rows matmul generic] matmul",
     ];
     assert_eq!(schedules, expected);
 }
@@ -261,7 +264,7 @@ fn the_check_sees_bad_plans() {
                             seen += 1;
                         }
                         Step::Loop(inner) => stack.push(&mut inner.body),
-                        Step::Copy { .. } => {}
+                        Step::Copy { .. } | Step::Zero { .. } => {}
                     }
                 }
             }
@@ -294,5 +297,5 @@ fn weights_are_shared() {
           yield \"y\" = %y
         }";
     let program = agrees(rdc_ir::parse(text).unwrap().funcs.remove(0), 0, &[0]);
-    assert_eq!(schedule(&program), "generic generic matmul");
+    assert_eq!(schedule(&program), "pack matmul");
 }

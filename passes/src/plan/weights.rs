@@ -3,10 +3,13 @@
 //! A recipe covers what layout and hoisting leave: a parameter (perhaps rounded to bf16) or a contiguous part of one,
 //! packed stacks of parameter blocks, their int8 scales, and position tables. Any other arithmetic on parameters is not
 //! a weight; it runs as ordinary kernels, outside the loops because hoisting put it there.
-use crate::fuse::uses::{User, Uses, alias};
+//!
+//! In a module of training, where functions update parameters, a recipe would be out of date after the first step: there
+//! only parameters as they are, and tables, are buffers, and packing is an ordinary kernel.
+use crate::fuse::uses::{User, Uses, alias, is_zero, root};
 use rdc_ir::infer::packed_type;
 use rdc_ir::program::{Piece, Weight, WeightSource};
-use rdc_ir::{DType, Func, OpId, Opcode, Type, ValueDef, ValueId};
+use rdc_ir::{DType, Func, Module, OpId, Opcode, Type, ValueDef, ValueId};
 use std::collections::{HashMap, HashSet};
 
 /// A value found in a constant buffer.
@@ -25,9 +28,9 @@ pub fn stored(func: &Func, value: ValueId) -> Option<Stored> {
     (dtype == found.weight.ty.dtype).then_some(found)
 }
 
-/// Operations that need no kernel because they are evaluated when weights are written: constants, values with a recipe,
-/// and the steps towards them.
-pub fn leaves(func: &Func, uses: &Uses) -> HashSet<OpId> {
+/// Operations that need no kernel: constants, values that weights hold, the steps towards them, and zeros that loops
+/// begin with, which each sets for itself.
+pub fn leaves(func: &Func, uses: &Uses, weights: &Weights) -> HashSet<OpId> {
     let mut leaves = HashSet::new();
     for (_, id) in func.walk().into_iter().rev() {
         let op = &func.ops[id];
@@ -35,8 +38,15 @@ pub fn leaves(func: &Func, uses: &Uses) -> HashSet<OpId> {
             let users = uses.of(v);
             !users.is_empty() && users.iter().all(|u| matches!(u, User::Op(op) if leaves.contains(op)))
         };
-        let leaf = op.opcode == Opcode::Constant
-            || !op.results.is_empty() && op.results.iter().all(|&v| only_for_leaves(v) || stored(func, v).is_some());
+        let begins_loops = |v: ValueId| {
+            let init = |u: &User| match *u {
+                User::Op(id) => func.ops[id].opcode == Opcode::Loop && func.ops[id].operands[0] != v,
+                User::Yield(_) => false,
+            };
+            is_zero(func, v) && uses.of(v).iter().all(init)
+        };
+        let needs_none = |v: ValueId| only_for_leaves(v) || weights.stored(func, v).is_some() || begins_loops(v);
+        let leaf = op.opcode == Opcode::Constant || !op.results.is_empty() && op.results.iter().all(|&v| needs_none(v));
         if leaf {
             leaves.insert(id);
         }
@@ -200,14 +210,53 @@ fn rows_between(pieces: Vec<Piece>, start: usize, end: usize) -> Vec<Piece> {
     out
 }
 
-/// The program's constant buffers, each once.
+/// The program's weights, each once.
 #[derive(Default)]
 pub struct Weights {
     list: Vec<Weight>,
     known: HashMap<String, usize>,
+    /// Types of the parameters, and whether they are training state, by name.
+    params: HashMap<String, (Type, bool)>,
+    /// Whether functions update parameters.
+    training: bool,
 }
 
 impl Weights {
+    /// No weights yet of a module.
+    pub fn new(module: &Module) -> Weights {
+        let params = module.params.values().map(|p| (p.name.clone(), (p.ty.clone(), p.state)));
+        let training = module.funcs.iter().flat_map(|f| &f.outputs).any(|o| o.updates);
+        Weights { params: params.collect(), training, ..Weights::default() }
+    }
+    /// The buffer that holds a value, if the value depends on parameters only and a buffer of this module holds it.
+    pub fn stored(&self, func: &Func, value: ValueId) -> Option<Stored> {
+        let mut found = if self.training { self.plain(func, value)? } else { stored(func, value)? };
+        if let WeightSource::Param { name, .. } = &found.weight.source
+            && self.params.get(name).is_some_and(|(_, state)| *state)
+        {
+            found.weight.source = WeightSource::State { name: name.clone() };
+        }
+        Some(found)
+    }
+    /// A parameter or a table as it is, or a part of one.
+    fn plain(&self, func: &Func, value: ValueId) -> Option<Stored> {
+        let (root, offset) = root(func, value);
+        let op = &func.ops[func.def_op(root)?];
+        let is_plain = matches!(op.opcode, Opcode::Param | Opcode::RopeTable | Opcode::SinusoidTable);
+        let found = stored(func, root).filter(|_| is_plain)?;
+        Some(Stored { offset, ..found })
+    }
+    /// The index of the weight that holds a parameter as it is; `None` if there is no such parameter.
+    pub fn of_param(&mut self, name: &str) -> Option<usize> {
+        let (ty, state) = self.params.get(name)?.clone();
+        let name = name.to_string();
+        let source = if state {
+            WeightSource::State { name: name.clone() }
+        } else {
+            WeightSource::Param { name: name.clone(), via_bf16: false }
+        };
+        Some(self.index(Weight { name, ty, source }))
+    }
     /// The index of a weight, added if it is new.
     pub fn index(&mut self, weight: Weight) -> usize {
         let key = format!("{:?}{:?}", weight.ty, weight.source);
@@ -215,6 +264,17 @@ impl Weights {
             self.list.push(weight);
             self.list.len() - 1
         })
+    }
+    /// The parameter that a weight holds as it is.
+    pub fn param(&self, index: usize) -> Option<&str> {
+        match &self.list[index].source {
+            WeightSource::Param { name, .. } | WeightSource::State { name } => Some(name),
+            _ => None,
+        }
+    }
+    /// A weight.
+    pub fn get(&self, index: usize) -> &Weight {
+        &self.list[index]
     }
     /// All of them.
     pub fn finish(self) -> Vec<Weight> {

@@ -1,0 +1,127 @@
+//! Whether a kernel may write a result over an argument: the condition in `rdc_ir::program`, "Calling convention".
+use rdc_ir::program::{Kernel, KernelKind};
+use rdc_ir::{Func, OpId, Opcode, ValueId};
+use std::collections::HashSet;
+
+/// Whether the result may have the memory of the arguments, all of which are the same memory, seen whole.
+pub fn may_share(kernel: &Kernel, args: &[usize], result: usize) -> bool {
+    let func = &kernel.func;
+    let body = &func.regions[func.body];
+    let linear = |v: &&ValueId| !func.ty(**v).cache;
+    let results: Vec<ValueId> = body.yields.iter().filter(linear).copied().collect();
+    let Some(&result) = results.get(result) else { return false };
+    let args: Vec<ValueId> = args.iter().filter_map(|&i| body.args.get(i).copied()).collect();
+    let alike =
+        |&v: &ValueId| func.ty(v).dtype == func.ty(result).dtype && func.ty(v).bytes() == func.ty(result).bytes();
+    if args.is_empty() || !args.iter().all(alike) {
+        return false;
+    }
+    match kernel.kind {
+        KernelKind::ScatterAdd { .. } => args.len() == 1 && is_base(func, args[0], result),
+        // One row or scalar that every task computes is no result, but if it were, tasks would meet.
+        KernelKind::Rows { rows, .. } if func.ty(result).elements() < rows => false,
+        KernelKind::Rows { .. }
+        | KernelKind::Matmul { .. }
+        | KernelKind::Product { .. }
+        | KernelKind::Columns { .. }
+        | KernelKind::Generic => element_by_element(func, &args, result, &results),
+        _ => false,
+    }
+}
+
+/// Whether `scatter_add` makes the result, with that base, and nothing else reads it.
+fn is_base(func: &Func, base: ValueId, result: ValueId) -> bool {
+    let users: Vec<OpId> = func.regions[func.body].ops.iter().copied().filter(|&op| uses(func, op, base)).collect();
+    let [op] = users[..] else { return false };
+    let op = &func.ops[op];
+    op.opcode == Opcode::ScatterAdd
+        && op.results == [result]
+        && op.operands[0] == base
+        && !op.operands[1..].contains(&base)
+}
+
+fn uses(func: &Func, op: OpId, value: ValueId) -> bool {
+    func.ops[op].operands.contains(&value)
+}
+
+fn element_by_element(func: &Func, args: &[ValueId], result: ValueId, results: &[ValueId]) -> bool {
+    let mut depends: HashSet<ValueId> = args.iter().copied().collect();
+    let mut all_elementwise = true;
+    for &id in &func.regions[func.body].ops {
+        let op = &func.ops[id];
+        let count = op.results.first().map_or(0, |&v| func.ty(v).elements());
+        let same_places = op.opcode.is_elementwise() || op.opcode == Opcode::Reshape;
+        all_elementwise &= same_places || op.opcode == Opcode::Constant;
+        let mut operands = op.operands.iter().filter(|v| depends.contains(v)).peekable();
+        if operands.peek().is_none() {
+            continue;
+        }
+        if !same_places || !operands.all(|&v| func.ty(v).elements() == count) {
+            return false;
+        }
+        depends.extend(&op.results);
+    }
+    let dependent = results.iter().filter(|v| depends.contains(v)).count();
+    depends.contains(&result) && (all_elementwise || dependent == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use rdc_ir::program::Dispatch;
+
+    fn shares(kind: KernelKind, body: &str, args: &[usize], result: usize) -> bool {
+        let text = format!("module \"m\"\nfunc \"k\"{body}");
+        let func = rdc_ir::parse(&text).unwrap().funcs.remove(0);
+        let (tasks, dispatch) = (1, Dispatch::Static);
+        let kernel = Kernel { name: "k".into(), kind, func, tasks, dispatch, scratch: 0, flops: 0, bytes: 0 };
+        may_share(&kernel, args, result)
+    }
+
+    #[test]
+    fn elementwise_kernels_share() {
+        let rows = KernelKind::Rows { rows: 4, rows_per_task: 1 };
+        let sum = "(\"a\" input = %a: f32[4, 8], \"b\" input = %b: f32[4, 8], \"c\" input = %c: f32[4, 1]) {
+            %s = add %a, %b : f32[4, 8]
+            %n = mul %s, %c : f32[4, 8]
+            %m = mul %b, %b : f32[4, 8]
+            yield \"n\" = %n, \"m\" = %m
+        }";
+        assert!(shares(rows.clone(), sum, &[0], 0) && shares(rows.clone(), sum, &[1], 0));
+        assert!(shares(rows.clone(), sum, &[1], 1) && shares(rows.clone(), sum, &[0, 1], 0));
+        assert!(!shares(rows.clone(), sum, &[0], 1), "it is not computed from it");
+        assert!(!shares(rows.clone(), sum, &[2], 0), "another shape");
+        assert!(!shares(rows, sum, &[], 0));
+    }
+
+    #[test]
+    fn reductions_allow_one_dependent_result() {
+        let rows = KernelKind::Rows { rows: 4, rows_per_task: 1 };
+        let one = |also: &str| {
+            format!(
+                "(\"a\" input = %a: f32[4, 8], \"b\" input = %b: f32[4, 8]) {{
+                    %r = reduce_sum %b {{axis = 1, keep = true}} : f32[4, 1]
+                    %s = mul %a, %r : f32[4, 8]
+                    %t = mul {also}, {also} : f32[4, 8]
+                    yield \"s\" = %s, \"t\" = %t
+                }}"
+            )
+        };
+        assert!(shares(rows.clone(), &one("%b"), &[0], 0));
+        assert!(!shares(rows.clone(), &one("%a"), &[0], 1), "another sweep reads it again");
+        assert!(!shares(rows, &one("%b"), &[1], 1), "it is reduced");
+    }
+
+    #[test]
+    fn a_base_is_shared_and_its_ids_are_not() {
+        let kind = KernelKind::ScatterAdd { rows: 4, rows_per_task: 1 };
+        let add = "(\"a\" input = %a: f32[4, 8], \"i\" input = %i: i32[4], \"r\" input = %r: f32[4, 8]) {
+            %n = scatter_add %a, %i, %r : f32[4, 8]
+            yield \"n\" = %n
+        }";
+        assert!(shares(kind.clone(), add, &[0], 0) && !shares(kind.clone(), add, &[2], 0));
+        let own = add.replace("%a, %i, %r", "%a, %i, %a");
+        assert!(!shares(kind, &own, &[0], 0));
+    }
+}

@@ -1,0 +1,147 @@
+//! Results that have a place from outside: memory of the caller, or a parameter that they replace.
+//!
+//! What a kernel makes of such a result's memory element by element may be there before: a sum that a loop carries, the base
+//! of a `scatter_add`. So a target is handed on from a result to the values that it is made of. A parameter keeps its old
+//! value until everything that reads it has run; where a result comes too early for that, or from memory that a loop
+//! exchanges, it is copied at the end.
+use super::entry::{At, Planner};
+use crate::Error;
+use crate::fuse::kernel::Operand;
+use crate::fuse::uses::{is_zero, root};
+use rdc_ir::program::{OutputBuffer, Place, Step};
+use rdc_ir::{Loc, Opcode, ValueDef, ValueId};
+
+/// A result of the function.
+struct Outcome {
+    name: String,
+    stacked: bool,
+    updates: bool,
+    /// The value that owns its memory.
+    owner: ValueId,
+}
+
+impl Planner<'_> {
+    /// Results, less caches.
+    fn outcomes(&self) -> Vec<Outcome> {
+        let yields = &self.func.regions[self.func.body].yields;
+        let results = self.func.outputs.iter().zip(yields).filter(|(_, v)| !self.func.ty(**v).cache);
+        let outcome = |(out, &v): (&rdc_ir::Output, &ValueId)| Outcome {
+            name: out.name.clone(),
+            stacked: out.stacked,
+            updates: out.updates,
+            owner: root(self.func, v).0,
+        };
+        results.map(outcome).collect()
+    }
+    /// Gives results their places, as far as they can be written there at once.
+    pub(super) fn want_outputs(&mut self) -> Result<(), Error> {
+        let mut index = 0;
+        for outcome in self.outcomes() {
+            if outcome.updates {
+                let buffer = self.updated(&outcome.name)?;
+                self.want(outcome.owner, At::whole(buffer));
+            } else {
+                if !self.is_exchanged(outcome.owner) {
+                    let ty = self.func.ty(outcome.owner).clone();
+                    let buffer = self.buffer(outcome.name, ty, Place::Output(index));
+                    self.want(outcome.owner, At::whole(buffer));
+                }
+                index += 1;
+            }
+        }
+        Ok(())
+    }
+    /// The buffer of a parameter that a result replaces.
+    fn updated(&mut self, name: &str) -> Result<usize, Error> {
+        let index = self.weights.of_param(name);
+        let index =
+            index.ok_or_else(|| self.error(Loc::default(), format!("there is no parameter `{name}` to update")))?;
+        Ok(self.weight_buffer(index))
+    }
+    /// Whether a loop exchanges a value's memory with another's.
+    fn is_exchanged(&self, value: ValueId) -> bool {
+        match self.func.values[value].def {
+            ValueDef::Result(id, index) => {
+                let op = &self.func.ops[id];
+                let carried = op.opcode == Opcode::Loop && index + 1 < op.operands.len();
+                carried && !self.survey.in_place(id, index)
+            }
+            ValueDef::Arg(..) => false,
+        }
+    }
+    /// Wants a value of the body at a place, and what it is made of, if that may be there before.
+    fn want(&mut self, value: ValueId, at: At) {
+        let mut next = Some(value);
+        while let Some(value) = next.take() {
+            if self.wanted.contains_key(&value) || !self.may_write(value, at) {
+                return;
+            }
+            self.wanted.insert(value, at);
+            next = self.made_of(value);
+        }
+    }
+    /// Whether a value can be written to a place of its own at once.
+    fn may_write(&self, value: ValueId, at: At) -> bool {
+        let ValueDef::Result(def, _) = self.func.values[value].def else { return false };
+        let Some(group) = self.survey.group(def).filter(|_| self.uses.region(def) == self.func.body) else {
+            return false;
+        };
+        if self.is_exchanged(value) {
+            return false;
+        }
+        let Place::Weight(weight) = self.buffers[at.buffer].place else { return true };
+        let old = self.weights.param(weight).and_then(|name| self.survey.param(name));
+        let is_stacked = self.func.ops[def].opcode == Opcode::Loop && !self.is_carried(value);
+        !is_stacked
+            && old.is_none_or(|old| self.survey.free_at(self.func, &self.uses, self.func.body, group, old, value))
+    }
+    fn is_carried(&self, value: ValueId) -> bool {
+        match self.func.values[value].def {
+            ValueDef::Result(op, index) => index + 1 < self.func.ops[op].operands.len(),
+            ValueDef::Arg(..) => false,
+        }
+    }
+    /// A value of the body that is used up in making another, and whose memory that other may have.
+    fn made_of(&self, value: ValueId) -> Option<ValueId> {
+        let ValueDef::Result(def, index) = self.func.values[value].def else { return None };
+        let (body, group) = (self.func.body, self.survey.group(def)?);
+        let op = &self.func.ops[def];
+        let yielded = |v: ValueId| self.func.regions[body].yields.iter().any(|&y| root(self.func, y).0 == v);
+        let fits = |v: &ValueId| {
+            let here = self.func.def_op(*v).is_some_and(|op| self.uses.region(op) == body);
+            here && !yielded(*v) && self.func.ty(*v).bytes() == self.func.ty(value).bytes()
+        };
+        if op.opcode == Opcode::Loop {
+            let init = *op.operands.get(1 + index).filter(|_| self.is_carried(value))?;
+            let owner = root(self.func, init).0;
+            return Some(owner).filter(|v| fits(v) && !is_zero(self.func, init) && self.only_user(*v, def));
+        }
+        let values = self.survey.built(body, group)?.args.iter().filter_map(|arg| match *arg {
+            Operand::Value(value) => Some(root(self.func, value).0),
+            Operand::Slot(_) => None,
+        });
+        let mut owners = values.filter(fits);
+        owners.find(|&v| {
+            self.survey.takes_over(self.func, &self.uses, body, group, v, value)
+                && self.survey.free_at(self.func, &self.uses, body, group, v, value)
+        })
+    }
+
+    /// Copies the results that could not be written to their parameters at once, and lists the others.
+    pub(super) fn outputs(&mut self, steps: &mut Vec<Step>) -> Result<Vec<OutputBuffer>, Error> {
+        let mut outputs = Vec::new();
+        for outcome in self.outcomes() {
+            let at = self.place_of(outcome.owner, Loc::default())?;
+            if outcome.updates {
+                let dst = self.updated(&outcome.name)?;
+                if at != At::whole(dst) {
+                    steps.push(Step::Copy { dst, src: at.buffer });
+                }
+            } else {
+                self.lives[at.buffer].to_the_end = true;
+                outputs.push(OutputBuffer { name: outcome.name, buffer: at.buffer, stacked: outcome.stacked });
+            }
+        }
+        Ok(outputs)
+    }
+}

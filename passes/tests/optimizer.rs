@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used)]
 use rdc_ir::interp::{Inputs, Real, Tensor, run};
 use rdc_ir::testing::Rng;
-use rdc_ir::{Module, parse, verify::verify_text};
+use rdc_ir::{Module, OpId, Opcode, parse, verify::verify_text};
+use rdc_passes::fuse::{self, GroupKind, uses::Uses};
 use rdc_passes::optimizer::{self, Optimizer, Options};
-use std::collections::HashMap;
+use rdc_passes::{cse, dce};
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 /// Parameters of every rank and of awkward sizes, and one that is already training state.
@@ -268,6 +270,25 @@ fn a_gradient_that_is_not_finite_changes_nothing() {
             assert_eq!(state, before);
             state.insert("grad.bias".into(), vec![0.0; 12]);
         }
+    }
+}
+
+#[test]
+fn a_tensor_takes_few_kernels() {
+    for (optimizer, kernels) in [(Optimizer::AdamW, 2), (Optimizer::EllisAdam, 3)] {
+        let mut module = module(optimizer, false);
+        cse::run(&mut module);
+        dce::run(&mut module);
+        let func = fuse::normalise::normalise(module.func("update").unwrap());
+        let is_leaf = |&op: &OpId| matches!(func.ops[op].opcode, Opcode::Param | Opcode::Constant);
+        let leaves: HashSet<OpId> = func.walk().into_iter().map(|(_, op)| op).filter(is_leaf).collect();
+        let groups = fuse::groups(&func, &Uses::new(&func), &leaves, func.body);
+        // Only "w" has three rows, and "bias" is the only one of four.
+        for rows in [3, 4] {
+            assert_eq!(groups.iter().filter(|g| g.kind == GroupKind::Rows(rows)).count(), kernels, "{optimizer:?}");
+        }
+        let scalars = |op: &OpId| func.ops[*op].results.iter().all(|&v| func.ty(v).rank() == 0);
+        assert!(groups.iter().filter(|g| g.kind == GroupKind::Generic).all(|g| g.ops.iter().all(scalars)));
     }
 }
 

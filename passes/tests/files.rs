@@ -7,7 +7,7 @@
 mod common;
 
 use rdc_ir::Module;
-use rdc_passes::{Options, WeightType, cse, dce, expand, hoist, layout, optimise, simplify};
+use rdc_passes::{Options, WeightType, cse, dce, differentiate, expand, hoist, layout, optimise, simplify};
 use std::path::{Path, PathBuf};
 
 const SEPARATOR: &str = "; ---\n";
@@ -30,6 +30,8 @@ fn apply(pass: &str, mut module: Module, options: &Options) -> Module {
         "hoist" => hoist::run(&mut module),
         "cse" => cse::run(&mut module),
         "dce" => dce::run(&mut module),
+        "differentiate" => gradient(&mut module, differentiate::Remat::None),
+        "differentiate_iteration" => gradient(&mut module, differentiate::Remat::Iteration),
         "fuse_loss" => {
             expand::fuse_loss(&mut module);
             dce::run(&mut module);
@@ -51,6 +53,14 @@ fn apply(pass: &str, mut module: Module, options: &Options) -> Module {
         other => panic!("no pass is called {other}"),
     }
     module
+}
+
+/// The gradient without the loss function, for four steps with gradient at most.
+fn gradient(module: &mut Module, remat: differentiate::Remat) {
+    let options = differentiate::Options { max_grad_steps: 4, remat, ..Default::default() };
+    differentiate::run(module, &options).unwrap();
+    module.funcs.retain(|f| f.name.starts_with("grad"));
+    dce::run(module);
 }
 
 fn files() -> Vec<(String, PathBuf)> {

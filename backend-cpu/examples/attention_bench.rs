@@ -1,7 +1,7 @@
-//! Attention kernels against what the machine can do: f32 multiply-adds per second for a chunk, read bandwidth for one
-//! token.
+//! Attention kernels against what the machine can do: f32 multiply-adds per second for a chunk and for the derivative (of
+//! the pairs that are seen), read bandwidth for one token.
 //!
-//!     cargo run --release -p rdc-backend-cpu --features testing --example attention_bench [-- asm]
+//!     cargo run --release -p rdc-backend-cpu --features testing --example attention_bench [-- chunk|grad|token|asm]
 use rdc_backend_cpu::testing::{Aligned, Runner, kernel, program, random};
 use rdc_backend_cpu::{Error, Stage, emit_stage, target};
 use rdc_ir::program::{Kernel, KernelKind};
@@ -12,10 +12,17 @@ use std::io::Write;
 /// Heads and their size.
 const HEADS: usize = 4;
 
+/// Whether keys and values lie in caches or side by side.
+#[derive(Clone, Copy, PartialEq)]
+enum Keys {
+    Cache,
+    Plain,
+}
+
 fn chunk(
-    s: usize,
-    d: usize,
+    (s, d): (usize, usize),
     causal: bool,
+    keys: Keys,
     (q_rows, kv_block): (usize, usize),
 ) -> Result<Kernel, Box<dyn std::error::Error>> {
     let text = format!(
@@ -25,9 +32,23 @@ fn chunk(
         yield "a" = %a }}"#
     );
     let mut func = rdc_ir::parse::parse_func(&text)?;
-    views(&mut func);
+    if keys == Keys::Cache {
+        views(&mut func);
+    }
     let kind = KernelKind::Attention { q_rows, kv_block };
     Ok(kernel("k", kind, func, HEADS * s.div_ceil(q_rows)))
+}
+
+fn grad((s, d): (usize, usize), causal: bool, q_rows: usize) -> Result<Kernel, Box<dyn std::error::Error>> {
+    let ty = format!("f32[1, {s}, {HEADS}, {d}]");
+    let text = format!(
+        r#"func "f"("q" input = %q: {ty}, "k" input = %k: {ty}, "v" input = %v: {ty}, "dout" input = %o: {ty},
+        "pos" position = %pos: i32[1]) {{
+        %dq, %dk, %dv = attention_grad %q, %k, %v, %pos, %o {{causal = {causal}, scale = 0.125}} : {ty}, {ty}, {ty}
+        yield "dq" = %dq, "dk" = %dk, "dv" = %dv }}"#
+    );
+    let func = rdc_ir::parse::parse_func(&text)?;
+    Ok(kernel("k", KernelKind::AttentionGrad { q_rows }, func, HEADS))
 }
 
 fn token(t: usize, d: usize) -> Result<Kernel, Box<dyn std::error::Error>> {
@@ -61,7 +82,8 @@ fn cpu_seconds() -> f64 {
 /// Seconds of a launch: the fastest run of each task.
 fn time(kernel: &Kernel) -> Result<f64, Error> {
     let mut runner = Runner::new(&target("native")?, kernel)?;
-    for i in 0..3 {
+    let floats = kernel.func.args.len() - 1;
+    for i in 0..floats {
         let n = runner.args[i].bytes().len() / 4;
         runner.args[i] = Aligned::from_f32(&random(n, i as u64 + 1));
     }
@@ -108,30 +130,56 @@ fn peak() -> f64 {
     f64::NAN
 }
 
+/// Prints a kernel's rate for `products` products of all pairs of a query and a key that it sees.
+fn report(name: &str, kernel: &Kernel, (s, d): (usize, usize), causal: bool, products: usize) -> Result<(), Error> {
+    // The clock's speed wanders: the peak before and after.
+    let before = peak();
+    let seconds = time(kernel)?;
+    let peak = before.max(peak());
+    let pairs = if causal { s * (s + 1) / 2 } else { s * s };
+    let rate = (HEADS * pairs * d * 2 * products) as f64 / seconds;
+    println!(
+        "{name} S {s} D {d} causal {causal}: {:.1} GFLOP/s, {:.0} % of peak {:.1}",
+        rate / 1e9,
+        100.0 * rate / peak,
+        peak / 1e9
+    );
+    Ok(())
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    if std::env::args().nth(1).as_deref() == Some("asm") {
-        let program = program(&target("native")?, vec![chunk(512, 64, true, (48, 64))?]);
+    let what = std::env::args().nth(1);
+    let wanted = |name: &str| what.as_deref().is_none_or(|what| what == name);
+    if what.as_deref() == Some("asm") {
+        let program = program(&target("native")?, vec![grad((512, 64), true, 48)?]);
         std::io::stdout().write_all(&emit_stage(&program, 0, Stage::Asm)?)?;
         return Ok(());
     }
-    for (s, d, causal) in
-        [(256, 64, true), (512, 64, true), (512, 64, false), (512, 96, true), (512, 128, true), (256, 32, true)]
-    {
-        for tiles in [(32, 64), (64, 64), (48, 128), (96, 128)] {
-            let seconds = time(&chunk(s, d, causal, tiles)?)?;
-            let pairs = if causal { s * (s + 1) / 2 } else { s * s };
-            let flops = (HEADS * pairs * d * 4) as f64;
-            println!(
-                "S {s} D {d} causal {causal} tiles {tiles:?}: {:.1} GFLOP/s, {:.0} % of peak",
-                flops / seconds / 1e9,
-                100.0 * flops / seconds / peak()
-            );
+    let sizes = [(128, 32), (256, 32), (512, 32), (128, 64), (256, 64), (512, 64)];
+    let masks =
+        sizes.map(|size| (size, true)).into_iter().chain([((512, 64), false), ((512, 96), true), ((512, 128), true)]);
+    for (size, causal) in masks {
+        if wanted("chunk") {
+            for tiles in [(48, 64), (48, 128), (96, 128)] {
+                report(&format!("chunk {tiles:?}"), &chunk(size, causal, Keys::Cache, tiles)?, size, causal, 2)?;
+            }
+            report("chunk (48, 64), plain", &chunk(size, causal, Keys::Plain, (48, 64))?, size, causal, 2)?;
+        }
+        if wanted("grad") {
+            for q_rows in [24, 48, 96] {
+                report(&format!("grad {q_rows}"), &grad(size, causal, q_rows)?, size, causal, 5)?;
+            }
         }
     }
+    if wanted("grad") {
+        report("grad 48", &grad((4096, 64), true, 48)?, (4096, 64), true, 5)?;
+    }
     for (t, d) in [(256, 64), (4096, 64), (4096, 96)] {
-        let seconds = time(&token(t, d)?)?;
-        let bytes = (2 * HEADS * t * d * 4) as f64;
-        println!("one token, T {t} D {d}: {:.1} GB/s", bytes / seconds / 1e9);
+        if wanted("token") {
+            let seconds = time(&token(t, d)?)?;
+            let bytes = (2 * HEADS * t * d * 4) as f64;
+            println!("one token, T {t} D {d}: {:.1} GB/s", bytes / seconds / 1e9);
+        }
     }
     Ok(())
 }

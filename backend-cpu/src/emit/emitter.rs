@@ -451,6 +451,11 @@ impl Emitter {
         let text = a.ty.text();
         self.def(a.ty.of(Elem::I1), format_args!("arith.{op} {predicate}, {}, {} : {text}", a.name(), b.name()))
     }
+    /// Whether two addresses differ (i1).
+    pub fn differs(&mut self, a: Val, b: Val) -> Val {
+        let (a, b) = (a.name(), b.name());
+        self.def(Ty::new(Elem::I1, 1), format_args!("llvm.icmp \"ne\" {a}, {b} : !llvm.ptr"))
+    }
     /// `cond ? a : b`, lane by lane, or by a scalar condition.
     pub fn select(&mut self, cond: Val, a: Val, b: Val) -> Val {
         let text = a.ty.text();

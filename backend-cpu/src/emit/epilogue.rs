@@ -69,20 +69,11 @@ impl<'k> Epilogue<'k> {
         ctx.part = self.columns;
         let lanes = accumulators[0].lanes();
         let chunk = Chunk { col, offset: 0, lanes };
-        let values: Vec<Val> = self.results.iter().map(|&(node, _)| self.value(e, &mut ctx, node, chunk)).collect();
+        let values: Vec<Val> = self.results.iter().map(|&(node, _)| self.graph.evaluate(e, &mut ctx, node, chunk)).collect();
         for (&(node, pointer), value) in self.results.iter().zip(values) {
             let n = &self.graph.nodes[node];
             let base = e.at(e.arg(pointer), row, self.columns * n.dtype.bytes());
             store(e, base, n.dtype, chunk, value);
         }
-    }
-
-    fn value(&self, e: &mut Emitter, ctx: &mut Row, node: NodeId, chunk: Chunk) -> Val {
-        if let Some(&value) = ctx.chunk.get(&(node, chunk.offset)) {
-            return value;
-        }
-        let value = self.graph.value(e, ctx, node, chunk, &mut |e, ctx, node, chunk| self.value(e, ctx, node, chunk));
-        ctx.chunk.insert((node, chunk.offset), value);
-        value
     }
 }

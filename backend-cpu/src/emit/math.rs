@@ -1,8 +1,8 @@
 //! Elementary functions as polynomials in plain vector arithmetic: the image has no external symbols, so no libm.
 //!
 //! Each function works on any number of lanes, passes NaN on, and is exact at 0 and ±infinity. Errors are those
-//! measured by the tests against f64: 2 ulp or less (arc tangent 2.1; sigmoid and silu, which round three times, 4), or as a comment
-//! says. None needs a float-to-integer conversion of an unbounded value, which LLVM leaves undefined.
+//! measured by the tests against f64: 2 ulp or less (arc tangent 2.1; sigmoid and silu, which round three times, 4), or
+//! as a comment says. None needs a float-to-integer conversion of an unbounded value, which LLVM leaves undefined.
 use super::{Cmp, Elem, Emitter, Val};
 
 /// Horner's rule, highest coefficient first.

@@ -1,4 +1,5 @@
 //! Text emission: the MLIR builder, vector mathematics, and code for row operations.
+mod columns;
 pub mod elementwise;
 pub mod emitter;
 mod epilogue;
@@ -10,6 +11,7 @@ mod row;
 mod rowgraph;
 pub mod rowops;
 
+pub use columns::ColumnProgram;
 pub use emitter::{Cmp, Elem, Emitter, Ty, Val};
 pub use epilogue::Epilogue;
 pub use rowops::RowProgram;

@@ -32,6 +32,7 @@ pub(super) enum Stat {
 }
 
 /// What is known while a row is being computed.
+#[derive(Clone)]
 pub(super) struct Row<'a> {
     pub(super) index: Val,
     pub(super) targets: &'a [Val],
@@ -207,7 +208,7 @@ impl Graph<'_> {
         value
     }
 
-    /// See [`RowProgram::prepare`].
+    /// Computes, ahead of a loop over columns, what a node needs once per row; `inner` does so for its operands.
     pub(super) fn prepare(&self, e: &mut Emitter, ctx: &mut Row, node: NodeId, inner: &mut Prepare) {
         let n = &self.nodes[node];
         if n.class.width().is_none() {
@@ -229,6 +230,21 @@ impl Graph<'_> {
             }
             _ => {}
         }
+    }
+
+    /// [`Graph::prepare`] of a node and all that it is computed from, in a graph without reductions and buffers.
+    pub(super) fn prepare_all(&self, e: &mut Emitter, ctx: &mut Row, node: NodeId) {
+        self.prepare(e, ctx, node, &mut |e, ctx, node| self.prepare_all(e, ctx, node));
+    }
+
+    /// The value at a chunk of a node in a graph without reductions and buffers.
+    pub(super) fn evaluate(&self, e: &mut Emitter, ctx: &mut Row, node: NodeId, chunk: Chunk) -> Val {
+        if let Some(&value) = ctx.chunk.get(&(node, chunk.offset)) {
+            return value;
+        }
+        let value = self.value(e, ctx, node, chunk, &mut |e, ctx, node, chunk| self.evaluate(e, ctx, node, chunk));
+        ctx.chunk.insert((node, chunk.offset), value);
+        value
     }
 
     /// The address of the current row of an argument or of a gathered row.

@@ -139,14 +139,14 @@ pub struct Graph<'k> {
     pub nodes: Vec<Node>,
     kernel: &'k str,
     rows: usize,
-    given: &'k [ValueId],
+    given: Vec<ValueId>,
     memo: HashMap<(ValueId, Class), NodeId>,
 }
 
 impl<'k> Graph<'k> {
     /// An empty graph over `rows` rows. Values `given` are at hand in registers, for an epilogue.
-    pub fn new(kernel: &'k str, func: &'k Func, rows: usize, given: &'k [ValueId]) -> Graph<'k> {
-        Graph { func, nodes: Vec::new(), kernel, rows, given, memo: HashMap::new() }
+    pub fn new(kernel: &'k str, func: &'k Func, rows: usize, given: &[ValueId]) -> Graph<'k> {
+        Graph { func, nodes: Vec::new(), kernel, rows, given: given.to_vec(), memo: HashMap::new() }
     }
 
     /// The node of a value that is stored, one row (or element) for each row of the kernel.
@@ -205,6 +205,15 @@ impl<'k> Graph<'k> {
             Class::Scalar => 1,
         };
         (operand.elements() == elements).then_some(class)
+    }
+
+    /// Whether a `sum_to` keeps the rows and sums over the columns.
+    fn is_row_sum(&self, from: &Type, to: &Type) -> bool {
+        let ones = vec![1; from.rank().saturating_sub(to.rank())];
+        let to = [&ones[..], &to.shape[..]].concat();
+        let kept = |axes: &usize| from.shape[..*axes] == to[..*axes] && to[*axes..].iter().all(|&n| n == 1);
+        let product = |axes: &usize| from.shape[..*axes].iter().product::<usize>() == self.rows;
+        (0..=from.rank()).any(|axes| product(&axes) && kept(&axes))
     }
 
     /// Whether the columns of a class are the last axis of a type.
@@ -328,6 +337,14 @@ impl<'k> Graph<'k> {
                 };
                 let wanted = wanted.filter(|_| ty(0).last() > 1).ok_or_else(|| misfit(self))?;
                 Kind::Reduce { x: self.node(op.operands[0], wanted)?, max: op.opcode == Opcode::ReduceMax }
+            }
+            Opcode::SumTo if class == Class::Column => {
+                let width = ty(0).elements() / self.rows.max(1);
+                match self.is_row_sum(ty(0), result) {
+                    true if width == 1 => Kind::Alias(self.node(op.operands[0], class)?),
+                    true => Kind::Reduce { x: self.node(op.operands[0], Class::Rows(width))?, max: false },
+                    false => return Err(misfit(self)),
+                }
             }
             Opcode::Positions if class == Class::Column => {
                 let pos = self.pointer(op.operands[0]).ok_or_else(|| misfit(self))?;

@@ -92,11 +92,15 @@ impl View {
             e.store(place, self.dtype, value);
         }
     }
-    /// The element that a broadcast to a result with this index reads.
-    fn broadcast(&self, e: &mut Emitter, index: &[Val]) -> Val {
+    /// The index of the element that a broadcast to a result with this index reads.
+    fn own(&self, e: &mut Emitter, index: &[Val]) -> Vec<Val> {
         let zero = e.i64(0);
         let own = &index[index.len() - self.shape.len()..];
-        let own: Vec<Val> = own.iter().zip(&self.shape).map(|(&i, &n)| if n == 1 { zero } else { i }).collect();
+        own.iter().zip(&self.shape).map(|(&i, &n)| if n == 1 { zero } else { i }).collect()
+    }
+    /// That element.
+    fn broadcast(&self, e: &mut Emitter, index: &[Val]) -> Val {
+        let own = self.own(e, index);
         self.load(e, &own)
     }
 }
@@ -254,6 +258,23 @@ impl<'k> Anchor<'k> {
                     start += part.shape[axis];
                 }
             }
+            Opcode::Index => nest(e, &shape, &mut |e, index| {
+                let entry = operands[1].load(e, &[]);
+                let entry = e.index(entry, operands[0].shape[0]);
+                let value = operands[0].load(e, &[&[entry], index].concat());
+                out.store(e, index, value);
+            }),
+            Opcode::Pad => self.pad(e, &operands[0], &out),
+            Opcode::OneHot => nest(e, &shape, &mut |e, index| {
+                let (ids, class) = (&index[..index.len() - 1], index[index.len() - 1]);
+                let id = operands[0].load(e, ids);
+                let class = e.trunci(class, Elem::I32);
+                let (one, zero, hit) = (e.f32(1.0, 1), e.f32(0.0, 1), e.cmp(Cmp::Eq, id, class));
+                let value = e.select(hit, one, zero);
+                out.store(e, index, value);
+            }),
+            Opcode::SumTo => self.sum_to(e, &operands[0], &out),
+            Opcode::ScatterAdd => self.scatter_add(e, &operands, &out),
             Opcode::ReduceSum | Opcode::ReduceMax => self.reduce(e, &operands[0], &out),
             Opcode::All => {
                 let all = e.int(1, Ty::new(Elem::I1, 1));
@@ -279,7 +300,7 @@ impl<'k> Anchor<'k> {
             }),
             Opcode::Matmul => self.matmul(e, &operands, &out),
             Opcode::PackedMatmul => self.packed_matmul(e, &operands, &out),
-            Opcode::Rope => self.rope(e, &operands, &out),
+            Opcode::Rope | Opcode::RopeGrad => self.rope(e, &operands, &out),
             Opcode::Attention => self.attention(e, &operands, &out),
             Opcode::KvSlot => {
                 let value = self.kv_slot(e, &operands[0]);
@@ -298,6 +319,44 @@ impl<'k> Anchor<'k> {
                 }
             }),
         }
+    }
+
+    fn pad(&self, e: &mut Emitter, x: &View, out: &View) {
+        let (axis, start) = (self.op.size("axis"), self.op.size("start"));
+        let zero = e.f32(0.0, 1);
+        nest(e, &out.shape, &mut |e, index| out.store(e, index, zero));
+        nest(e, &x.shape, &mut |e, index| {
+            let value = x.load(e, index);
+            let shifted = e.add_const(index[axis], start);
+            out.store(e, &with(index, axis, shifted), value);
+        });
+    }
+
+    fn sum_to(&self, e: &mut Emitter, x: &View, out: &View) {
+        let zero = e.f32(0.0, 1);
+        nest(e, &out.shape, &mut |e, index| out.store(e, index, zero));
+        nest(e, &x.shape, &mut |e, index| {
+            let (value, sum) = (x.load(e, index), out.broadcast(e, index));
+            let sum = e.add(sum, value);
+            let place = out.own(e, index);
+            out.store(e, &place, sum);
+        });
+    }
+
+    fn scatter_add(&self, e: &mut Emitter, operands: &[View], out: &View) {
+        let [base, ids, rows] = operands else { return };
+        nest(e, &out.shape, &mut |e, index| {
+            let value = base.load(e, index);
+            out.store(e, index, value);
+        });
+        nest(e, &rows.shape, &mut |e, index| {
+            let (at, column) = (&index[..index.len() - 1], index[index.len() - 1]);
+            let id = ids.load(e, at);
+            let id = e.index(id, out.shape[0]);
+            let (value, sum) = (rows.load(e, index), out.load(e, &[id, column]));
+            let sum = e.add(sum, value);
+            out.store(e, &[id, column], sum);
+        });
     }
 
     fn reduce(&self, e: &mut Emitter, x: &View, out: &View) {
@@ -385,6 +444,7 @@ impl<'k> Anchor<'k> {
             let (at_a, at_b) = ([batch, step, head, at_a], [batch, step, head, at_b]);
             let (a, b) = (x.load(e, &at_a), x.load(e, &at_b));
             let minus = e.neg(sin);
+            let (sin, minus) = if self.op.opcode == Opcode::RopeGrad { (minus, sin) } else { (sin, minus) };
             let (ac, bc) = (e.mul(a, cos), e.mul(b, cos));
             let (first, second) = (e.fma(b, minus, ac), e.fma(a, sin, bc));
             out.store(e, &at_a, first);

@@ -55,6 +55,32 @@ fn indexing() {
 }
 
 #[test]
+fn training() {
+    let args = r#""a" input = %a: f32[2, 3, 5], "i" input = %i: i32[], "s" input = %s: i32[2, 3], "l" ids = %l: i32[2, 2],
+        "t" input = %t: f32[4, 3], "r" input = %r: f32[2, 2, 3], "x" input = %x: f32[2, 3, 2, 6],
+        "o" input = %o: f32[9, 3, 2], "p" position = %p: i32[2]"#;
+    for i in [0, 1] {
+        op(args, "index %a, %i : f32[3, 5]").int("i", &[i]).check();
+        op(args, "index %s, %i : i32[3]").int("i", &[i]).check();
+    }
+    op(args, "pad %a {axis = 1, start = 2, size = 6} : f32[2, 6, 5]").check();
+    op(args, "pad %a {axis = 0, start = 0, size = 2} : f32[2, 3, 5]").check();
+    op(args, "one_hot %l {n = 4} : f32[2, 2, 4]").int("l", &[3, 0, -1, 4]).check();
+    for shape in ["[5]", "[3, 1]", "[2, 1, 5]", "[1, 1, 1]", "[]", "[2, 3, 5]"] {
+        op(args, &format!("sum_to %a {{shape = {shape}}} : f32{shape}")).check();
+    }
+    op(args, "scatter_add %t, %l, %r : f32[4, 3]").int("l", &[3, 0, 3, 1]).check();
+    op(args, "scatter_add %t, %l, %r : f32[4, 3]").int("l", &[3, 0, 3, 1]).in_place("y", "t").check();
+    op(args, "atan %a : f32[2, 3, 5]").check();
+    op(args, "constant {value = 3.0, dtype = i32} : i32[]").check();
+    for layout in ["adjacent", "half"] {
+        op(args, &format!("rope_grad %x, %o, %p {{layout = \"{layout}\"}} : f32[2, 3, 2, 6]"))
+            .int("p", &[0, 4])
+            .check();
+    }
+}
+
+#[test]
 fn matmuls() {
     let args = r#""a" input = %a: f32[2, 3, 5], "b" input = %b: f32[5, 4], "c" input = %c: f32[2, 4, 3],
         "w" input = %w: f32[3, 5, 8, 1], "v" input = %v: i8[3, 5, 8, 1], "s" input = %s: f32[24]"#;

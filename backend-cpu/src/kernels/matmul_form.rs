@@ -154,7 +154,7 @@ impl<'k> Form<'k> {
 }
 
 /// The value before reshapes.
-fn see_through(func: &Func, mut value: ValueId) -> ValueId {
+pub fn see_through(func: &Func, mut value: ValueId) -> ValueId {
     while let Some(op) = func.def_op(value) {
         if func.ops[op].opcode != Opcode::Reshape {
             break;

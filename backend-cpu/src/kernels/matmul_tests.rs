@@ -23,8 +23,16 @@ enum After {
     BiasReluResidual,
     /// `silu(gate) * up` on two parts.
     Gate,
+    /// The same, and both parts themselves.
+    GateAndParts,
     /// `y * column + y`, a factor for each row.
     Column,
+}
+
+impl After {
+    fn parts(self) -> usize {
+        if matches!(self, After::Gate | After::GateAndParts) { 2 } else { 1 }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -43,12 +51,8 @@ struct Case {
 impl Case {
     /// `n` is rounded up where the weight has parts.
     fn new(target: &Target, (m, n, k): (usize, usize, usize), dtype: DType, before: Before, after: After) -> Case {
-        let n = if after == After::Gate { n.next_multiple_of(target.nr) } else { n };
+        let n = if after.parts() > 1 { n.next_multiple_of(target.nr) } else { n };
         Case { m, n, k, dtype, before, after, rows_per_task: 2 * target.mr, panels_per_task: 2, kc: 64 }
-    }
-
-    fn parts(&self) -> usize {
-        if self.after == After::Gate { 2 } else { 1 }
     }
 
     fn kernel(&self, target: &Target) -> Kernel {
@@ -84,7 +88,7 @@ impl Case {
             operands.push(scale);
         }
         let size = |v: usize| Attr::Int(v as i64);
-        let y = b.op(Opcode::PackedMatmul, &operands, vec![size(n), size(k), size(self.parts())]);
+        let y = b.op(Opcode::PackedMatmul, &operands, vec![size(n), size(k), size(self.after.parts())]);
         let out: Vec<ValueId> = match self.after {
             After::Nothing => vec![y],
             After::BiasReluResidual => {
@@ -93,13 +97,14 @@ impl Case {
                 let scaled = b.op(Opcode::Mul, &[positive, scalar], vec![]);
                 vec![b.op(Opcode::Add, &[residual, scaled], vec![]), y]
             }
-            After::Gate => {
+            After::Gate | After::GateAndParts => {
                 let half = |b: &mut Builder, i| {
                     b.op(Opcode::Slice, &[y], vec![size(1), size(i * n / 2), size((i + 1) * n / 2)])
                 };
                 let (gate, up) = (half(&mut b, 0), half(&mut b, 1));
-                let gate = b.op(Opcode::Silu, &[gate], vec![]);
-                vec![b.op(Opcode::Mul, &[gate, up], vec![])]
+                let active = b.op(Opcode::Silu, &[gate], vec![]);
+                let product = b.op(Opcode::Mul, &[active, up], vec![]);
+                if self.after == After::Gate { vec![product] } else { vec![gate, product, up] }
             }
             After::Column => {
                 let scaled = b.op(Opcode::Mul, &[y, column], vec![]);
@@ -130,7 +135,7 @@ impl Case {
             DType::I8 => (weights, scales) = quantise(&weights, k),
             _ => {}
         }
-        let packed = pack(&weights, (n, k), self.dtype, target.nr, self.parts());
+        let packed = pack(&weights, (n, k), self.dtype, target.nr, self.after.parts());
         assert_eq!(runner.args[1].bytes().len(), packed.len());
         let inputs = [&x, &vec![], &scales, &norm, &x2, &bias, &vec![0.5], &residual, &column];
         for (i, values) in inputs.into_iter().enumerate() {
@@ -175,18 +180,17 @@ impl Case {
                 });
                 wanted.extend([y, product]);
             }
-            After::Gate => wanted.push(
-                (0..m * n / 2)
-                    .map(|i| {
-                        let (gate, up) = (i / (n / 2) * n + i % (n / 2), i / (n / 2) * n + i % (n / 2) + n / 2);
-                        product[gate] / (1.0 + (-product[gate]).exp()) * product[up]
-                    })
-                    .collect(),
-            ),
+            After::Gate | After::GateAndParts => {
+                let part =
+                    |p: usize| (0..m * n / 2).map(|i| product[i / (n / 2) * n + i % (n / 2) + p * n / 2]).collect();
+                let (gate, up): (Vec<f64>, Vec<f64>) = (part(0), part(1));
+                let gated = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+                wanted.extend(if self.after == After::Gate { vec![gated] } else { vec![gate, gated, up] });
+            }
             After::Column => wanted.push(each(&|i, j| product[i * n + j] * (f64::from(column[i]) + 1.0))),
         }
         let tolerance = 2e-6 * bound.iter().fold(1.0, |a: f64, b| a.max(*b));
-        let tolerance = if self.after == After::Gate { tolerance * 4.0 } else { tolerance };
+        let tolerance = if self.after.parts() > 1 { tolerance * 4.0 } else { tolerance };
         for (r, want) in wanted.iter().enumerate() {
             let got = runner.args[9 + r].to_f32();
             assert_eq!(got.len(), want.len());
@@ -212,7 +216,7 @@ fn shapes() -> Vec<Target> {
 
 const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::I8];
 const BEFORE: [Before; 3] = [Before::Reshape, Before::Norm, Before::SumAndNorm];
-const AFTER: [After; 4] = [After::Nothing, After::BiasReluResidual, After::Gate, After::Column];
+const AFTER: [After; 5] = [After::Nothing, After::BiasReluResidual, After::Gate, After::GateAndParts, After::Column];
 
 #[test]
 fn element_types_and_ragged_shapes() {
@@ -285,7 +289,7 @@ proptest! {
     #[test]
     fn any_shape_and_cut(
         (m, n, k) in (1usize..60, 1usize..90, 1usize..200),
-        (dtype, before, after) in (0usize..3, 0usize..3, 0usize..4),
+        (dtype, before, after) in (0usize..3, 0usize..3, 0usize..5),
         (rows_per_task, panels_per_task, kc) in (1usize..40, 1usize..5, 1usize..100),
         (calls, machine) in (1usize..4, 0usize..3),
     ) {

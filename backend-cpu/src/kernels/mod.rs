@@ -6,6 +6,7 @@ mod attention_grad_tests;
 #[cfg(test)]
 mod attention_tests;
 mod attention_tile;
+mod columns;
 mod decode_attention;
 mod gemv;
 mod generic;
@@ -22,6 +23,7 @@ mod matmul_weights;
 mod micro;
 #[cfg(test)]
 mod oracle;
+mod pack;
 mod panels;
 mod product;
 #[cfg(test)]
@@ -29,6 +31,9 @@ mod product_tests;
 mod rows;
 #[cfg(test)]
 mod rows_tests;
+mod scatter_add;
+#[cfg(test)]
+mod training_tests;
 
 use crate::emit::Error;
 use rdc_ir::program::{Kernel, KernelKind, Target};
@@ -51,9 +56,9 @@ pub fn mlir(target: &Target, kernel: &Kernel) -> Result<String, Error> {
         KernelKind::DecodeAttention => decode_attention::emit(target, kernel),
         KernelKind::Generic => generic::emit(target, kernel),
         KernelKind::Product { .. } => product::emit(target, kernel),
-        KernelKind::Pack { .. }
-        | KernelKind::Columns { .. }
-        | KernelKind::ScatterAdd { .. } => Err(Error::unsupported(&kernel.name, "a kernel of training")),
+        KernelKind::Pack { .. } => pack::emit(target, kernel),
+        KernelKind::Columns { .. } => columns::emit(target, kernel),
+        KernelKind::ScatterAdd { .. } => scatter_add::emit(target, kernel),
     }
 }
 
@@ -68,9 +73,7 @@ pub fn scratch_bytes(kernel: &Kernel, target: &Target) -> usize {
         KernelKind::DecodeAttention => decode_attention::scratch(kernel, target),
         KernelKind::Generic => generic::scratch(kernel),
         KernelKind::Product { .. } => product::scratch(kernel, target).unwrap_or(0),
-        KernelKind::Pack { .. }
-        | KernelKind::Columns { .. }
-        | KernelKind::ScatterAdd { .. }
-        | KernelKind::KvWrite { .. } => 0,
+        KernelKind::Columns { .. } => columns::scratch(kernel).unwrap_or(0),
+        KernelKind::Pack { .. } | KernelKind::ScatterAdd { .. } | KernelKind::KvWrite { .. } => 0,
     }
 }

@@ -28,32 +28,26 @@ impl Strip {
         });
     }
 
-    /// Squares of vectors at a time, and single elements where the length leaves a rest.
+    /// Squares of vectors at a time, two along a row so that its cache lines are read whole, and single elements where the
+    /// length leaves a rest.
     fn transpose(self, e: &mut Emitter, length: Val, to: Val, pitch: usize) {
         let n = e.lanes;
-        let (zero, (squares, _)) = (e.i64(0), e.div_rem(length, n));
-        let whole = e.mul_const(squares, n);
-        e.for_range(zero, whole, n, &[], |e, k, _| {
-            let (from, to) = (e.at(self.from, k, 4), e.at(to, k, pitch * 4));
-            for first in (0..self.columns).step_by(n) {
-                let count = n.min(self.columns - first);
-                let rows: Vec<Val> = (0..n)
-                    .map(|i| {
-                        let place = e.offset_const(from, (first + i.min(count - 1)) * self.stride);
-                        e.load_raw(place, Ty::f32(n))
-                    })
-                    .collect();
-                for (i, row) in e.transposed(rows).into_iter().enumerate() {
-                    for (start, lanes) in all_pieces(count, n) {
-                        let part = e.shuffle(row, row, &(start..start + lanes).collect::<Vec<_>>());
-                        let place = e.offset_const(to, (i * pitch + first + start) * 4);
-                        e.store_raw(place, part);
+        let mut done = e.i64(0);
+        for squares in [2, 1] {
+            let (count, _) = e.div_rem(length, squares * n);
+            let end = e.mul_const(count, squares * n);
+            e.for_range(done, end, squares * n, &[], |e, k, _| {
+                for first in (0..self.columns).step_by(n) {
+                    for square in 0..squares {
+                        let k = e.add_const(k, square * n);
+                        self.square(e, first, k, to, pitch);
                     }
                 }
-            }
-            vec![]
-        });
-        e.each(whole, length, |e, k| {
+                vec![]
+            });
+            done = end;
+        }
+        e.each(done, length, |e, k| {
             let (from, to) = (e.at(self.from, k, 4), e.at(to, k, pitch * 4));
             for column in 0..self.columns {
                 let place = e.offset_const(from, column * self.stride);
@@ -62,6 +56,27 @@ impl Strip {
                 e.store_raw(place, value);
             }
         });
+    }
+
+    /// Columns `first..`, a vector of them or what is left, of the steps from `k` on.
+    fn square(self, e: &mut Emitter, first: usize, k: Val, to: Val, pitch: usize) {
+        let n = e.lanes;
+        let count = n.min(self.columns - first);
+        let (from, to) = (e.at(self.from, k, 4), e.at(to, k, pitch * 4));
+        let rows: Vec<Val> = (0..n)
+            .map(|i| {
+                let place = e.offset_const(from, (first + i.min(count - 1)) * self.stride);
+                e.load_raw(place, Ty::f32(n))
+            })
+            .collect();
+        for (i, row) in e.transposed(rows).into_iter().enumerate() {
+            for (start, lanes) in all_pieces(count, n) {
+                let part =
+                    if lanes == n { row } else { e.shuffle(row, row, &(start..start + lanes).collect::<Vec<_>>()) };
+                let place = e.offset_const(to, (i * pitch + first + start) * 4);
+                e.store_raw(place, part);
+            }
+        }
     }
 }
 
@@ -73,4 +88,20 @@ pub fn copy_floats(e: &mut Emitter, from: Val, to: Val, count: usize) {
         let place = e.offset_const(to, start * 4);
         e.store_raw(place, value);
     }
+}
+
+/// Sets columns `columns` of inner steps `0..length` to zero.
+pub fn clear(e: &mut Emitter, columns: std::ops::Range<usize>, length: Val, to: Val, pitch: usize) {
+    if columns.is_empty() {
+        return;
+    }
+    let zero = e.i64(0);
+    e.each(zero, length, |e, k| {
+        let to = e.at(to, k, pitch * 4);
+        for (start, lanes) in all_pieces(columns.len(), e.lanes) {
+            let none = e.f32(0.0, lanes);
+            let place = e.offset_const(to, (columns.start + start) * 4);
+            e.store_raw(place, none);
+        }
+    });
 }

@@ -1,6 +1,7 @@
 //! The words of the command line. Scripts depend on them: add, don't rename.
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use rdc_ir::program::KvPolicy;
+use rdc_runtime::train::Bytes;
 use std::path::PathBuf;
 
 /// The compiler for recurrent-depth language models.
@@ -23,6 +24,13 @@ pub enum Command {
     Compile(CompileArgs),
     /// Run an artifact, or a model text compiled on the fly
     Run(RunArgs),
+    /// Write the loss and its gradient by every parameter
+    #[cfg(feature = "compiler")]
+    Grad(GradArgs),
+    /// Train a model
+    Train(TrainArgs),
+    /// Loss and accuracy at several numbers of iterations
+    Eval(EvalArgs),
     /// Show parameters, work, memory plan and kernels of an artifact or a model text
     Inspect(InspectArgs),
     /// Measure speed as ratios to ceilings measured in the same run
@@ -114,6 +122,90 @@ pub struct CompileArgs {
     /// Print how long each pass and the code generation took
     #[arg(long)]
     pub timing: bool,
+    /// Compile losses, their gradients and an optimiser, for `rdc train`, instead of read-outs
+    #[arg(long)]
+    pub train: bool,
+    #[command(flatten)]
+    pub training: TrainFlags,
+}
+
+/// How losses are compiled for training.
+#[derive(Args, Debug, Default, Clone)]
+pub struct TrainFlags {
+    /// The loss (default: the text's first)
+    #[arg(long, value_name = "NAME")]
+    pub loss: Option<String>,
+    /// Most iterations with gradient (default 8, at most the text's max_steps)
+    #[arg(long, value_name = "K", value_parser = positive)]
+    pub max_grad_steps: Option<usize>,
+    /// What is kept of the iterations for the way back: none recomputes nothing that costs, iteration keeps the state only, auto
+    /// what fits into --memory (default none)
+    #[arg(long, value_enum)]
+    pub remat: Option<RematFlag>,
+    /// Bytes for weights, gradients, moments and activations, with --remat auto: 2GB, 500MB, …
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<Bytes>,
+    /// The optimiser to compile (default adamw)
+    #[arg(long, value_enum)]
+    pub optimizer: Option<OptimizerFlag>,
+    /// Parameters that are not trained, by pattern (`*`, `?`); may be given several times
+    #[arg(long, value_name = "PATTERN")]
+    pub freeze: Vec<String>,
+    /// Sum gradients over this many batches before an update (default 1)
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub accumulate: Option<usize>,
+}
+
+/// What is kept for the way back.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RematFlag {
+    /// Everything whose recomputation costs.
+    None,
+    /// The carried state only.
+    Iteration,
+    /// What fits.
+    Auto,
+}
+
+/// An optimiser.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OptimizerFlag {
+    /// AdamW, as in PyTorch.
+    #[value(name = "adamw")]
+    AdamW,
+    /// The variant of the Huginn run.
+    #[value(name = "ellis-adam")]
+    EllisAdam,
+}
+
+/// Arguments of `grad`.
+#[cfg(feature = "compiler")]
+#[derive(Args, Debug)]
+pub struct GradArgs {
+    /// The model text
+    pub model: PathBuf,
+    /// Tensors by name: input_ids [B,S], labels [B,S] (already shifted, -100 ignored), optional initial_state [B,S,dim]
+    #[arg(long, value_name = "IN.safetensors")]
+    pub input: PathBuf,
+    /// Where `loss` and `grad.NAME` for every parameter go
+    #[arg(long, value_name = "OUT.safetensors")]
+    pub output: PathBuf,
+    /// Iterations without gradient, first
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub no_grad_steps: usize,
+    /// Iterations with gradient, after them
+    #[arg(long, value_name = "K")]
+    pub grad_steps: usize,
+    /// Seed of what is drawn: an initial state not given, weights without a checkpoint (default 0)
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Worker threads (default: what the process may use)
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub threads: Option<usize>,
+    #[command(flatten)]
+    pub training: TrainFlags,
+    #[command(flatten)]
+    pub options: ModelArgs,
 }
 
 /// A stage to look at.
@@ -178,6 +270,90 @@ pub struct RunArgs {
     /// Check every byte of the artifact first, the weights of files over 256 MB too
     #[arg(long)]
     pub verify: bool,
+    #[command(flatten)]
+    pub options: ModelArgs,
+}
+
+/// Arguments of `train`.
+#[derive(Args, Debug)]
+pub struct TrainArgs {
+    /// A model text (.rdm), or an artifact of `rdc compile --train`
+    pub file: PathBuf,
+    /// The configuration; flags have precedence over it
+    #[arg(long, value_name = "train.toml")]
+    pub config: PathBuf,
+    /// The folder of the run: checkpoints, metrics.jsonl, loss.svg
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Continue from the newest checkpoint in --out
+    #[arg(long)]
+    pub resume: bool,
+    /// Start from this checkpoint (a Hugging Face folder or a safetensors file) instead of drawn weights
+    #[arg(long, value_name = "DIR")]
+    pub finetune: Option<PathBuf>,
+    /// Steps of the run
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u64>,
+    /// Rows of a batch
+    #[arg(long, value_name = "B", value_parser = positive)]
+    pub batch: Option<usize>,
+    /// Tokens of a row
+    #[arg(long, value_name = "S", value_parser = positive)]
+    pub seq: Option<usize>,
+    /// The full learning rate
+    #[arg(long, value_name = "LR")]
+    pub lr: Option<f64>,
+    /// Seed of everything drawn
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Worker threads (default: what the process may use)
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub threads: Option<usize>,
+    /// Set a size, flag or string of the text
+    #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
+    pub set: Vec<(String, String)>,
+    /// The CPU to compile for (default native)
+    #[arg(long, value_name = "T")]
+    pub target: Option<String>,
+    /// Print an event per line as JSON instead of progress
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub training: TrainFlags,
+}
+
+/// Arguments of `eval`.
+#[derive(Args, Debug)]
+pub struct EvalArgs {
+    /// An artifact (.rda), or a model text (.rdm) with --hf or --weights
+    pub file: PathBuf,
+    /// A built-in task
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    pub task: Option<String>,
+    /// Sizes of the task's problems, each measured on its own (default: what fits)
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', value_parser = positive, requires = "task")]
+    pub size: Vec<usize>,
+    /// A training configuration, whose validation rows are taken
+    #[arg(long, value_name = "train.toml")]
+    pub config: Option<PathBuf>,
+    /// Numbers of iterations
+    #[arg(long, value_name = "R,R,…", value_delimiter = ',', default_value = "1,2,4,8,16,32")]
+    pub steps: Vec<usize>,
+    /// Rows that are measured, of each size
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = positive)]
+    pub rows: usize,
+    /// Seed of problems and states
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Worker threads (default: what the process may use)
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub threads: Option<usize>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Draw accuracy over iterations (loss, where nothing is exact) into this file
+    #[arg(long, value_name = "FILE.svg")]
+    pub svg: Option<PathBuf>,
     #[command(flatten)]
     pub options: ModelArgs,
 }

@@ -8,8 +8,12 @@
 use std::ffi::c_int;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// Whether the first interrupt is left to the command, and whether it has come.
+static DEFERRED: AtomicBool = AtomicBool::new(false);
+static PENDING: AtomicBool = AtomicBool::new(false);
 
 /// Call first in `main`. Also lets a closed pipe on stdout end the process silently.
 pub fn install() {
@@ -26,13 +30,27 @@ pub fn install() {
     std::thread::spawn(move || {
         let mut signal: c_int = 0;
         // SAFETY: the set and the integer outlive the call.
-        if unsafe { libc::sigwait(&set, &mut signal) } == 0 {
+        while unsafe { libc::sigwait(&set, &mut signal) } == 0 {
+            // The second one ends the process all the same.
+            if DEFERRED.load(Ordering::Relaxed) && !PENDING.swap(true, Ordering::Relaxed) {
+                continue;
+            }
             if let Ok(folders) = FOLDERS.lock() {
                 folders.iter().for_each(|folder| clean(folder));
             }
             std::process::exit(128 + signal);
         }
     });
+}
+
+/// From now on the first interrupt only sets [`pending`], so that a command can bring its work to an end.
+pub fn defer() {
+    DEFERRED.store(true, Ordering::Relaxed);
+}
+
+/// Whether an interrupt has come since [`defer`].
+pub fn pending() -> bool {
+    PENDING.load(Ordering::Relaxed)
 }
 
 /// From now on an interrupt removes temporary files of this process beside `file`.

@@ -12,9 +12,12 @@ mod kv;
 mod listing;
 #[cfg(feature = "compiler")]
 mod pipeline;
+mod plot;
 mod progress;
 mod report;
 mod table;
+#[cfg(feature = "compiler")]
+mod training;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -8,11 +8,12 @@ use crate::report::{Report, Work};
 use anyhow::{Context, Result};
 use rdc_backend_cpu::CodeImage;
 use rdc_frontend::checkpoint::match_tensors;
-use rdc_frontend::{Diagnostic, Lowered};
+use rdc_frontend::{Diagnostic, LossSelection, Lowered};
 use rdc_ir::program::Program;
 use rdc_ir::{Func, Module, Opcode, Type};
-use rdc_passes::{Observer, WeightType};
-use rdc_runtime::artifact::{self, Contents, Meta, ParamInfo, Readout};
+use rdc_passes::optimizer::Optimizer;
+use rdc_passes::{Observer, Remat, WeightType};
+use rdc_runtime::artifact::{self, Contents, LossInfo, Meta, ParamInfo, Readout, TrainMeta};
 use rdc_runtime::checkpoint::Checkpoint;
 use rdc_runtime::code::Code;
 use rdc_runtime::model::Model;
@@ -60,6 +61,29 @@ pub struct Shapes {
     pub chunks: Option<Vec<usize>>,
     /// A read-out to compile alone; all if absent.
     pub readout: Option<Option<String>>,
+    /// If set, losses are compiled for training, and no read-out is.
+    pub training: Option<Training>,
+}
+
+/// How losses are compiled for training.
+#[derive(Clone, Debug)]
+pub struct Training {
+    /// The losses; the text's first if there are none.
+    pub losses: Vec<String>,
+    /// Tokens of a row; the compiler's choice if absent.
+    pub seq: Option<usize>,
+    /// The most iterations with gradient.
+    pub max_grad_steps: usize,
+    /// What is kept for the way back.
+    pub remat: Remat,
+    /// The optimiser to compile, if any.
+    pub optimizer: Option<Optimizer>,
+    /// Whether gradients are summed over several batches before an update.
+    pub accumulate: bool,
+    /// Patterns (`*` and `?`) of parameters that are not trained.
+    pub freeze: Vec<String>,
+    /// Whether the losses without gradient are compiled too, for evaluation.
+    pub evaluate: bool,
 }
 
 /// A text, read and lowered, with its checkpoint.
@@ -70,6 +94,7 @@ pub struct Front {
     dtype: Dtype,
     target: String,
     last_only: bool,
+    training: Option<Training>,
 }
 
 /// A checkpoint whose tensors fit the model.
@@ -102,6 +127,8 @@ pub fn front(text: Text, args: &ModelArgs, shapes: &Shapes) -> Result<Front> {
         kv: args.kv,
         readouts: None,
         last_only: args.last_only,
+        losses: LossSelection::None,
+        train_seq: None,
     };
     let lower = |options: &rdc_frontend::Options| {
         rdc_frontend::compile(&text.name, &text.source, options)
@@ -109,11 +136,22 @@ pub fn front(text: Text, args: &ModelArgs, shapes: &Shapes) -> Result<Front> {
     };
     // One token shows the context and the read-outs at no cost.
     let probe = lower(&options)?;
-    options.chunks = match (&shapes.chunks, args.seq) {
-        (Some(chunks), None) => chunks.clone(),
-        (_, Some(seq)) => vec![seq, 1],
-        (None, None) => vec![DEFAULT_CHUNK.min(probe.context.max(1)), 1],
+    options.chunks = match (&shapes.training, &shapes.chunks, args.seq) {
+        (Some(_), ..) => Vec::new(),
+        (_, Some(chunks), None) => chunks.clone(),
+        (.., Some(seq)) => vec![seq, 1],
+        (.., None) => vec![DEFAULT_CHUNK.min(probe.context.max(1)), 1],
     };
+    if let Some(training) = &shapes.training {
+        let wanted = if training.losses.is_empty() {
+            Vec::from_iter(probe.default_loss.clone())
+        } else {
+            training.losses.clone()
+        };
+        // A text without losses gets the front end's error.
+        options.losses = if wanted.is_empty() { LossSelection::All } else { LossSelection::Only(wanted) };
+        options.train_seq = training.seq.or(args.seq);
+    }
     options.chunks.sort_unstable_by(|a, b| b.cmp(a));
     options.chunks.dedup();
     options.readouts = shapes.readout.as_ref().map(|r| vec![r.clone().unwrap_or(probe.default_readout.clone())]);
@@ -133,6 +171,7 @@ pub fn front(text: Text, args: &ModelArgs, shapes: &Shapes) -> Result<Front> {
         dtype: args.dtype.unwrap_or(Dtype::F32),
         target: args.target.clone().unwrap_or_else(|| "native".into()),
         last_only: args.last_only,
+        training: shapes.training.clone(),
     })
 }
 
@@ -166,8 +205,10 @@ fn open_checkpoint(path: &Path, lowered: &Lowered) -> Result<Weights> {
 
 /// Runs the passes. The observer sees the module after each; see [`pipeline::POINTS`].
 pub fn build(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
-    let Front { text, lowered, checkpoint, dtype, target, last_only } = front;
+    let Front { text, lowered, checkpoint, dtype, target, last_only, training } = front;
     let target = rdc_backend_cpu::target(&target)?;
+    let frozen = training.as_ref().map(|t| frozen(&lowered.module, &t.freeze)).transpose()?.unwrap_or_default();
+    let train = training.as_ref().map(|t| train_meta(t, &lowered, &frozen));
     let options = rdc_passes::Options {
         target,
         dtype: match dtype {
@@ -176,11 +217,20 @@ pub fn build(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
             Dtype::I8 => WeightType::I8,
         },
         expected_trips: lowered.default_steps.max(1),
-        training: None,
+        training: training.as_ref().map(|t| rdc_passes::Training {
+            max_grad_steps: t.max_grad_steps,
+            remat: t.remat,
+            optimizer: t.optimizer.map(|optimizer| rdc_passes::optimizer::Options {
+                optimizer,
+                frozen: frozen.clone(),
+                accumulate: t.accumulate,
+            }),
+            frozen,
+            losses: t.evaluate,
+        }),
     };
     let written: Vec<(String, [u64; 2])> = lowered.module.funcs.iter().map(|f| (f.name.clone(), flops(f))).collect();
     let looped_stack_parameters = looped_stack_parameters(&lowered.module);
-    let params: Vec<ParamInfo> = lowered.module.params.values().map(ParamInfo::from).collect();
     let compiled = rdc_passes::compile(lowered.module, &options, observer);
     let (module, program) = compiled.map_err(|error| match error {
         rdc_passes::Error::Unsupported { message, loc } if loc.line > 0 => {
@@ -189,6 +239,8 @@ pub fn build(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
         }
         error => anyhow::anyhow!("{}: {error}", text.name),
     })?;
+    // Those of the text, then the state of training.
+    let params: Vec<ParamInfo> = module.params.values().map(ParamInfo::from).collect();
     let functions = written
         .into_iter()
         .map(|(name, [once_written, iteration_written])| {
@@ -217,17 +269,75 @@ pub fn build(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
         context: lowered.context,
         batch: lowered.batch,
         chunks: lowered.chunks,
-        readouts: readouts(&lowered.default_readout, &lowered.readouts, &program),
+        readouts: match training {
+            Some(_) => Vec::new(),
+            None => readouts(&lowered.default_readout, &lowered.readouts, &program),
+        },
         dtype: dtype.name().to_string(),
         kv: lowered.kv,
         params,
-        train: None,
+        train,
         options,
         report: serde_json::to_value(report)?,
         symbols: BTreeMap::new(),
         program,
     };
     Ok(Built { meta, module, checkpoint })
+}
+
+/// The parameters whose names match one of the patterns.
+fn frozen(module: &Module, patterns: &[String]) -> Result<Vec<String>> {
+    let mut names = BTreeSet::new();
+    for pattern in patterns {
+        let before = names.len();
+        names.extend(module.params.values().map(|p| p.name.clone()).filter(|name| matches(pattern, name)));
+        anyhow::ensure!(
+            names.len() > before || module.params.values().any(|p| matches(pattern, &p.name)),
+            "--freeze {pattern}: no parameter has such a name"
+        );
+    }
+    Ok(names.into_iter().collect())
+}
+
+/// Whether a name matches a pattern: `*` stands for any characters, `?` for one.
+fn matches(pattern: &str, name: &str) -> bool {
+    match (pattern.chars().next(), name.chars().next()) {
+        (None, None) => true,
+        (Some('*'), _) if matches(&pattern[1..], name) => true,
+        (Some('*'), Some(c)) => matches(pattern, &name[c.len_utf8()..]),
+        (Some(p), Some(c)) if p == '?' || p == c => matches(&pattern[p.len_utf8()..], &name[c.len_utf8()..]),
+        _ => false,
+    }
+}
+
+fn train_meta(training: &Training, lowered: &Lowered, frozen: &[String]) -> TrainMeta {
+    let compiled = |l: &&rdc_frontend::LossInfo| lowered.module.func(&l.func).is_some();
+    let losses = lowered.losses.iter().filter(compiled).map(|l| LossInfo {
+        name: l.name.clone(),
+        suffix: l.func.strip_prefix("loss").unwrap_or_default().to_string(),
+        outputs: l.outputs.clone(),
+        all_steps: l.all_steps,
+    });
+    TrainMeta {
+        losses: losses.collect(),
+        batch: lowered.batch,
+        seq: lowered.train_seq,
+        max_grad_steps: training.max_grad_steps,
+        remat: match training.remat {
+            Remat::None => "none",
+            Remat::Iteration => "iteration",
+            Remat::Auto { .. } => "auto",
+        }
+        .into(),
+        optimizer: match training.optimizer {
+            Some(Optimizer::AdamW) => "adamw",
+            Some(Optimizer::EllisAdam) => "ellis-adam",
+            None => "none",
+        }
+        .into(),
+        accumulate: training.accumulate,
+        frozen: frozen.to_vec(),
+    }
 }
 
 /// The default read-out first, then the others that are compiled.

@@ -4,10 +4,11 @@ use crate::files;
 use crate::pipeline::{self, Built, Shapes, Text};
 use crate::progress::Progress;
 use crate::table::{self, Table};
+use crate::training;
 use anyhow::{Context, Result, bail, ensure};
 use rdc_backend_cpu::Stage;
 use rdc_ir::Module;
-use rdc_passes::pipeline::POINTS;
+use rdc_passes::pipeline::{POINTS, TRAINING_POINTS};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -16,11 +17,12 @@ use std::time::Instant;
 pub fn run(args: &CompileArgs, quiet: bool) -> Result<()> {
     if let Some(after) = &args.after {
         ensure!(args.emit == Some(Emit::Ir), "--after belongs to --emit ir");
+        let points = if args.train { TRAINING_POINTS } else { POINTS };
         if after == "help" {
-            println!("{}", POINTS.join("\n"));
+            println!("{}", points.join("\n"));
             return Ok(());
         }
-        ensure!(POINTS.contains(&after.as_str()), "there is no pass `{after}`; there are {}", POINTS.join(", "));
+        ensure!(points.contains(&after.as_str()), "there is no pass `{after}`; there are {}", points.join(", "));
     }
     let progress = Progress::start(quiet, "reading");
     let output = args.output.clone().unwrap_or_else(|| args.model.with_extension("rda"));
@@ -29,7 +31,9 @@ pub fn run(args: &CompileArgs, quiet: bool) -> Result<()> {
     }
     let start = Instant::now();
     let mut times = vec![];
-    let front = pipeline::front(Text::read(&args.model)?, &args.options, &Shapes::default())?;
+    let training = args.train.then(|| training::of_flags(&args.training, None)).transpose()?;
+    let shapes = Shapes { training, ..Shapes::default() };
+    let front = pipeline::front(Text::read(&args.model)?, &args.options, &shapes)?;
     times.push(("front end".to_string(), start.elapsed()));
     progress.stage("optimising");
     let mut seen: Option<Module> = None;

@@ -2,8 +2,12 @@
 mod bench;
 #[cfg(feature = "compiler")]
 mod compile;
+mod eval;
+#[cfg(feature = "compiler")]
+mod grad;
 mod inspect;
 mod run;
+mod train;
 
 use crate::cli::{Cli, Command, ModelArgs};
 use crate::kv;
@@ -19,6 +23,10 @@ pub fn run(cli: Cli) -> Result<()> {
         #[cfg(feature = "compiler")]
         Command::Compile(args) => compile::run(&args, cli.quiet),
         Command::Run(args) => run::run(&args, cli.quiet),
+        #[cfg(feature = "compiler")]
+        Command::Grad(args) => grad::run(&args, cli.quiet),
+        Command::Train(args) => train::run(args, cli.quiet),
+        Command::Eval(args) => eval::run(&args, cli.quiet),
         Command::Inspect(args) => inspect::run(&args, cli.quiet),
         Command::Bench(args) => bench::run(&args, cli.quiet),
         Command::Completions { shell } => {

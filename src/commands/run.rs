@@ -81,6 +81,7 @@ fn text(args: &RunArgs, inputs: &TensorMap, progress: &Progress) -> Result<Model
         batch: args.options.batch.is_none().then_some(ids.shape[0]),
         chunks: Some(chunks),
         readout: Some(args.readout.clone()),
+        training: None,
     };
     let entry = if args.no_cache { None } else { cache_key(args, &shapes)?.path() };
     if let Some(entry) = entry.as_deref().filter(|e| e.exists()) {

@@ -15,8 +15,6 @@ pub enum LossSelection {
     /// None: the text is compiled to be run.
     #[default]
     None,
-    /// The first loss that the text declares.
-    Default,
     /// Every loss.
     All,
     /// The losses of these names.
@@ -281,7 +279,6 @@ fn chosen_losses(lower: &mut Lower, options: &Options) -> Vec<String> {
     }
     let wanted = match &options.losses {
         LossSelection::None => return Vec::new(),
-        LossSelection::Default => return all.into_iter().take(1).collect(),
         LossSelection::All => return all,
         LossSelection::Only(names) => names,
     };

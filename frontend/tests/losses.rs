@@ -183,7 +183,7 @@ const SIZES: [(&str, &str); 4] = [("vocab", "32"), ("dim", "8"), ("heads", "2"),
 #[test]
 fn huginn_ir() {
     let layers = [("layers_prelude", "0"), ("layers_core", "1"), ("layers_coda", "0"), ("steps", "2")];
-    let options = small(&[&SIZES[..], &layers].concat(), LossSelection::Default);
+    let options = small(&[&SIZES[..], &layers].concat(), LossSelection::All);
     insta::assert_snapshot!(lower("huginn.rdm", &options).module.to_string());
 }
 
@@ -228,11 +228,11 @@ fn losses_are_known_and_selected() {
     let ouro = ["stage1 last loss+correct true", "weighted weighted loss+correct false", "stage2 last loss true"];
     assert_eq!(info(&all), ouro);
     assert_eq!(all.default_loss.as_deref(), Some("stage1"));
-    let act = lower("universal_transformer.rdm", &small(&SIZES, LossSelection::Default));
+    let act = lower("universal_transformer.rdm", &small(&SIZES, LossSelection::Only(vec!["fixed".into()])));
     assert_eq!(info(&act), ["fixed fixed loss+correct false", "act act loss+correct+steps_taken true"]);
     // A loss that does not use the halting unit leaves it in the model.
     assert!(act.module.param("halt.weight").is_some());
-    let shallow = lower("ouro.rdm", &Options { max_steps: Some(1), ..small(&sets, LossSelection::Default) });
+    let shallow = lower("ouro.rdm", &Options { max_steps: Some(1), ..small(&sets, LossSelection::All) });
     assert_eq!(shallow.losses.len(), 2);
 }
 

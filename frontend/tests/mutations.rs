@@ -183,6 +183,9 @@ fn hostile_texts_end_soon() {
         shell(&format!("layer F{layer} {{ return reshape(x, [{}]) }} part f: F", vec!["S"; 5000].join(", "))),
         shell(&format!("layer F{layer} {{ weight big: [16777216, 16777216] = 0 return x }} part f: F")),
         shell("size f = 16777216 * 16777216 * 16777216"),
+        shell(
+            &(0..5000).map(|i| format!("loss l{i} (y, labels) -> loss {{ let loss = mean(y) }}")).collect::<String>(),
+        ),
         format!("model M {{ {}", "if true { ".repeat(50_000)),
         format!("model M {{ size a = {} }}", "-".repeat(100_000)),
         "size ".repeat(50_000),

@@ -12,14 +12,21 @@ use std::collections::HashSet;
 /// The argument that holds labels, and its name in losses.
 pub(super) const LABELS: &str = "labels";
 
+/// The most losses of a text: each is lowered on every compilation.
+const MOST_LOSSES: usize = 64;
+
 impl<'a> Lower<'a> {
     pub(super) fn declare_loss(&mut self, loss: &'a Loss) {
-        let Some(before) = self.losses.iter().find(|l| l.name.text == loss.name.text) else {
-            return self.losses.push(loss);
-        };
-        let error = Diagnostic::error("duplicate-name", format!("loss `{}` is declared twice", loss.name.text));
-        let error = error.at(loss.name.span, "again here").at(before.name.span, "first here");
-        self.sink.push(error);
+        if let Some(before) = self.losses.iter().find(|l| l.name.text == loss.name.text) {
+            let error = Diagnostic::error("duplicate-name", format!("loss `{}` is declared twice", loss.name.text));
+            let error = error.at(loss.name.span, "again here").at(before.name.span, "first here");
+            self.sink.push(error);
+        } else if self.losses.len() == MOST_LOSSES {
+            let message = format!("a text declares at most {MOST_LOSSES} losses");
+            self.error("too-large", loss.name.span, message, "one too many");
+        } else {
+            self.losses.push(loss);
+        }
     }
     /// Names of the losses, in the order of the text.
     pub fn loss_names(&self) -> Vec<String> {

@@ -53,7 +53,10 @@ impl Reverse<'_, '_> {
         }
         let mut chosen = Vec::new();
         for (index, last) in finals.into_iter().enumerate() {
-            if self.wants(source.args[index + 2]) || (last.is_some() && self.wants(source.yields[index])) {
+            // The last iteration yields the result, or, if there is none, it is the initial value.
+            let from = [source.yields[index], op.operands[index + 1]];
+            let has_source = last.is_some() && from.into_iter().any(|v| self.wants(v));
+            if self.wants(source.args[index + 2]) || has_source {
                 let init = last.unwrap_or_else(|| self.zeros(self.old_ty(op.results[index])));
                 chosen.push(Carried { index, init });
             }

@@ -3,5 +3,6 @@
 mod loops;
 mod models;
 mod policies;
+mod random;
 mod rules;
 mod support;

@@ -147,7 +147,8 @@ const RECURRENT: Model = Model {
     inputs: &[&[2, 4], &[2, 4], &[2, 4]],
     can_exit: false,
     begin: |c, g| {
-        let e = linear(c, g.w[0], g.w[1]);
+        let e = c.map(Opcode::Mul, &[g.w[0], g.x[1]]);
+        let e = linear(c, e, g.w[1]);
         let e = c.map(Opcode::Tanh, &[e]);
         let halves = [slice(c, g.w[2], 1, 0, 4), slice(c, g.w[2], 1, 4, 8)];
         let injected = linear(c, e, halves[1]);

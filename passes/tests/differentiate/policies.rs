@@ -75,6 +75,17 @@ fn an_iteration_keeps_the_carried_state_only() {
 }
 
 #[test]
+fn later_passes_do_not_merge_what_is_computed_again() {
+    let (module, _) = MODELS[0].looped(7);
+    let mut gradient = with_gradient(&module, &options(Remat::Iteration));
+    [hoist::run, cse::run, dce::run].iter().for_each(|pass| pass(&mut gradient));
+    let func = gradient.func("grad").unwrap();
+    let tanhs = func.regions[func.body].ops.iter().filter(|&&op| func.ops[op].opcode == Opcode::Tanh).count();
+    // The embedding's, forward and again for its derivative.
+    assert_eq!(tanhs, 2);
+}
+
+#[test]
 fn weights_are_one_product_where_that_moves_less() {
     let (module, _) = MODELS[0].looped(7);
     let in_loops = |stack_weight_grads| {

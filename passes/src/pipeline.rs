@@ -129,7 +129,7 @@ impl Run<'_, '_> {
     }
     /// The passes of training from differentiation to the layout of weights.
     fn train(&mut self, options: &Options, training: &Training, keep: Keep) -> Result<(), Error> {
-        let of_gradients = gradients(training, keep);
+        let of_gradients = gradients(&self.module, training, keep);
         self.try_pass("differentiate", |m| {
             differentiate::run(m, &of_gradients)?;
             if !training.losses {
@@ -157,13 +157,15 @@ fn is_loss(name: &str) -> bool {
     name == "loss" || name.starts_with("loss.")
 }
 
-fn gradients(training: &Training, remat: Keep) -> differentiate::Options {
+/// Options of differentiation. One product over all iterations, instead of a sum in the loop, trades memory for time: where
+/// memory is no matter, up to a quarter of what the weights themselves take.
+fn gradients(module: &Module, training: &Training, remat: Keep) -> differentiate::Options {
+    let weights: usize = module.params.values().filter(|p| !p.state).map(|p| p.ty.bytes()).sum();
     differentiate::Options {
         max_grad_steps: training.max_grad_steps,
         remat,
         frozen: training.frozen.clone(),
-        // One product over all iterations trades memory for time, so it is for those who have memory.
-        stack_weight_grads: (remat == Keep::None).then_some(usize::MAX),
+        stack_weight_grads: (remat == Keep::None).then_some(weights / 4),
     }
 }
 
@@ -178,7 +180,7 @@ fn what_fits(module: &Module, options: &Options, training: &Training, memory: us
     if all <= memory {
         return Ok(Keep::None);
     }
-    let everything = gradients(training, Keep::None);
+    let everything = gradients(module, training, Keep::None);
     let losses = module.funcs.iter().filter(|f| is_loss(&f.name));
     let kept = losses.map(|f| Ok(differentiate::kept(module, f, &everything)?.bytes()));
     let kept = kept.collect::<Result<Vec<usize>, Error>>()?.into_iter().max().unwrap_or(0);

@@ -191,6 +191,14 @@ impl<'f> UseGraph<'f> {
         let order = |op: &OpId| self.node[op];
         ops.sort_by_key(order);
     }
+    /// Puts an operation into a group of its own again.
+    pub fn leave(&mut self, op: OpId, kind: GroupKind) {
+        if let Some(group) = self.group(op) {
+            self.groups[group].ops.retain(|&o| o != op);
+            self.group_of[self.node[&op].index()] = self.groups.len();
+            self.groups.push(Group { kind, ops: vec![op] });
+        }
+    }
     /// Joins if that is possible.
     pub fn try_join(&mut self, group: GroupId, other: GroupId) -> bool {
         let ok = group != other && self.can_join(&[group, other]);

@@ -2,7 +2,11 @@
 //! operand.
 use super::graph::{GroupId, GroupKind, UseGraph};
 use super::rows;
+use super::uses::User;
 use rdc_ir::{Func, OpId, Opcode, ValueId};
+
+/// Longest rows that are worth computing again for each block of columns.
+const WIDEST: usize = 8192;
 
 /// Makes a group of every packed matmul and every matmul of two matrices, with its epilogue. Epilogues go first, so that a
 /// residual addition belongs to the matmul that feeds it and not to the prologue of the next.
@@ -18,11 +22,65 @@ pub fn epilogues(graph: &mut UseGraph) {
             graph.set_kind(group, kind);
         }
     }
-    for op in graph.ops() {
-        if let (Some(kind), Some(group)) = (kind(op), graph.group(op))
-            && graph.kind(group) == kind
+    for step in [epilogue, give_back, take_operands] {
+        for op in graph.ops() {
+            if let (Some(kind), Some(group)) = (kind(op), graph.group(op))
+                && graph.kind(group) == kind
+            {
+                step(graph, group, op);
+            }
+        }
+    }
+}
+
+/// Gives row operations that follow the end of an epilogue its last operations back, if what these take is in memory anyway:
+/// the row operations then read that, and there is a result less.
+fn give_back(graph: &mut UseGraph, group: GroupId, anchor: OpId) {
+    let func = graph.func;
+    for op in graph.members(group).to_vec().into_iter().rev() {
+        let data = &func.ops[op];
+        let is_within = |graph: &UseGraph, op: &OpId| graph.group(*op) == Some(group);
+        let in_memory = |v: &ValueId| {
+            let made_here = func.def_op(*v).is_some_and(|op| is_within(graph, &op));
+            let elsewhere = |user: &User| match user {
+                User::Op(other) => !is_within(graph, other),
+                User::Yield(_) => true,
+            };
+            !made_here || graph.uses.of(*v).iter().any(elsewhere)
+        };
+        let for_rows = |user: &User| match *user {
+            User::Op(user) => {
+                let open = graph.group(user).is_some_and(|g| graph.kind(g) == GroupKind::Open);
+                open && rows::natural_rows(func, user).is_some()
+            }
+            User::Yield(_) => false,
+        };
+        let users: Vec<&User> = data.results.iter().flat_map(|&v| graph.uses.of(v)).collect();
+        let is_end = op != anchor && data.opcode.is_elementwise() && !users.is_empty();
+        if is_end && users.into_iter().all(for_rows) && data.operands.iter().all(in_memory) {
+            graph.leave(op, GroupKind::Open);
+        }
+    }
+}
+
+/// Takes the elementwise operations, and slices of the last axis, that make operands of the epilogue and that nothing else
+/// needs.
+fn take_operands(graph: &mut UseGraph, group: GroupId, anchor: OpId) {
+    let func = graph.func;
+    let epilogue = graph.members(group).iter().filter(|&&op| op != anchor);
+    let mut work: Vec<ValueId> = epilogue.flat_map(|&op| func.ops[op].operands.clone()).collect();
+    let result = func.ty(func.ops[anchor].results[0]);
+    while let Some(value) = work.pop() {
+        let (Some(op), Some(other)) = (func.def_op(value), graph.group_of_value(value)) else { continue };
+        let ty = func.ty(value);
+        let is_slice = func.ops[op].opcode == Opcode::Slice && func.ops[op].size("axis") + 1 == ty.rank();
+        let fits = (is_slice || rows::is_elementwise(func, op)) && ty.rows() == result.rows() && ty.last() > 1;
+        if fits
+            && graph.kind(other) == GroupKind::Open
+            && graph.feeds_only(other, group)
+            && graph.try_join(group, other)
         {
-            epilogue(graph, group, op);
+            work.extend(if is_slice { &[] } else { func.ops[op].operands.as_slice() });
         }
     }
 }
@@ -88,6 +146,9 @@ pub fn prologues(graph: &mut UseGraph) {
         let func = graph.func;
         let after: Vec<OpId> = graph.members(group).to_vec();
         let x = func.ops[anchor].operands[0];
+        if func.ty(x).last() > WIDEST {
+            continue;
+        }
         let rows = func.ty(x).rows();
         let mut work = vec![x];
         while let Some(value) = work.pop() {

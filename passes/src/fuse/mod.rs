@@ -12,6 +12,7 @@
 //! 6. reshapes and contiguous slices that nobody took need no kernel; every other operation is a kernel of its own.
 pub mod attention;
 pub mod columns;
+pub mod duplicate;
 pub mod graph;
 pub mod kernel;
 pub mod matmul;

@@ -1,9 +1,15 @@
 //! Rewrites a function into the form that fusion and planning expect. The meaning stays; what changes is
 //! 1. a reduction that drops the last axis keeps it, and a reshape drops it;
-//! 2. a bias added before heads are split, `reshape(x + b)`, is added after: `reshape(x) + reshape(b)`;
-//! 3. attention over plain keys and values writes them to caches of one slot first, so that there is one attention kernel;
-//! 4. operations without use are gone.
+//! 2. attention over keys and values that nothing else needs writes them to caches of one slot first, where a head's keys
+//!    lie side by side;
+//! 3. a bias that comes before the split into heads, `reshape(x + b)`, is added after, `reshape(x) + reshape(b)`, if queries
+//!    or a cache are made of the sum, as attention and cache updates expect it. If not, one after the split is added before;
+//! 4. a `one_hot` or `broadcast`, and elementwise operations before a column sum, are computed again for each user where that
+//!    saves memory;
+//! 5. operations without use are gone.
+use super::attention::bias_of;
 use super::uses::{User, Uses};
+use super::{columns, duplicate};
 use crate::plan::weights::stored;
 use rdc_ir::{Attr, DType, Func, Loc, OpId, Opcode, RegionId, Type, ValueDef, ValueId};
 use std::collections::{HashMap, HashSet};
@@ -13,8 +19,11 @@ pub fn normalise(func: &Func) -> Func {
     let mut func = func.clone();
     remove_unused(&mut func);
     keep_reduced_axes(&mut func);
-    bias_after_heads(&mut func);
     cache_attention(&mut func);
+    bias_after_heads(&mut func);
+    bias_before_heads(&mut func);
+    duplicate::own_spreads(&mut func);
+    columns::own_operands(&mut func);
     remove_unused(&mut func);
     func
 }
@@ -29,7 +38,13 @@ pub(crate) struct Inserter<'f> {
 }
 
 impl Inserter<'_> {
-    pub(crate) fn op(&mut self, opcode: Opcode, operands: Vec<ValueId>, attrs: Vec<Attr>, results: Vec<Type>) -> Vec<ValueId> {
+    pub(crate) fn op(
+        &mut self,
+        opcode: Opcode,
+        operands: Vec<ValueId>,
+        attrs: Vec<Attr>,
+        results: Vec<Type>,
+    ) -> Vec<ValueId> {
         let id = self.func.make_op(opcode, operands, attrs, results, Vec::new(), self.loc);
         let ops = &mut self.func.regions[self.region].ops;
         let at = self.before.and_then(|op| ops.iter().position(|&o| o == op)).unwrap_or(ops.len());
@@ -88,15 +103,53 @@ fn keep_reduced_axes(func: &mut Func) {
 
 /// Only where the sum is not the epilogue of a matmul, which is the cheaper place for it.
 fn bias_after_heads(func: &mut Func) {
+    let uses = Uses::new(func);
     for (region, id) in func.walk() {
         let Some((x, bias, shape)) = biased_heads(func, id) else { continue };
         let result = func.ops[id].results[0];
+        if !makes_heads(func, &uses, result) {
+            continue;
+        }
         let ty = func.ty(result).clone();
         let mut at = before(func, region, id);
         let x = at.reshape(x, shape.clone());
         let bias = at.reshape(bias, shape[2..].to_vec());
         let sum = at.op(Opcode::Add, vec![x, bias], Vec::new(), vec![ty])[0];
         func.replace_uses(&HashMap::from([(result, sum)]));
+    }
+}
+
+/// Whether nothing but the queries of an attention, or what a cache update writes, is made of a value.
+fn makes_heads(func: &Func, uses: &Uses, mut value: ValueId) -> bool {
+    loop {
+        let &[User::Op(user)] = uses.of(value) else { return false };
+        let op = &func.ops[user];
+        match op.opcode {
+            Opcode::Rope => value = op.results[0],
+            Opcode::Add if bias_of(func, user).is_some() => value = op.results[0],
+            Opcode::Attention => return op.operands[0] == value,
+            Opcode::CacheUpdate => return op.operands[1] == value,
+            _ => return false,
+        }
+    }
+}
+
+/// Row operations see the heads of a token as one row.
+fn bias_before_heads(func: &mut Func) {
+    let uses = Uses::new(func);
+    for (region, id) in func.walk() {
+        let Some((heads, bias)) = bias_of(func, id) else { continue };
+        let split = func.def_op(heads).map(|op| &func.ops[op]).filter(|op| op.opcode == Opcode::Reshape);
+        let Some(x) = split.map(|op| op.operands[0]) else { continue };
+        let (from, to, result) = (func.ty(x).clone(), func.ty(heads).shape.clone(), func.ops[id].results[0]);
+        if from.rank() != 3 || from.shape[..2] != to[..2] || makes_heads(func, &uses, result) {
+            continue;
+        }
+        let mut at = before(func, region, id);
+        let bias = at.reshape(bias, vec![from.last()]);
+        let sum = at.op(Opcode::Add, vec![x, bias], Vec::new(), vec![from])[0];
+        let split = at.reshape(sum, to);
+        func.replace_uses(&HashMap::from([(result, split)]));
     }
 }
 
@@ -125,9 +178,11 @@ fn cache_attention(func: &mut Func) {
         _ => false,
     };
     let body = func.body;
+    let uses = Uses::new(func);
     let mut starts: HashMap<usize, (ValueId, ValueId)> = HashMap::new();
     for (region, id) in func.walk() {
-        if func.ops[id].opcode != Opcode::Attention {
+        let others = |&v: &ValueId| uses.of(v).iter().any(|&user| user != User::Op(id));
+        if func.ops[id].opcode != Opcode::Attention || func.ops[id].operands[1..3].iter().any(others) {
             continue;
         }
         for index in [1, 2] {

@@ -19,6 +19,7 @@
 use crate::module::{Func, Loc};
 use crate::types::Type;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// A machine that code is generated for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -287,6 +288,33 @@ pub struct Entry {
     pub arena: usize,
     /// The most bytes of the arena that live at one moment: what the arena would be without gaps.
     pub live: usize,
+}
+
+impl Entry {
+    /// The weights that it writes: parameters and training state that its results replace. `kernels` are the program's.
+    pub fn updated(&self, kernels: &[Kernel]) -> BTreeSet<usize> {
+        let mut written = Vec::new();
+        note_written(kernels, &self.steps, &mut written);
+        let weight = |buffer: usize| match self.buffers.get(buffer)?.place {
+            Place::Weight(weight) => Some(weight),
+            _ => None,
+        };
+        written.into_iter().filter_map(weight).collect()
+    }
+}
+
+/// The buffers that steps write other than in place.
+fn note_written(kernels: &[Kernel], steps: &[Step], written: &mut Vec<usize>) {
+    for step in steps {
+        match step {
+            Step::Copy { dst: buffer, .. } | Step::Zero { buffer, .. } => written.push(*buffer),
+            Step::Launch(launch) => {
+                let arguments = kernels.get(launch.kernel).map_or(0, |k| k.func.regions[k.func.body].args.len());
+                written.extend(launch.args.iter().skip(arguments).map(|arg| arg.buffer));
+            }
+            Step::Loop(inner) => note_written(kernels, &inner.body, written),
+        }
+    }
 }
 
 /// A piece of memory.

@@ -1,15 +1,15 @@
 //! A program with its code and its weights, ready to run.
 use crate::Error;
-use crate::artifact::{Artifact, Meta, weight_offsets};
+use crate::artifact::{Artifact, Meta, WeightLayout, is_stored, weight_layout};
 use crate::code::{Code, KernelFn};
 use crate::memory::{Buffer, Shared};
 use crate::validate;
 use crate::weights::{self, DrawnSource, ParamSource};
 use memmap2::Mmap;
-use rdc_ir::program::{Program, Target};
+use rdc_ir::program::{Program, Target, WeightSource};
 use std::sync::Arc;
 
-/// A loaded model. Its weights are never written.
+/// A loaded model. Its weights are written by entries that update them, and by [`Model::weight_mut`].
 #[derive(Debug)]
 pub struct Model {
     meta: Meta,
@@ -21,9 +21,9 @@ pub struct Model {
 
 #[derive(Debug)]
 enum Weights {
-    /// In the mapping of an artifact.
+    /// In the mapping of an artifact, which is never written.
     Mapped { map: Arc<Mmap>, offsets: Vec<usize> },
-    /// Drawn or packed at load.
+    /// Drawn, packed or, since entries update them, copied at load.
     Owned { buffer: Buffer, offsets: Vec<usize> },
 }
 
@@ -34,7 +34,18 @@ impl Model {
     /// If this machine cannot run its code, a kernel is missing from the code, or there is not enough memory.
     pub fn load(artifact: &Artifact, seed: u64) -> Result<Model, Error> {
         let code = artifact.load_code()?;
+        let program = &artifact.meta().program;
+        let updates = program.entries.iter().any(|e| !e.updated(&program.kernels).is_empty());
         match artifact.weights() {
+            Some((map, from)) if updates => {
+                let (mut buffer, layout) = memory(program)?;
+                for (index, weight) in program.weights.iter().enumerate().filter(|(_, w)| is_stored(w)) {
+                    let bytes = weight.ty.bytes();
+                    buffer[layout.offsets[index]..][..bytes].copy_from_slice(&map[from[index]..][..bytes]);
+                }
+                let weights = Weights::Owned { buffer, offsets: layout.offsets };
+                Model::assemble(artifact.meta().clone(), code, weights)
+            }
             Some((map, offsets)) => Model::assemble(artifact.meta().clone(), code, Weights::Mapped { map, offsets }),
             None => {
                 let params = DrawnSource::new(&artifact.meta().params, seed);
@@ -48,13 +59,11 @@ impl Model {
     /// If the program is malformed, the code lacks a kernel, or a weight cannot be made.
     pub fn from_parts(meta: Meta, code: Code, params: &dyn ParamSource) -> Result<Model, Error> {
         validate::meta(&meta).map_err(Error::Program)?;
-        let (offsets, total) =
-            weight_offsets(&meta.program).ok_or_else(|| Error::Program("the weights are too large".into()))?;
-        let mut buffer = Buffer::zeroed(total)?;
-        for (weight, &offset) in meta.program.weights.iter().zip(&offsets) {
+        let (mut buffer, layout) = memory(&meta.program)?;
+        for (weight, &offset) in meta.program.weights.iter().zip(&layout.offsets).filter(|(w, _)| is_stored(w)) {
             weights::fill(weight, params, &mut buffer[offset..offset + weight.ty.bytes()])?;
         }
-        Model::assemble(meta, code, Weights::Owned { buffer, offsets })
+        Model::assemble(meta, code, Weights::Owned { buffer, offsets: layout.offsets })
     }
     fn assemble(meta: Meta, code: Code, weights: Weights) -> Result<Model, Error> {
         let kernels = meta.program.kernels.iter().map(|k| {
@@ -82,10 +91,51 @@ impl Model {
             Weights::Owned { buffer, offsets } => &buffer[offsets[index]..][..bytes],
         }
     }
-    /// The address of a weight, for kernels, which only read it.
-    pub(crate) fn weight_address(&self, index: usize) -> Shared {
-        Shared(self.weight(index).as_ptr().cast_mut())
+    /// The bytes of a weight, to be written.
+    ///
+    /// # Errors
+    /// If the weights lie in the mapping of an artifact: then no entry updates them.
+    pub fn weight_mut(&mut self, index: usize) -> Result<&mut [u8], Error> {
+        let bytes = self.meta.program.weights[index].ty.bytes();
+        match &mut self.weights {
+            Weights::Mapped { .. } => Err(read_only()),
+            Weights::Owned { buffer, offsets } => Ok(&mut buffer[offsets[index]..][..bytes]),
+        }
     }
+    /// The index of the weight that holds a parameter, or training state of that name, as it is.
+    pub fn find_weight(&self, name: &str) -> Option<usize> {
+        self.meta.program.weights.iter().position(|w| match &w.source {
+            WeightSource::Param { name: own, via_bf16: false } | WeightSource::State { name: own } => own == name,
+            _ => false,
+        })
+    }
+    /// The addresses of the weights, for kernels that only read them.
+    pub(crate) fn weight_addresses(&self) -> Vec<Shared> {
+        (0..self.meta.program.weights.len()).map(|i| Shared(self.weight(i).as_ptr().cast_mut())).collect()
+    }
+    /// The addresses of the weights, for kernels that write them.
+    ///
+    /// # Errors
+    /// As [`Model::weight_mut`].
+    pub(crate) fn weight_addresses_mut(&mut self) -> Result<Vec<Shared>, Error> {
+        match &mut self.weights {
+            Weights::Mapped { .. } => Err(read_only()),
+            Weights::Owned { buffer, offsets } => {
+                let base = buffer.shared();
+                Ok(offsets.iter().map(|&offset| Shared(base.0.wrapping_add(offset))).collect())
+            }
+        }
+    }
+}
+
+fn read_only() -> Error {
+    Error::Program("the weights lie in a file, which is not written".into())
+}
+
+/// Memory for the weights of a program, zero-filled.
+fn memory(program: &Program) -> Result<(Buffer, WeightLayout), Error> {
+    let layout = weight_layout(program).ok_or_else(|| Error::Program("the weights are too large".into()))?;
+    Ok((Buffer::zeroed(layout.total)?, layout))
 }
 
 /// Whether this machine can run code for a target.

@@ -6,7 +6,9 @@ pub(crate) use weight::weight;
 
 use crate::artifact::Meta;
 use rdc_ir::entity::Entity;
-use rdc_ir::program::{Entry, Kernel, KvPolicy, Launch, LaunchArg, LoopStep, Offset, Place, Program, Step};
+use rdc_ir::program::{
+    Entry, Kernel, KvPolicy, Launch, LaunchArg, LoopStep, Offset, Place, Program, Step, WeightSource,
+};
 use rdc_ir::{ArgRole, DType, Type};
 
 /// Bytes of a tensor, if that is a number.
@@ -156,20 +158,21 @@ impl Checker<'_> {
         }
         for (arg, (ty, written)) in launch.args.iter().zip(pointers) {
             self.argument(arg, ty, around)?;
-            // The runtime zeroes the rest of a stacked result, which is what is addressed by the step.
-            let written = written || matches!(arg.offset, Offset::Step { .. });
             if written && !self.writable(arg.buffer)? {
                 return Err(format!("kernel {} would write buffer {}", kernel.name, arg.buffer));
             }
         }
         Ok(())
     }
-    /// Whether kernels may write a buffer: memory of the schedule, or of the caller if it is a cache.
+    /// Whether kernels may write a buffer: memory of the schedule, a parameter as it is, or the caller's if it is a cache.
     fn writable(&self, buffer: usize) -> Result<bool, String> {
         Ok(match self.place(buffer)? {
             Place::Arena(_) | Place::Output(_) => true,
             Place::Input(i) => self.entry.inputs.get(i).is_some_and(|i| i.role == ArgRole::Cache),
-            Place::Weight(_) | Place::Step | Place::IsLast | Place::Trips => false,
+            Place::Weight(w) => self.program.weights.get(w).is_some_and(|w| {
+                matches!(w.source, WeightSource::Param { via_bf16: false, .. } | WeightSource::State { .. })
+            }),
+            Place::Step | Place::IsLast | Place::Trips => false,
         })
     }
     /// Checks that what a kernel addresses as `ty` lies in the buffer in every step of the loop around.
@@ -206,6 +209,9 @@ impl Checker<'_> {
         }
         if steps.ty != Type::scalar(DType::I32) || inner.max_steps > i32::MAX as usize {
             return Err("the loop's number of steps is not an i32".into());
+        }
+        if inner.reverse && inner.done.is_some() {
+            return Err("a loop from the last step to the first cannot end early".into());
         }
         for &(a, b) in &inner.swaps {
             let (a, b) = (self.buffer(a)?, self.buffer(b)?);

@@ -9,7 +9,7 @@ use super::entry::Life;
 use super::kernels::Kernels;
 use rdc_ir::program::{Buffer, Entry, Launch, Offset, Place, Step};
 use rdc_ir::{DType, Type};
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 /// A stretch of shared memory that a step touches.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,9 +40,9 @@ impl Access {
 /// Sets the barriers of an entry whose buffers have places.
 pub fn place(entry: &mut Entry, lives: &[Life], kernels: &Kernels) {
     let pairs = lives.iter().map(|life| life.pair).collect();
+    let updated = entry.updated(kernels.list());
     let steps = std::mem::take(&mut entry.steps);
-    let mut placer = Placer { entry, pairs, kernels, updated: HashSet::new(), open: Vec::new(), spacer: None };
-    placer.note_updated(&steps);
+    let mut placer = Placer { entry, pairs, kernels, updated, open: Vec::new(), spacer: None };
     let mut steps = placer.steps(steps);
     // Results are complete when the schedule ends.
     if let Some(barrier) = barrier_of(steps.last_mut()) {
@@ -56,7 +56,7 @@ struct Placer<'a> {
     pairs: Vec<Option<usize>>,
     kernels: &'a Kernels,
     /// The weights that the entry writes.
-    updated: HashSet<usize>,
+    updated: BTreeSet<usize>,
     /// What was touched since the last barrier.
     open: Vec<Access>,
     spacer: Option<(usize, usize)>,
@@ -76,26 +76,6 @@ impl Placer<'_> {
         let func = &self.kernels.get(launch.kernel).func;
         let arg = func.regions[func.body].args.get(index);
         arg.map(|&v| func.ty(v)).is_none_or(|ty| ty.cache && ty.rank() == 5)
-    }
-    fn note_updated(&mut self, steps: &[Step]) {
-        for step in steps {
-            let written: Vec<usize> = match step {
-                Step::Copy { dst: buffer, .. } | Step::Zero { buffer, .. } => vec![*buffer],
-                Step::Launch(launch) => {
-                    let written = (0..launch.args.len()).filter(|&i| self.writes(launch, i));
-                    written.map(|i| launch.args[i].buffer).collect()
-                }
-                Step::Loop(inner) => {
-                    self.note_updated(&inner.body);
-                    Vec::new()
-                }
-            };
-            let weights = written.into_iter().filter_map(|buffer| match self.entry.buffers[buffer].place {
-                Place::Weight(weight) => Some(weight),
-                _ => None,
-            });
-            self.updated.extend(weights.collect::<Vec<_>>());
-        }
     }
     /// The memory that a buffer may be: of either buffer of a pair.
     fn touch(&self, buffer: usize, write: bool) -> Vec<Access> {

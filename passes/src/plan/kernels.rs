@@ -24,6 +24,10 @@ impl Kernels {
     pub fn get(&self, index: usize) -> &Kernel {
         &self.list[index]
     }
+    /// Those so far.
+    pub fn list(&self) -> &[Kernel] {
+        &self.list
+    }
     /// All of them.
     pub fn finish(self) -> Vec<Kernel> {
         self.list

@@ -23,6 +23,8 @@ pub mod check;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod training_tests;
 
 use crate::fuse::normalise::{normalise, remove_unused};
 use crate::{Error, Options};

@@ -81,7 +81,7 @@ fn same(name: &str, steps: i32, got: &Tensor<f32>, want: &Tensor<f32>) {
 }
 
 /// The kinds of the kernels launched, loop bodies in brackets.
-fn kinds(program: &Program, steps: &[Step]) -> String {
+pub fn kinds(program: &Program, steps: &[Step]) -> String {
     let word = |step: &Step| match step {
         Step::Copy { .. } => "copy".to_string(),
         Step::Zero { .. } => "zero".to_string(),

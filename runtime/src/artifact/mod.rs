@@ -5,7 +5,8 @@ mod read;
 mod write;
 
 pub use meta::{LossInfo, Meta, ParamInfo, Readout, TrainMeta};
-pub use read::{Artifact, Verify, weight_offsets};
+pub(crate) use read::is_stored;
+pub use read::{Artifact, Verify, WeightLayout, weight_layout};
 pub use write::{Contents, write};
 
 use std::path::{Path, PathBuf};

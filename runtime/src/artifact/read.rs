@@ -5,7 +5,7 @@ use crate::Error;
 use crate::code::Code;
 use crate::validate;
 use memmap2::Mmap;
-use rdc_ir::program::Program;
+use rdc_ir::program::{Program, Weight, WeightSource};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -68,12 +68,11 @@ impl Artifact {
         validate::meta(&meta).map_err(|m| Error::file(path, format!("section `meta`: {m}")))?;
         let mut weights = None;
         if let Some(section) = find(WEIGHTS) {
-            let (offsets, total) =
-                weight_offsets(&meta.program).filter(|(_, total)| *total as u64 == section.size).ok_or_else(|| {
-                    Error::file(path, "section `weights` does not have the size of the program's weights")
-                })?;
-            debug_assert!(offsets.iter().all(|o| *o <= total));
-            weights = Some(offsets);
+            let layout = weight_layout(&meta.program).filter(|layout| layout.stored as u64 == section.size);
+            let layout = layout.ok_or_else(|| {
+                Error::file(path, "section `weights` does not have the size of the program's weights")
+            })?;
+            weights = Some(layout.offsets);
         }
         Ok(Artifact { path: path.to_path_buf(), file, map: Arc::new(map), sections, meta, weights })
     }
@@ -108,7 +107,8 @@ impl Artifact {
     pub fn has_weights(&self) -> bool {
         self.weights.is_some()
     }
-    /// The mapping, and where each of the program's weights starts in it, if it holds weights.
+    /// The mapping, and where each of the program's weights starts in it, if it holds weights. (Training state is not in it,
+    /// and starts beyond its end.)
     pub fn weights(&self) -> Option<(Arc<Mmap>, Vec<usize>)> {
         let section = self.sections.iter().find(|s| s.name == WEIGHTS)?;
         let offsets = self.weights.as_ref()?;
@@ -126,15 +126,37 @@ impl Artifact {
     }
 }
 
-/// Where each weight starts in the blob of weights, and the blob's size; `None` if that overflows.
-pub fn weight_offsets(program: &Program) -> Option<(Vec<usize>, usize)> {
-    let (mut offsets, mut at) = (Vec::with_capacity(program.weights.len()), 0usize);
-    for weight in &program.weights {
-        at = at.checked_next_multiple_of(WEIGHT_ALIGN)?;
-        offsets.push(at);
-        at = at.checked_add(validate::bytes(&weight.ty)?)?;
+/// Where weights are in memory, and in the section of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightLayout {
+    /// Where each weight starts.
+    pub offsets: Vec<usize>,
+    /// Bytes that a file has: all but training state, which comes last and is zero at first.
+    pub stored: usize,
+    /// Bytes in memory.
+    pub total: usize,
+}
+
+/// Where each weight of a program goes; `None` if that overflows.
+pub fn weight_layout(program: &Program) -> Option<WeightLayout> {
+    let mut layout = WeightLayout { offsets: vec![0; program.weights.len()], stored: 0, total: 0 };
+    for in_file in [true, false] {
+        for (weight, offset) in program.weights.iter().zip(&mut layout.offsets) {
+            if is_stored(weight) == in_file {
+                *offset = layout.total.checked_next_multiple_of(WEIGHT_ALIGN)?;
+                layout.total = offset.checked_add(validate::bytes(&weight.ty)?)?;
+            }
+        }
+        if in_file {
+            layout.stored = layout.total;
+        }
     }
-    Some((offsets, at))
+    Some(layout)
+}
+
+/// Whether a file holds the bytes of a weight.
+pub(crate) fn is_stored(weight: &Weight) -> bool {
+    !matches!(weight.source, WeightSource::State { .. })
 }
 
 /// A section's bytes; `parse_header` has checked that they lie in the file.

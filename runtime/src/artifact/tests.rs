@@ -142,7 +142,7 @@ fn use_artifact(artifact: &Artifact) {
     let meta = artifact.meta();
     let _ =
         (meta.kv.slots(meta.max_steps, 4), meta.kv.slot(meta.max_steps, 3, 4), meta.kv.slots(usize::MAX, usize::MAX));
-    let small = weight_offsets(&meta.program).is_some_and(|(_, total)| total < 1 << 24);
+    let small = weight_layout(&meta.program).is_some_and(|layout| layout.total < 1 << 24);
     if small && let Ok(model) = Model::load(artifact, 0) {
         let _ = crate::Session::new(std::sync::Arc::new(model), 1);
     }

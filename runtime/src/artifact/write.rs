@@ -1,5 +1,7 @@
 //! Writing artifacts.
-use super::{CODE, IR, META, Meta, SECTION_ALIGN, Section, WEIGHTS, encode_header, temporary_name, weight_offsets};
+use super::{
+    CODE, IR, META, Meta, SECTION_ALIGN, Section, WEIGHTS, encode_header, is_stored, temporary_name, weight_layout,
+};
 use crate::Error;
 use crate::weights::{self, ParamSource};
 use std::fs::File;
@@ -104,9 +106,10 @@ fn write_weights(
 ) -> Result<(), Error> {
     let Some(params) = contents.params else { return Ok(()) };
     let program = &contents.meta.program;
-    let (offsets, total) = weight_offsets(program)
-        .ok_or_else(|| Error::Program("the weights are larger than the address space".into()))?;
-    for (weight, offset) in program.weights.iter().zip(offsets) {
+    let layout =
+        weight_layout(program).ok_or_else(|| Error::Program("the weights are larger than the address space".into()))?;
+    let total = layout.stored;
+    for (weight, offset) in program.weights.iter().zip(layout.offsets).filter(|(w, _)| is_stored(w)) {
         out.pad_to(base + offset as u64).map_err(Error::io(path))?;
         weights::produce(weight, params, &mut |bytes| {
             out.write(bytes).map_err(Error::io(path))?;

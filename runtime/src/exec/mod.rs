@@ -45,8 +45,8 @@ impl Executor {
     ///
     /// # Errors
     /// If the system gives no threads or memory.
-    pub fn new(model: Arc<Model>, threads: usize) -> Result<Executor, Error> {
-        let threads = threads.max(1);
+    pub fn new(model: impl Into<Arc<Model>>, threads: usize) -> Result<Executor, Error> {
+        let (model, threads) = (model.into(), threads.max(1));
         let program = model.program();
         let (mut plans, mut launches, mut dynamic) = (Vec::new(), Vec::new(), 0);
         for entry in &program.entries {
@@ -75,6 +75,13 @@ impl Executor {
     pub fn model(&self) -> &Arc<Model> {
         &self.model
     }
+    /// The model, to write its weights between runs.
+    ///
+    /// # Errors
+    /// If someone else holds it too.
+    pub fn model_mut(&mut self) -> Result<&mut Model, Error> {
+        Arc::get_mut(&mut self.model).ok_or_else(|| Error::Program("the model's weights are in use elsewhere".into()))
+    }
     /// The number of threads.
     pub fn threads(&self) -> usize {
         self.pool.threads()
@@ -94,10 +101,12 @@ impl Executor {
     }
     /// Runs an entry. `inputs` are its inputs in order, each as long as its type; KV caches are updated in place, and other
     /// inputs may be overwritten (a loop may use the memory of its initial state). `outputs` receive the results, each as long as
-    /// [`Executor::output_bytes`] says. With `states` every iteration's carried tensors are appended to it.
+    /// [`Executor::output_bytes`] says. With `states` every iteration's carried tensors are appended to it. An entry that updates
+    /// weights writes those of the model.
     ///
     /// # Errors
-    /// If the number or the lengths of inputs or outputs are wrong.
+    /// If the number or the lengths of inputs or outputs are wrong, or the entry updates weights and the model is held elsewhere
+    /// too.
     pub fn run(
         &mut self,
         entry: usize,
@@ -122,12 +131,19 @@ impl Executor {
             )));
         }
         let arena = self.arena.shared();
+        // Weights that are written must be this call's alone.
+        let weights: Vec<Shared> = match (self.plans[entry].updates, Arc::get_mut(&mut self.model)) {
+            (false, _) => self.model.weight_addresses(),
+            (true, Some(model)) => model.weight_addresses_mut()?,
+            (true, None) => return Err(Error::Program("the model's weights are in use elsewhere".into())),
+        };
+        let described = &self.model.program().entries[entry];
         let addresses: Vec<Shared> = described
             .buffers
             .iter()
             .map(|buffer| match buffer.place {
                 Place::Arena(offset) => Shared(arena.0.wrapping_add(offset)),
-                Place::Weight(index) => self.model.weight_address(index),
+                Place::Weight(index) => weights[index],
                 Place::Input(index) => inputs[index].shared(),
                 Place::Output(index) => outputs[index].shared(),
                 // Each thread puts its own.
@@ -149,8 +165,9 @@ impl Executor {
             let mut worker = workers[thread].lock().unwrap_or_else(PoisonError::into_inner);
             worker.enter(&addresses, plan);
             // SAFETY: every address is of memory as long as its buffer's type says: the arena, a weight and the callers' buffers,
-            // which the lengths above and `validate::meta` make sure of, and which this function holds borrowed
-            // exclusively (weights are only read). All threads of the barrier are in this call.
+            // which the lengths above and `validate::meta` make sure of, and which this function holds borrowed exclusively (of
+            // the model it is the only owner if the entry writes weights, and they are only read if not). All threads of the
+            // barrier are in this call.
             unsafe { worker.walk(&context) };
         });
         let mut worker = self.workers[0].lock().unwrap_or_else(PoisonError::into_inner);
@@ -171,3 +188,5 @@ impl Executor {
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod update_tests;

@@ -11,6 +11,8 @@ pub(super) struct Plan {
     pub private: Vec<(usize, usize)>,
     /// Number of those cells.
     pub cells: usize,
+    /// Whether the entry writes weights.
+    pub updates: bool,
 }
 
 pub(super) enum Node {
@@ -55,6 +57,7 @@ impl Claims {
 pub(super) struct LoopNode {
     pub steps: usize,
     pub max_steps: usize,
+    pub reverse: bool,
     pub step: usize,
     pub is_last: usize,
     pub trips: usize,
@@ -95,7 +98,7 @@ pub(super) fn plan(
     let cells = private.len();
     let mut planner = Planner { model, entry, threads, launches, dynamic };
     let nodes = planner.nodes(&entry.steps);
-    Plan { nodes, private, cells }
+    Plan { nodes, private, cells, updates: !entry.updated(&model.program().kernels).is_empty() }
 }
 
 struct Planner<'a> {
@@ -168,6 +171,7 @@ impl Planner<'_> {
         LoopNode {
             steps: inner.steps,
             max_steps: inner.max_steps,
+            reverse: inner.reverse,
             step: inner.step,
             is_last: inner.is_last,
             trips: inner.trips,
@@ -175,20 +179,21 @@ impl Planner<'_> {
             swaps: inner.swaps.clone(),
             done,
             carried: carried.collect(),
-            stacked: self.stacked(&inner.body),
+            stacked: self.stacked(inner),
             body,
         }
     }
-    /// Stacked results of a loop that the schedule reads: those are read whole, entries that no iteration wrote as zeros. A result
+    /// Stacked results of a loop of which the schedule may read entries that no iteration wrote: those are to be zeros. A result
     /// that only the caller sees is cut instead.
-    fn stacked(&self, body: &[Step]) -> Vec<(usize, usize, usize)> {
-        let mut stacked = Vec::new();
-        for step in body {
+    fn stacked(&self, inner: &LoopStep) -> Vec<(usize, usize, usize)> {
+        let mut stacked: Vec<(usize, usize, usize)> = Vec::new();
+        for step in &inner.body {
             let Step::Launch(launch) = step else { continue };
-            for arg in &launch.args {
+            let func = &self.model.program().kernels[launch.kernel].func;
+            for arg in launch.args.iter().skip(func.regions[func.body].args.len()) {
                 if let Offset::Step { stride } = arg.offset
-                    && self.is_read_whole(arg.buffer, &self.entry.steps)
-                    && !stacked.iter().any(|s: &(usize, usize, usize)| s.0 == arg.buffer)
+                    && reads_beyond(&self.entry.steps, inner, arg.buffer, None)
+                    && !stacked.iter().any(|s| s.0 == arg.buffer)
                 {
                     stacked.push((arg.buffer, stride, self.bytes(arg.buffer)));
                 }
@@ -196,14 +201,24 @@ impl Planner<'_> {
         }
         stacked
     }
-    fn is_read_whole(&self, buffer: usize, steps: &[Step]) -> bool {
-        steps.iter().any(|step| match step {
-            Step::Launch(l) => l.args.iter().any(|a| a.buffer == buffer && matches!(a.offset, Offset::Fixed(_))),
-            Step::Copy { src, .. } => *src == buffer,
-            Step::Zero { .. } => false,
-            Step::Loop(inner) => self.is_read_whole(buffer, &inner.body),
-        })
-    }
+}
+
+/// Whether steps may read entries of a stack that a loop did not write: as a whole, or step by step in a loop (`around`) that
+/// may take more steps.
+fn reads_beyond(steps: &[Step], of: &LoopStep, stack: usize, around: Option<&LoopStep>) -> bool {
+    let as_many = |other: &LoopStep| {
+        std::ptr::eq(other, of) || other.steps == of.trips || other.steps == of.steps && of.done.is_none()
+    };
+    steps.iter().any(|step| match step {
+        Step::Launch(launch) => launch.args.iter().filter(|a| a.buffer == stack).any(|a| match a.offset {
+            Offset::Fixed(_) => true,
+            Offset::Step { .. } => !around.is_some_and(as_many),
+            Offset::Slot { .. } => false,
+        }),
+        Step::Copy { src, .. } => *src == stack,
+        Step::Zero { .. } => false,
+        Step::Loop(inner) => reads_beyond(&inner.body, of, stack, Some(inner)),
+    })
 }
 
 #[cfg(test)]

@@ -35,6 +35,8 @@ macro_rules! args {
     };
 }
 
+pub(crate) use args;
+
 unsafe extern "C" fn embed<const ROWS: usize>(args: *const *mut u8, begin: i64, end: i64, _: *mut u8) {
     args!(args, table: f32, ids: i32, pos: i32, out: f32);
     for row in begin as usize..end as usize {
@@ -92,7 +94,7 @@ unsafe extern "C" fn sum<const ROWS: usize>(args: *const *mut u8, begin: i64, en
     }
 }
 
-fn kernel(name: &str, inputs: &[Type], results: &[Type], tasks: usize, dispatch: Dispatch) -> Kernel {
+pub fn kernel(name: &str, inputs: &[Type], results: &[Type], tasks: usize, dispatch: Dispatch) -> Kernel {
     let mut func = Func::new(name);
     for ty in inputs {
         func.add_arg(func.body, ty.clone(), None);
@@ -106,7 +108,7 @@ fn kernel(name: &str, inputs: &[Type], results: &[Type], tasks: usize, dispatch:
     Kernel { name: name.into(), kind: KernelKind::Generic, func, tasks, dispatch, scratch: 64, flops, bytes }
 }
 
-fn launch(kernel: usize, args: &[(usize, Offset)], barrier: bool) -> Step {
+pub fn launch(kernel: usize, args: &[(usize, Offset)], barrier: bool) -> Step {
     let args = args.iter().map(|&(buffer, offset)| LaunchArg { buffer, offset }).collect();
     Step::Launch(Launch { kernel, args, barrier, locs: vec![Loc { line: kernel as u32 + 1, col: 1 }] })
 }

@@ -1,8 +1,8 @@
 //! One thread's walk through a schedule.
 //!
 //! `unsafe` here: kernels are called with addresses and memory is copied by address. The invariant, which [`Worker::walk`] asks of its
-//! caller: each address of the table is of live memory as long as its buffer's type says, exclusive to this call, and
-//! offsets stay within it (`validate::meta`). Two threads write the same bytes at the same time only if the schedule, whose
+//! caller: each address of the table is of live memory as long as its buffer's type says, exclusive to this call (weights that
+//! the entry does not update may be read elsewhere), and offsets stay within it (`validate::meta`). Two threads write the same bytes at the same time only if the schedule, whose
 //! barriers order kernels, is wrong.
 use super::States;
 use super::plan::{Claims, LaunchNode, LoopNode, Node, Plan};
@@ -134,7 +134,7 @@ impl Worker {
                     (base + policy.slot(step, layer, layers)) * stride
                 }
             };
-            // SAFETY: within the buffer.
+            // SAFETY: within the buffer: a step is below the loop's `max_steps`.
             self.args.push(Shared(unsafe { self.addresses[buffer].0.add(offset) }));
         }
         let (args, scratch) = (self.args.as_ptr().cast::<*mut u8>(), self.scratch.shared().0);
@@ -174,9 +174,10 @@ impl Worker {
             let steps = usize::try_from(steps).unwrap_or(0).min(node.max_steps);
             let mut trips = 0;
             while trips < steps {
-                self.addresses[node.step].0.cast::<i32>().write(trips as i32);
-                self.addresses[node.is_last].0.write(u8::from(trips + 1 == steps));
-                self.nodes::<PROFILE>(context, &node.body, trips);
+                let step = if node.reverse { steps - 1 - trips } else { trips };
+                self.addresses[node.step].0.cast::<i32>().write(step as i32);
+                self.addresses[node.is_last].0.write(u8::from(step + 1 == steps));
+                self.nodes::<PROFILE>(context, &node.body, step);
                 trips += 1;
                 if node.barrier {
                     self.meet(context);

@@ -24,8 +24,8 @@
 //! θ ← θ - lr / max(1, ρ) / bias1 · atan2(m, √v / √bias2).
 //!
 //! # `accumulate`
-//! Input: `keep: f32[]`. Each `sum.NAME` becomes `grad.NAME`, plus what it was if `keep` is 1; if it is 0, nothing of what it
-//! was remains, NaN neither.
+//! Input: `keep: f32[]`. Each `sum.NAME` becomes `grad.NAME` plus `keep` times what it was; if `keep` is 0, nothing of what it
+//! was remains, NaN neither. A factor other than 1 weighs batches with different numbers of targets.
 //!
 //! # Form
 //! Tensors are seen as rows and columns, so that fusion makes of each one row kernel for its share of the norm and one for its
@@ -106,7 +106,8 @@ fn accumulate(trained: &[Trained]) -> Func {
     let keeps = b.op(Opcode::Lt, &[zero, keep], vec![]);
     for param in trained {
         let (sum, grad) = (view(b, SUM, param), view(b, GRAD, param));
-        let kept = b.op(Opcode::Select, &[keeps, sum, zero], vec![]);
+        let kept = b.op(Opcode::Mul, &[sum, keep], vec![]);
+        let kept = b.op(Opcode::Select, &[keeps, kept, zero], vec![]);
         let sum = b.op(Opcode::Add, &[kept, grad], vec![]);
         rows::update(b, SUM, param, sum);
     }

@@ -2,8 +2,10 @@
 use crate::Error;
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 /// The index of a sharded checkpoint, and the file of one that is not.
@@ -60,7 +62,7 @@ impl Checkpoint {
     }
     /// The shards that an index names, which lie beside it.
     fn open_index(&mut self, path: &Path) -> Result<(), Error> {
-        #[derive(serde::Deserialize)]
+        #[derive(Deserialize)]
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
@@ -152,6 +154,71 @@ impl Checkpoint {
     }
 }
 
+/// A tensor to be written: name, shape, elements.
+pub type Named<'a> = (&'a str, &'a [usize], &'a [f32]);
+
+/// What a written file holds, to recognise it by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Digest {
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// CRC-32 (IEEE) of them.
+    pub crc: u32,
+}
+
+impl Digest {
+    /// The digest of a file.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn of(path: &Path) -> Result<Digest, Error> {
+        let mut file = File::open(path).map_err(Error::io(path))?;
+        let (mut crc, mut bytes, mut block) = (crc32fast::Hasher::new(), 0, vec![0; 1 << 20]);
+        loop {
+            match file.read(&mut block).map_err(Error::io(path))? {
+                0 => return Ok(Digest { bytes, crc: crc.finalize() }),
+                n => {
+                    crc.update(&block[..n]);
+                    bytes += n as u64;
+                }
+            }
+        }
+    }
+}
+
+/// Writes a safetensors file of f32 tensors, in one pass and without a copy of them, and syncs it. Other programs read it as one
+/// that PyTorch wrote.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn write(path: &Path, tensors: &[Named]) -> Result<Digest, Error> {
+    let mut header = serde_json::Map::new();
+    header.insert("__metadata__".into(), serde_json::json!({ "format": "pt" }));
+    let mut at = 0;
+    for (name, shape, data) in tensors {
+        let end = at + std::mem::size_of_val(*data);
+        header.insert((*name).into(), serde_json::json!({ "dtype": "F32", "shape": shape, "data_offsets": [at, end] }));
+        at = end;
+    }
+    let mut header = serde_json::Value::Object(header).to_string().into_bytes();
+    // So that the data begin at a multiple of their size.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut file = File::create(path).map_err(Error::io(path))?;
+    let (mut crc, mut bytes) = (crc32fast::Hasher::new(), 0);
+    let size = (header.len() as u64).to_le_bytes();
+    let data = tensors.iter().map(|(_, _, data)| bytemuck::cast_slice::<f32, u8>(data));
+    for part in [&size[..], &header].into_iter().chain(data) {
+        // In blocks that the second reading, for the checksum, finds in the cache.
+        for block in part.chunks(1 << 20) {
+            file.write_all(block).map_err(Error::io(path))?;
+            crc.update(block);
+        }
+        bytes += part.len() as u64;
+    }
+    file.sync_all().map_err(Error::io(path))?;
+    Ok(Digest { bytes, crc: crc.finalize() })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,6 +270,28 @@ mod tests {
         assert_eq!(Checkpoint::open(dir.path()).unwrap().tensors().count(), 4);
         write(&two, &[("a", Dtype::I32, &[1], &[0; 4])]);
         assert!(Checkpoint::open(dir.path()).unwrap_err().to_string().contains("another file"));
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.safetensors");
+        let (a, b) = ([1.0f32, -2.0, f32::NAN, 4.0, 5.0, 6.0], [0.5f32]);
+        let digest =
+            super::write(&path, &[("z.weight", &[2, 3], &a), ("a \"quoted\"", &[], &b), ("none", &[0], &[])]).unwrap();
+        assert_eq!(digest, Digest::of(&path).unwrap());
+        assert_eq!(digest.bytes, std::fs::metadata(&path).unwrap().len());
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let mut out = [0.0; 6];
+        checkpoint.read("z.weight", 0, &mut out).unwrap();
+        assert_eq!(out.map(f32::to_bits), a.map(f32::to_bits));
+        assert_eq!(checkpoint.tensor("z.weight").unwrap().shape, [2, 3]);
+        checkpoint.read("a \"quoted\"", 0, &mut out[..1]).unwrap();
+        assert_eq!((out[0], checkpoint.tensors().count()), (0.5, 3));
+        let bytes = std::fs::read(&path).unwrap();
+        let (size, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+        assert!(size % 8 == 0 && metadata.metadata().as_ref().unwrap()["format"] == "pt");
+        assert!(super::write(dir.path(), &[]).is_err() && Digest::of(dir.path()).is_err());
     }
 
     #[test]

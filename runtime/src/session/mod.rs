@@ -11,6 +11,8 @@ use crate::model::Model;
 use crate::profile::Profile;
 use crate::tensor::{Tensor, TensorMap};
 use crate::threads::default_threads;
+pub(crate) use pieces::vocabulary;
+
 use inputs::Inputs;
 use outputs::Assembly;
 use pieces::{Call, Function};

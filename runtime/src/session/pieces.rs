@@ -165,7 +165,7 @@ fn plan_piece(
 }
 
 /// The number of rows of the tables that an entry looks its ids up in: the least, if there are several.
-fn vocabulary(program: &Program, entry: &Entry) -> Option<usize> {
+pub(crate) fn vocabulary(program: &Program, entry: &Entry) -> Option<usize> {
     let ids = entry.inputs.iter().find(|i| i.role == ArgRole::Ids)?.buffer;
     let mut least = None;
     visit(&entry.steps, &mut |kernel, args| {

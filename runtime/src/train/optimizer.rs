@@ -21,7 +21,7 @@ pub struct Optimizer {
 
 /// An optimiser that the compiler has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "kebab-case")]
 pub enum OptimizerKind {
     /// AdamW as in PyTorch.
     #[default]
@@ -35,7 +35,7 @@ impl OptimizerKind {
     pub fn name(self) -> &'static str {
         match self {
             OptimizerKind::Adamw => "adamw",
-            OptimizerKind::EllisAdam => "ellis_adam",
+            OptimizerKind::EllisAdam => "ellis-adam",
         }
     }
 }

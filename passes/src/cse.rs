@@ -5,6 +5,7 @@
 //! reverse direction comes to it, see [`differentiate`](crate::differentiate::Remat).
 use crate::analysis;
 use rdc_ir::{Attrs, Func, Module, Opcode, RegionId, ValueId};
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
 type Key = (Opcode, Vec<ValueId>, Attrs);
@@ -62,9 +63,9 @@ fn visit(
             }
         } else {
             kept.push(op);
-            if !seen.contains_key(&key) {
-                added.push(key.clone());
-                seen.insert(key, data.results.clone());
+            if let Entry::Vacant(entry) = seen.entry(key) {
+                added.push(entry.key().clone());
+                entry.insert(data.results.clone());
             }
         }
     }

@@ -185,15 +185,10 @@ impl Copy<'_, '_> {
         let state = self.new.ops[first].results[..carried].to_vec();
         let most = max_steps.min(self.problem.options.max_grad_steps.max(1));
         let second = self.loop_copy(id, into, (split.k, state, most), Part::WithGradient(split), values, record);
-        let first_trips = self.new.ops[first].results[carried];
         let results = self.new.ops[second].results.clone();
         for (i, (&old, new)) in op.results.iter().zip(results).enumerate() {
-            let new = match i.cmp(&carried) {
-                std::cmp::Ordering::Less => new,
-                std::cmp::Ordering::Equal => Builder::at(self.new, into).op(Opcode::Add, &[first_trips, new], vec![]),
-                std::cmp::Ordering::Greater => self.lengthen(new, max_steps, into),
-            };
-            values.insert(old, new);
+            let is_stack = i > carried;
+            values.insert(old, if is_stack { self.lengthen(new, max_steps, into) } else { new });
         }
     }
     /// A stack with zeros behind it, so that it has as many entries as the loss function's.

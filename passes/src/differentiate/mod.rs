@@ -1,22 +1,22 @@
 //! Reverse-mode differentiation: from a function `loss` makes a function `grad`.
 //!
 //! # Straight-line code
-//! The *cotangent* of a value v is the derivative of the loss by v, a tensor of v's type. The cotangent of the loss itself is
-//! 1. Going through the operations backwards, each one turns the cotangent of its result into contributions to the
-//! cotangents of its operands: its *VJP rule* (vector-Jacobian product, one small function per operation in [`rules`]). Once
-//! all users of a value have been visited, its contributions add up to its cotangent ([`cotangent`]). What arrives at a
-//! parameter is the gradient. Values that do not depend on a parameter, or that the loss does not depend on, have no
-//! cotangent, and nothing is computed for them ([`activity`]).
+//! The *cotangent* of a value v is the derivative of the loss by v, a tensor of v's type; that of the loss itself is one. Going
+//! through the operations backwards, each one turns the cotangent of its result into contributions to the cotangents of its
+//! operands: its *VJP rule* (vector-Jacobian product, one small function per operation in [`rules`]). When all users of a
+//! value have been visited, its contributions add up to its cotangent (`cotangent`). What arrives at a parameter is the
+//! gradient. Values that do not depend on a parameter, or that the loss does not depend on, have no cotangent, and nothing
+//! is computed for them (`activity`).
 //!
 //! A rule may need *primal* values: operands or results as the forward direction had them. Each is either kept from there or
-//! computed again ([`primal`]); which, is the policy's choice ([`remat`]).
+//! computed again (`primal`); which, is the policy's choice (`remat`).
 //!
 //! # The loop
 //! ```text
 //! loss:  s₀ ── body ── body ── body ── body ── s₄          r = 4 iterations
-//! grad:  s₀ ── N ─── N ──┬─── F ─── F ── s₄                n = 2 and k = 2: loops N and F, the same body ([`forward`])
+//! grad:  s₀ ── N ─── N ──┬─── F ─── F ── s₄                n = 2 and k = 2: loops N and F, the same body (`forward`)
 //!                        │    │stack  │stack
-//!               stop     └─ ← R ─── ← R ── ds₄             loop R, from the last step to the first ([`reverse_loop`])
+//!               stop     └─ ← R ─── ← R ── ds₄             loop R, from the last step to the first (`reverse_loop`)
 //! ```
 //! A loop becomes three. *N* runs the n iterations without gradient and keeps nothing. *F* goes on from N's result, and for
 //! every value that is to be kept has a stacked result: entry i is the value at iteration i. *R* runs backwards over the
@@ -28,10 +28,10 @@
 //!   it as the cotangent of what it yielded, and hands on the cotangent of its argument. After R it is the cotangent of the initial
 //!   value, if n = 0; with n > 0 the initial value is a constant like everything that N does.
 //! - for each *captured* value (defined before the loop, used in it: the injected embedding, weights) the sum of the
-//!   contributions of all iterations, from zero. For a weight of a matmul that is `acc + dyᵀ x` ([`weights`]).
+//!   contributions of all iterations, from zero. For a weight of a matmul that is `acc + dyᵀ x` (`weights`).
 //!
 //! A stacked result of the loss's own loop (the losses of all steps) needs no new idea: the cotangent of iteration i's entry is
-//! `index(cotangent of the stack, i)`. With n > 0 such a result holds the k iterations with gradient.
+//! `index(cotangent of the stack, i)`. With n > 0 such a result holds the k iterations with gradient, and `trips` is their number.
 //!
 //! Step numbers: iteration i of F and R is iteration n + i of the model, and `is_last` is true at n + k - 1, also if an exit
 //! ends F earlier. Exits work if n = 0 only, since what happens after an exit is not to run.

@@ -31,13 +31,24 @@ fn all(problem: &Problem<'_>) -> HashSet<ValueId> {
             uses.entry(operand).or_default().push(id);
         }
     }
+    // A product that only falls into parts is kept as the parts, which a gated activation makes without it.
+    let is_cut = |v: ValueId| {
+        let slices = |op: &OpId| func.ops[*op].opcode == Opcode::Slice;
+        uses.get(&v).is_some_and(|users| users.iter().all(slices))
+    };
     let mut keep = HashSet::new();
     for (_, id) in func.walk() {
         let op = &func.ops[id];
-        if op.opcode != Opcode::Loop {
-            let worth = |v: &&ValueId| !is_light(op.opcode) || feeds_heavy(func, &uses, **v);
-            keep.extend(op.results.iter().filter(worth));
-        }
+        let is_part = |v: ValueId| {
+            let whole = problem.def(v).map(|op| func.ops[op].opcode);
+            whole.is_some_and(|opcode| !is_light(opcode) && opcode != Opcode::Loop) && is_cut(v)
+        };
+        let worth = |v: &&ValueId| match op.opcode {
+            Opcode::Loop => false,
+            Opcode::Slice if is_part(op.operands[0]) => true,
+            opcode => !is_light(opcode) && !is_cut(**v) || feeds_heavy(func, &uses, **v),
+        };
+        keep.extend(op.results.iter().filter(worth));
     }
     keep
 }

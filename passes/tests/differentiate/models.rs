@@ -22,7 +22,12 @@ pub struct Given<'a> {
     pub captured: &'a [ValueId],
     /// n + k
     pub steps: ValueId,
+    /// After the loop, how many of the k steps ran.
+    pub trips: ValueId,
 }
+
+/// Captured values, and the first state.
+type Begin = fn(&mut Build<'_>, Given<'_>) -> (Vec<ValueId>, Vec<ValueId>);
 
 /// A model: what comes before the loop, its body, and the loss after it.
 #[derive(Clone, Copy)]
@@ -31,8 +36,7 @@ pub struct Model {
     pub weights: &'static [&'static [usize]],
     pub inputs: &'static [&'static [usize]],
     pub can_exit: bool,
-    /// Captured values, and the first state.
-    pub begin: fn(&mut Build<'_>, Given<'_>) -> (Vec<ValueId>, Vec<ValueId>),
+    pub begin: Begin,
     /// An iteration: its step, whether it is the last, its state.
     pub body: fn(&mut Build<'_>, Given<'_>, ValueId, ValueId, &[ValueId]) -> Body,
     /// The loss: of the last state and the stacked values.
@@ -51,7 +55,7 @@ impl Model {
         loss(seed, |c| {
             let (w, x) = self.values(c);
             let steps = c.b.arg("steps", ArgRole::Steps, Type::scalar(DType::I32));
-            let given = Given { w: &w, x: &x, captured: &[], steps };
+            let given = Given { w: &w, x: &x, captured: &[], steps, trips: steps };
             let (captured, init) = (self.begin)(c, given);
             let given = Given { captured: &captured, ..given };
             let (region, step, last, carried) = c.b.begin_loop(&init);
@@ -59,6 +63,7 @@ impl Model {
             let body = (self.body)(c, given, step, last, &carried);
             c.b.enter(outer);
             let results = c.b.end_loop(region, steps, &init, &body.next, body.done, &body.stacked, MAX_STEPS);
+            let given = Given { trips: results[init.len()], ..given };
             (self.end)(c, given, &results[..init.len()], &results[init.len() + 1..])
         })
     }
@@ -69,7 +74,8 @@ impl Model {
             let copies: Vec<Tensor<f64>> = c.params.iter().map(|p| (*c.inputs.params[&p.name]).clone()).collect();
             let frozen: Vec<ValueId> = copies.into_iter().map(|t| c.argument(t)).collect();
             let steps = c.b.constant((n + k) as f64, DType::I32);
-            let given = Given { w: &w, x: &x, captured: &[], steps };
+            let ran = c.b.constant(trips as f64, DType::I32);
+            let given = Given { w: &w, x: &x, captured: &[], steps, trips: ran };
             let (captured, init) = (self.begin)(c, given);
             let given = Given { captured: &captured, ..given };
             let mut state = init;
@@ -228,10 +234,11 @@ const STACKED: Model = Model {
         let p = c.map(Opcode::Select, &[last, state[1], p]);
         Body { next: vec![h, rest], done: None, stacked: vec![p, nll] }
     },
-    end: |c, _, _, stacks| {
+    end: |c, g, _, stacks| {
         let expected = dot(c, stacks[0], stacks[1]);
         let spread = dot(c, stacks[0], stacks[0]);
-        let spread = scaled(c, spread, 0.1);
+        let trips = c.op(Opcode::Cast, &[g.trips], vec![Attr::DType(DType::F32)]);
+        let spread = c.map(Opcode::Mul, &[spread, trips]);
         c.map(Opcode::Sub, &[expected, spread])
     },
 };

@@ -3,7 +3,7 @@
 //!
 //! A rule is about the first result. Of the operations with more than one, `cross_entropy` and `linear_cross_entropy` are
 //! differentiable, and their second result, `correct`, is constant between the jumps. A rule need not ask whether an operand
-//! is wanted, since [`Reverse::give`] does, unless the contribution costs something that later passes would not remove.
+//! is wanted, since `Reverse::give` does, unless the contribution costs something that later passes would not remove.
 //!
 //! `y` stands for the result, `a`, `b`, `x`, … for operands of those names in the op table.
 mod attention;

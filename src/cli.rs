@@ -405,12 +405,17 @@ pub struct BenchArgs {
     /// With an artifact: only the kernels whose name contains this
     #[arg(long, value_name = "NAME")]
     pub kernel: Option<String>,
+    /// With --work train: time per kernel of one more step
+    #[arg(long)]
+    pub profile: bool,
     /// With an artifact: launch each kernel this often and measure nothing (to count instructions)
     #[arg(long, value_name = "N")]
     pub repeat: Option<usize>,
     /// As JSON, one object per line
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub training: TrainFlags,
 }
 
 /// What `bench` measures.
@@ -422,6 +427,8 @@ pub enum Work {
     Prefill,
     /// One token behind a full cache.
     Decode,
+    /// A training step, the last 8 iterations with gradient; of an artifact of `compile --train` if one is given.
+    Train,
 }
 
 fn positive(text: &str) -> Result<usize, String> {

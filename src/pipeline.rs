@@ -17,7 +17,8 @@ use rdc_runtime::artifact::{self, Contents, LossInfo, Meta, ParamInfo, Readout, 
 use rdc_runtime::checkpoint::Checkpoint;
 use rdc_runtime::code::Code;
 use rdc_runtime::model::Model;
-use rdc_runtime::weights::{CheckpointSource, DrawnSource};
+use rdc_runtime::train::Trainer;
+use rdc_runtime::weights::{CheckpointSource, DrawnSource, ParamSource};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
 use std::path::Path;
@@ -420,17 +421,18 @@ pub fn write(built: &Built, image: &CodeImage, path: &Path, progress: &Progress)
     Ok(())
 }
 
+/// Where the parameters of a built text come from: its checkpoint, or draws.
+fn source(built: &Built, seed: u64) -> Box<dyn ParamSource + '_> {
+    match &built.checkpoint {
+        Some(w) => Box::new(CheckpointSource::new(&w.checkpoint, w.names.clone())),
+        None => Box::new(DrawnSource::new(&built.meta.params, seed)),
+    }
+}
+
 /// A model in memory, with weights from the checkpoint or drawn.
-pub fn in_memory(built: Built, image: &CodeImage, seed: u64) -> Result<Model> {
+pub fn in_memory(built: &Built, image: &CodeImage, seed: u64) -> Result<Model> {
     let code = Code::from_image(&image.bytes, built.meta.symbols.clone())?;
-    let model = match &built.checkpoint {
-        Some(w) => Model::from_parts(built.meta, code, &CheckpointSource::new(&w.checkpoint, w.names.clone())),
-        None => {
-            let drawn = DrawnSource::new(&built.meta.params, seed);
-            Model::from_parts(built.meta, code, &drawn)
-        }
-    };
-    Ok(model?)
+    Ok(Model::from_parts(built.meta.clone(), code, &*source(built, seed))?)
 }
 
 /// Compiles a text to an artifact file.
@@ -449,7 +451,22 @@ pub fn compile_in_memory(
 ) -> Result<Model> {
     let (built, image) = compile(text, args, shapes, progress)?;
     progress.stage("making weights");
-    in_memory(built, &image, seed)
+    in_memory(&built, &image, seed)
+}
+
+/// Compiles a text for training and loads it, without a file.
+pub fn compile_trainer(
+    text: Text,
+    args: &ModelArgs,
+    shapes: &Shapes,
+    seed: u64,
+    threads: usize,
+    progress: &Progress,
+) -> Result<Trainer> {
+    let (built, image) = compile(text, args, shapes, progress)?;
+    progress.stage("making weights");
+    let model = in_memory(&built, &image, seed)?;
+    Ok(Trainer::new(model, threads, Some(&*source(&built, seed)))?)
 }
 
 fn compile(text: Text, args: &ModelArgs, shapes: &Shapes, progress: &Progress) -> Result<(Built, CodeImage)> {

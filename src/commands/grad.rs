@@ -4,8 +4,9 @@ use crate::pipeline::{self, Shapes, Text, Training};
 use crate::progress::Progress;
 use crate::training;
 use anyhow::{Context, Result, ensure};
+use rdc_ir::DType;
 use rdc_runtime::threads::default_threads;
-use rdc_runtime::train::{Batch, Depth, Draw, Trainer};
+use rdc_runtime::train::{Batch, Depth, Draw};
 use rdc_runtime::{Tensor, TensorMap, tensor};
 
 /// Runs the subcommand.
@@ -43,7 +44,8 @@ pub fn run(args: &GradArgs, quiet: bool) -> Result<()> {
     let deepest = depth.no_grad.checked_add(depth.grad).context("too many iterations")?;
     let options = ModelArgs { max_steps: args.options.max_steps.or(Some(deepest.max(1))), ..args.options.clone() };
     let seed = args.seed.unwrap_or(0);
-    let model = pipeline::compile_in_memory(Text::read(&args.model)?, &options, &shapes, seed, &progress)?;
+    let threads = args.threads.unwrap_or_else(default_threads);
+    let mut trainer = pipeline::compile_trainer(Text::read(&args.model)?, &options, &shapes, seed, threads, &progress)?;
     progress.stage("running");
     let states = inputs
         .iter()
@@ -53,7 +55,6 @@ pub fn run(args: &GradArgs, quiet: bool) -> Result<()> {
             Ok((name.clone(), values.to_vec()))
         })
         .collect::<Result<_>>()?;
-    let mut trainer = Trainer::new(model, args.threads.unwrap_or_else(default_threads), None)?;
     let batch = Batch { ids: integers("input_ids", ids)?, labels: integers("labels", labels)?, states };
     let mut outputs = TensorMap::new();
     let result = trainer.grad(&batch, depth, args.training.loss.as_deref(), Draw { seed, step: 0, row: 0 })?;
@@ -62,11 +63,14 @@ pub fn run(args: &GradArgs, quiet: bool) -> Result<()> {
             outputs.insert(name.to_string(), Tensor::from_f32(&ty.shape, values)?);
         }
     }
-    for param in trainer.meta().params.iter().filter(|p| !p.state) {
-        // A frozen parameter has none.
-        if let Some(values) = trainer.grad_of(&param.name) {
-            outputs.insert(format!("grad.{}", param.name), Tensor::from_f32(&param.ty.shape, values)?);
-        }
+    let frozen = &trainer.train_meta().frozen;
+    for param in trainer.meta().params.iter().filter(|p| !p.state && !frozen.contains(&p.name)) {
+        // The loss does not depend on a parameter that the program has no gradient of.
+        let gradient = match trainer.grad_of(&param.name) {
+            Some(values) => Tensor::from_f32(&param.ty.shape, values)?,
+            None => Tensor::zeros(DType::F32, &param.ty.shape)?,
+        };
+        outputs.insert(format!("grad.{}", param.name), gradient);
     }
     crate::interrupt::watch(&args.output);
     tensor::save(&args.output, &outputs)?;

@@ -5,6 +5,7 @@ use crate::table::{self, SI, Table, percent, short};
 use anyhow::Result;
 #[cfg(feature = "compiler")]
 use anyhow::{Context, ensure};
+use rdc_ir::program::Program;
 use rdc_runtime::artifact::{Artifact, Verify};
 use rdc_runtime::model::Model;
 use rdc_runtime::probe::Ceilings;
@@ -48,7 +49,7 @@ pub fn run(args: &RunArgs, quiet: bool) -> Result<()> {
             write_trace(&profile, session.model(), path)?;
         }
         if args.profile {
-            report(&profile, &session, args.json)?;
+            report(&profile, session.model().program(), session.threads(), args.json)?;
         }
     }
     Ok(())
@@ -141,9 +142,8 @@ struct Line {
 }
 
 /// Prints time, FLOP/s and bytes/s per kernel, against the ceilings of the same threads measured now.
-fn report(profile: &Profile, session: &Session, json: bool) -> Result<()> {
-    let ceilings = Ceilings::measure(session.threads())?;
-    let program = session.model().program();
+pub fn report(profile: &Profile, program: &Program, threads: usize, json: bool) -> Result<()> {
+    let ceilings = Ceilings::measure(threads)?;
     let span = profile.span().as_secs_f64().max(1e-9);
     let line = |time: KernelTime| {
         let kernel = program.kernels.iter().find(|k| k.name == time.kernel);
@@ -157,7 +157,7 @@ fn report(profile: &Profile, session: &Session, json: bool) -> Result<()> {
         }
     };
     let lines: Vec<Line> = profile.kernels(program).into_iter().map(line).collect();
-    let outside = profile.outside().into_iter().sum::<f64>() / session.threads() as f64;
+    let outside = profile.outside().into_iter().sum::<f64>() / threads as f64;
     if json {
         let value = serde_json::json!({
             "kernels": lines, "seconds": span, "outside_kernels": outside, "ceilings": ceilings, "dropped": profile.dropped(),

@@ -48,7 +48,7 @@ pub fn run(args: TrainArgs, quiet: bool) -> Result<()> {
     let files = files(&config, base)?;
     std::fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
     crate::interrupt::watch(&args.out.join(METRICS));
-    let planned = planned(&trainer);
+    let planned = super::planned(trainer.meta());
     let parts =
         Parts { trainer, config: config.clone(), batches: Box::new(batches), validation, out: args.out.clone(), files };
     let mut run = if args.resume { Run::resume(parts, false)? } else { Run::start(parts)? };
@@ -126,17 +126,10 @@ fn files(config: &Config, base: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
     Ok(files)
 }
 
-/// Bytes of weights, state and the largest arena: what the plan says a run needs.
-fn planned(trainer: &Trainer) -> usize {
-    let program = &trainer.meta().program;
-    let weights: usize = program.weights.iter().map(|w| w.ty.bytes()).sum();
-    weights + program.entries.iter().map(|e| e.arena).max().unwrap_or(0)
-}
-
 fn trainer(args: &TrainArgs, config: &Config, base: &Path, progress: &Progress) -> Result<Trainer> {
     let threads = config.train.threads.unwrap_or_else(default_threads);
     let mut trainer = if super::is_text(&args.file) {
-        Trainer::new(compiled(args, config, progress)?, threads, None)?
+        compiled(args, config, threads, progress)?
     } else {
         let artifact = Artifact::open(&args.file, Verify::Auto)?;
         Trainer::new(Model::load(&artifact, config.train.seed)?, threads, None)?
@@ -153,7 +146,7 @@ fn trainer(args: &TrainArgs, config: &Config, base: &Path, progress: &Progress) 
 
 /// Compiles the text for the configuration.
 #[cfg(feature = "compiler")]
-fn compiled(args: &TrainArgs, config: &Config, progress: &Progress) -> Result<Model> {
+fn compiled(args: &TrainArgs, config: &Config, threads: usize, progress: &Progress) -> Result<Trainer> {
     use crate::cli::ModelArgs;
     use crate::pipeline::{self, Shapes, Text};
     let training = crate::training::of_config(config)?;
@@ -166,11 +159,11 @@ fn compiled(args: &TrainArgs, config: &Config, progress: &Progress) -> Result<Mo
         ..ModelArgs::default()
     };
     let shapes = Shapes { batch: Some(config.train.batch), training: Some(training), ..Shapes::default() };
-    pipeline::compile_in_memory(Text::read(&args.file)?, &options, &shapes, config.train.seed, progress)
+    pipeline::compile_trainer(Text::read(&args.file)?, &options, &shapes, config.train.seed, threads, progress)
 }
 
 #[cfg(not(feature = "compiler"))]
-fn compiled(args: &TrainArgs, _: &Config, _: &Progress) -> Result<Model> {
+fn compiled(args: &TrainArgs, _: &Config, _: usize, _: &Progress) -> Result<Trainer> {
     Err(super::no_compiler(&args.file))
 }
 

@@ -110,8 +110,8 @@ fn shifted(ids: &Tensor) -> Tensor {
 }
 
 fn next_token_inputs(fixture: &Tensors) -> Tensors {
-    let ids = fixture.get("input_ids").or(fixture.get("ids")).unwrap();
-    let labels = fixture.get("labels").filter(|l| l.data.contains(&-100.0)).cloned().unwrap_or_else(|| shifted(ids));
+    let ids = &fixture["tokens"];
+    let labels = shifted(ids);
     [("input_ids".to_string(), ids.clone()), ("labels".to_string(), labels)].into()
 }
 

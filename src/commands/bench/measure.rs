@@ -38,6 +38,18 @@ pub struct Line {
     pub peak_flops: f64,
     /// Median bytes per second of the ceiling at the footprint that dominates.
     pub peak_bytes: f64,
+    /// Memory of a training step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
+}
+
+/// Memory of a process that trains.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Memory {
+    /// Bytes of weights, gradients, moments and the largest arena, as planned.
+    pub planned: usize,
+    /// The most bytes that were resident, the process's code and this benchmark's own buffers included.
+    pub peak: usize,
 }
 
 /// What an execution needs at least: operations, and bytes by the footprint that they are read over and over from.
@@ -123,5 +135,6 @@ pub fn measure(label: &Label, seconds: f64, need: &Need, mut once: impl FnMut() 
         share: median(ratios),
         peak_flops: median(flops),
         peak_bytes: median(bytes),
+        memory: None,
     })
 }

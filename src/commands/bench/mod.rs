@@ -7,8 +7,9 @@ mod measure;
 mod model;
 #[cfg(feature = "compiler")]
 mod sizes;
+mod train;
 
-use crate::cli::BenchArgs;
+use crate::cli::{BenchArgs, Work};
 use crate::progress::Progress;
 use crate::table::{self, SI, Table, percent, short};
 use anyhow::Result;
@@ -50,8 +51,13 @@ impl Output {
             "peak FLOP/s",
             "peak bytes/s",
             "share of ceiling",
+            "memory",
+            "planned",
         ]);
         for l in self.lines {
+            let memory =
+                |of: fn(&measure::Memory) -> usize| l.memory.as_ref().map_or("-".into(), |m| table::bytes(of(m)));
+            let (peak, planned) = (memory(|m| m.peak), memory(|m| m.planned));
             let rate = |n: f64| if n > 0.0 { short(n, &SI).trim_end().to_string() } else { "-".into() };
             table.row(vec![
                 l.work,
@@ -66,6 +72,8 @@ impl Output {
                 rate(l.peak_flops),
                 rate(l.peak_bytes),
                 percent(l.share),
+                peak,
+                planned,
             ]);
         }
         print!("{table}");
@@ -80,7 +88,13 @@ pub fn run(args: &BenchArgs, quiet: bool) -> Result<()> {
         standard(args, &progress, &mut output)?;
     }
     for path in &args.artifacts {
-        kernels(args, path, &progress, &mut output)?;
+        if args.work == [Work::Train] {
+            for threads in threads(args, &[default_threads()]) {
+                train::measure_artifact(args, path, threads, &progress, &mut |line| output.add(line))?;
+            }
+        } else {
+            kernels(args, path, &progress, &mut output)?;
+        }
     }
     drop(progress);
     output.finish();
@@ -90,7 +104,6 @@ pub fn run(args: &BenchArgs, quiet: bool) -> Result<()> {
 /// The matmul and the sizes of the standard model.
 #[cfg(feature = "compiler")]
 fn standard(args: &BenchArgs, progress: &Progress, output: &mut Output) -> Result<()> {
-    use crate::cli::Work;
     ensure!(args.kernel.is_none(), "--kernel needs an artifact");
     if args.work.contains(&Work::Gemm) {
         progress.stage("matmul");
@@ -109,6 +122,11 @@ fn standard(args: &BenchArgs, progress: &Progress, output: &mut Output) -> Resul
             if work(Work::Prefill) || work(Work::Decode) {
                 let threads = threads(args, &[default_threads()]);
                 model::measure_size(args, &size, dtype, &threads, progress, &mut |line| output.add(line))?;
+            }
+        }
+        if args.work.contains(&Work::Train) {
+            for threads in threads(args, &[default_threads()]) {
+                model::measure_training(args, &size, threads, progress, &mut |line| output.add(line))?;
             }
         }
     }

@@ -59,6 +59,31 @@ pub fn measure_size(
     Ok(())
 }
 
+/// Measures training steps of a size.
+pub fn measure_training(
+    args: &BenchArgs,
+    size: &Size,
+    threads: usize,
+    progress: &Progress,
+    add: &mut dyn FnMut(Line) -> Result<()>,
+) -> Result<()> {
+    let most = args.steps.iter().copied().max().unwrap_or(0).max(1);
+    let options = ModelArgs {
+        set: size.settings(),
+        context: Some(size.seq),
+        max_steps: Some(most),
+        batch: Some(size.train_batch),
+        seq: Some(size.seq),
+        ..ModelArgs::default()
+    };
+    let text = Text { name: "the standard model".into(), source: TEXT.into() };
+    let training = crate::training::of_flags(&args.training, Some(super::train::GRAD_STEPS.min(most)))?;
+    let shapes = Shapes { training: Some(training), ..Shapes::default() };
+    let mut trainer = pipeline::compile_trainer(text, &options, &shapes, args.seed, threads, progress)?;
+    let need = |depth: rdc_runtime::train::Depth| size.flops_train(depth.no_grad, depth.grad);
+    super::train::measure_trainer(args, &mut trainer, size.name, threads, Some(&need), progress, add)
+}
+
 /// The core's weights come from wherever they fit, read r times; the rest from wherever all of it fits.
 fn decode_need(size: &Size, steps: usize, dtype: Dtype) -> Need {
     let bytes = size.bytes_decode(

@@ -18,13 +18,24 @@ pub struct Size {
     pub vocab: usize,
     /// Tokens of a prefill, and of the cache behind which one token is decoded.
     pub seq: usize,
+    /// Rows of a training batch.
+    pub train_batch: usize,
 }
 
 /// tiny, small, medium.
 pub const SIZES: [Size; 3] = [
-    Size { name: "tiny", dim: 128, heads: 4, inner: 352, layers: [1, 1, 1], vocab: 1024, seq: 128 },
-    Size { name: "small", dim: 384, heads: 6, inner: 1024, layers: [1, 2, 1], vocab: 4096, seq: 256 },
-    Size { name: "medium", dim: 1024, heads: 16, inner: 2816, layers: [2, 4, 2], vocab: 32000, seq: 512 },
+    Size { name: "tiny", dim: 128, heads: 4, inner: 352, layers: [1, 1, 1], vocab: 1024, seq: 128, train_batch: 32 },
+    Size { name: "small", dim: 384, heads: 6, inner: 1024, layers: [1, 2, 1], vocab: 4096, seq: 256, train_batch: 4 },
+    Size {
+        name: "medium",
+        dim: 1024,
+        heads: 16,
+        inner: 2816,
+        layers: [2, 4, 2],
+        vocab: 32000,
+        seq: 512,
+        train_batch: 1,
+    },
 ];
 
 /// Bytes that one decoded token must read.
@@ -71,6 +82,14 @@ impl Size {
         let (d, s) = (self.dim as f64, self.seq as f64);
         let per_token = 2.0 * self.block() * self.blocks(r) + r as f64 * 4.0 * d * d;
         s * (per_token + self.blocks(r) * 2.0 * d * (s + 1.0)) + 2.0 * d * self.vocab as f64
+    }
+    /// Operations of a training step: forward once for the n iterations without gradient, three times for everything else.
+    pub fn flops_train(&self, n: usize, k: usize) -> f64 {
+        let (d, s) = (self.dim as f64, self.seq as f64);
+        let block = s * (2.0 * self.block() + 2.0 * d * (s + 1.0));
+        let iteration = self.layers[1] as f64 * block + s * 4.0 * d * d;
+        let outside = (self.layers[0] + self.layers[2]) as f64 * block + s * 2.0 * d * self.vocab as f64;
+        self.train_batch as f64 * (n as f64 * iteration + 3.0 * (k as f64 * iteration + outside))
     }
     /// Operations of one token that attends to `seq` positions.
     pub fn flops_decode(&self, r: usize) -> f64 {

@@ -299,3 +299,6 @@ fn sync(dir: &Path) -> Result<(), Error> {
     let _ = file.sync_all();
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

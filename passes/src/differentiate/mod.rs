@@ -58,8 +58,9 @@ use rdc_ir::{ArgRole, Func, Init, Loc, Module, Param};
 /// What is kept from the forward direction; the rest is computed again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remat {
-    /// Everything that costs: results of products, norms and attention, and what these take. Elementwise operations and moved
-    /// elements are computed again where they are used, since they fuse with that use.
+    /// Everything that costs: results of products, norms and attention, and what these take; of a product that is only used
+    /// in slices, the slices. Elementwise operations and moved elements are computed again where they are used, since they
+    /// fuse with that use.
     None,
     /// Of a loop, the carried values at the start of each iteration; the body runs again. Outside loops, results of
     /// products and attention.

@@ -3,19 +3,19 @@
 //! Algorithm: a task is a batch row, a head and a block of `q_rows` queries, made by their chain and scaled in
 //! scratch. It goes through the keys in blocks of `kv_block`, up to the last key that any of its queries sees, with
 //! the online softmax of Milakov and Gimelshein: scores of the block, new maximum and sum of each row, then the
-//! block's share of the result, the earlier share scaled down. Only blocks that cross the diagonal, or the end, are
-//! masked.
+//! block's share of the result, the earlier share scaled down. If causal, tiles above the diagonal are left out, rows end
+//! with the last key that their query sees, and so does the second product with that of a tile's last query.
 //!
-//! Tiling: both products are register-blocked, [`Tile::rows`] queries by a few vectors, the operand with queries
-//! broadcast from scratch. For the scores, the block of keys is transposed into scratch first (vectors run over keys),
-//! which costs about `lanes / 2 / q_rows` of the product; values are read in place (vectors run over columns), unless
-//! several groups lie side by side, which a cache set holds few rows of: then the block is copied to scratch. Bound:
+//! Tiling: both products are register-blocked, a [`Tile`] of queries by a few vectors, the operand with queries broadcast
+//! from scratch. For the scores, the block of keys is transposed into scratch first (vectors run over keys), which costs
+//! about `lanes / 2 / q_rows` of the product; for the result, values are copied as panels of a tile's columns. Bound:
 //! arithmetic, the two products plus about 20 instructions per vector of exponentials. `examples/attention_bench.rs`
 //! on one Zen 3 thread, D = 64, S = 256 to 512, counting visible pairs only: 51 to 57 % of the multiply-add peak if
 //! causal, 61 to 68 % if not.
-use super::attention_tile::{Left, Tile, copy_rows, transpose};
-use super::heads::{Attend, Token, all_pieces};
-use crate::emit::{Cmp, Elem, Emitter, Error, Ty, Val, math};
+use super::attention_tile::{Block, Left, Seen, Tile, clear_row, load, scale_row, store};
+use super::heads::{Attend, Token};
+use super::panels::Strip;
+use crate::emit::{Emitter, Error, Ty, Val, math};
 use rdc_ir::program::{Kernel, KernelKind, Target};
 
 /// Sizes, and byte offsets into scratch.
@@ -23,15 +23,15 @@ struct Layout {
     tile: Tile,
     /// Queries of a task.
     q_rows: usize,
-    /// Keys of a block; `columns` of them with padding to whole tiles.
+    /// Keys of a block, whole tiles.
     kv_block: usize,
-    columns: usize,
+    /// Floats of a row of scores.
+    stride: usize,
     dim: usize,
     queries: usize,
     keys: usize,
+    values: usize,
     scores: usize,
-    /// A copy of the block's values, if they do not lie row after row.
-    values: Option<usize>,
     sums: usize,
     maxima: usize,
     totals: usize,
@@ -48,9 +48,10 @@ impl Layout {
             return Err(Error::unsupported(&kernel.name, "an empty tile"));
         }
         let tile = Tile::new(lanes);
-        let (q_rows, kv_block) = (q_rows.min(a.steps), kv_block.min(a.context));
+        let q_rows = q_rows.min(a.steps);
+        let kv_block = kv_block.min(a.context).next_multiple_of(tile.width);
         let rows = q_rows.next_multiple_of(tile.rows);
-        let columns = kv_block.next_multiple_of(tile.vectors * lanes);
+        let stride = tile.score_stride(kv_block, lanes);
         let dim = a.query.dim;
         let mut bytes = 0;
         let mut take = |floats: usize| {
@@ -62,12 +63,12 @@ impl Layout {
             tile,
             q_rows,
             kv_block,
-            columns,
+            stride,
             dim,
             queries: take(rows * dim),
-            keys: take(dim * columns),
-            scores: take(rows * columns),
-            values: (a.values.stride != dim).then(|| take(kv_block * dim)),
+            keys: take(dim * kv_block),
+            values: take(dim * kv_block),
+            scores: take(rows * stride),
             sums: take(rows * dim),
             maxima: take(rows),
             totals: take(rows),
@@ -103,82 +104,46 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
 /// Queries `first ..` of one head.
 fn block_of_queries(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, first): (Val, Val, Val)) {
     let [queries, keys, scores, sums] = [l.queries, l.keys, l.scores, l.sums].map(|o| e.offset_const(e.scratch, o));
-    let (all, most) = (e.i64(a.steps), e.i64(l.q_rows));
+    let [maxima, totals] = [l.maxima, l.totals].map(|o| e.offset_const(e.scratch, o));
+    let (zero, all, most) = (e.i64(0), e.i64(a.steps), e.i64(l.q_rows));
     let left = e.sub(all, first);
     let count = e.min(left, most);
-    // Rows of padding repeat the last query: their results are finite and unused.
-    let (end, one) = (e.add(first, count), e.i64(1));
-    let last_row = e.sub(end, one);
-    let tile_rows = e.i64(l.tile.rows);
-    let whole = e.add_const(count, l.tile.rows - 1);
-    let padding = e.rem(whole, tile_rows);
-    let rows = e.sub(whole, padding);
-    let zero = e.i64(0);
-    e.each(zero, rows, |e, row| {
+    e.each(zero, count, |e, row| {
         let step = e.add(first, row);
-        let step = e.min(step, last_row);
         let token = Token::of(e, batch, step, a.steps);
         let to = e.at(queries, row, l.dim * 4);
         a.query.emit(e, token, head, Some(a.scale), to);
-        for (column, lanes) in all_pieces(l.dim, e.lanes) {
-            let place = e.at(sums, row, l.dim * 4);
-            let place = e.offset_const(place, column * 4);
-            let none = e.f32(0.0, lanes);
-            e.store_raw(place, none);
-        }
+        let sums = e.at(sums, row, l.dim * 4);
+        clear_row(e, l.dim, sums);
         let (minus_inf, none) = (e.f32(f32::NEG_INFINITY, 1), e.f32(0.0, 1));
-        for (offset, value) in [(l.maxima, minus_inf), (l.totals, none)] {
-            let place = e.offset_const(e.scratch, offset);
-            let place = e.at(place, row, 4);
+        for (from, value) in [(maxima, minus_inf), (totals, none)] {
+            let place = e.at(from, row, 4);
             e.store_raw(place, value);
         }
     });
-    // The position of the block's first query, and the end of the keys that its last one sees.
-    let context = e.i64(a.context);
-    let (position, limit) = if a.causal {
-        let token = Token { index: first, batch, step: first };
-        let position = token.position(e, a.pos);
-        let position = e.max(position, zero);
-        let end = e.add(position, count);
-        (position, e.min(end, context))
-    } else {
-        (context, context)
-    };
+    let token = Token { index: first, batch, step: first };
+    let position = a.causal.then(|| token.position(e, a.pos));
+    let block = Block::new(e, l.tile, count, position, a.context);
     let group = e.div_rem(head, a.heads_per_group()).0;
     let (key_slab, value_slab) = (a.keys.slab(e, batch, group), a.values.slab(e, batch, group));
-    e.for_range(zero, limit, l.kv_block, &[], |e, key, _| {
-        let (left, most) = (e.sub(limit, key), e.i64(l.kv_block));
-        let visible = e.min(left, most);
-        let width = l.tile.vectors * e.lanes;
-        let (whole, width_value) = (e.add_const(visible, width - 1), e.i64(width));
-        let padding = e.rem(whole, width_value);
-        let columns = e.sub(whole, padding);
-        let key_rows = e.at(key_slab, key, a.keys.stride * 4);
-        transpose(e, l.dim, (key_rows, a.keys.stride), (keys, l.columns), visible, columns);
-        multiply(e, l, Product::Scores { queries, keys, scores }, rows, columns);
-        // The first query sees the whole block, and the block fills its tiles: nothing to mask.
-        let end = e.add(key, columns);
-        let seen = e.add(position, one);
-        let below_diagonal = e.cmp(Cmp::Le, end, seen);
-        let filled = e.cmp(Cmp::Eq, columns, visible);
-        let clear = e.and(below_diagonal, filled);
-        let softmax = |e: &mut Emitter, masked: bool| {
-            // Row r sees this many keys of the block, and none beyond `visible`.
-            let seen = e.sub(seen, key);
-            online_softmax(e, l, scores, rows, columns, masked.then_some((seen, visible)));
-            vec![]
-        };
-        e.branch(clear, &[], |e| softmax(e, false), |e| softmax(e, true));
-        let mut value_rows = e.at(value_slab, key, a.values.stride * 4);
-        if let Some(copy) = l.values {
-            let copy = e.offset_const(e.scratch, copy);
-            copy_rows(e, l.dim, (value_rows, a.values.stride), (copy, l.dim), visible);
-            value_rows = copy;
-        }
-        multiply(e, l, Product::Values { scores, values: value_rows, sums }, rows, visible);
+    e.for_range(zero, block.limit, l.kv_block, &[], |e, key, _| {
+        let block = block.from_key(e, key, l.kv_block);
+        let end = e.add(key, block.limit);
+        l.tile.transpose(e, (key_slab, a.keys, a.context), (key, end), l.dim, keys);
+        block.scores(e, l.tile, l.dim, (queries, keys), (scores, l.stride));
+        let one = e.i64(1);
+        let first = block.first_row(e, l.tile, zero);
+        e.each(first, count, |e, row| {
+            let seen = e.add(block.position, row);
+            let seen = e.add(seen, one);
+            let seen = e.max(seen, zero);
+            let seen = e.min(seen, block.limit);
+            online_softmax(e, l, row, seen);
+        });
+        let value_rows = e.at(value_slab, key, a.values.stride * 4);
+        add_values(e, a, l, &block, value_rows);
         vec![]
     });
-    let totals = e.offset_const(e.scratch, l.totals);
     e.each(zero, count, |e, row| {
         let place = e.at(totals, row, 4);
         let total = e.load_raw(place, Ty::f32(1));
@@ -190,132 +155,79 @@ fn block_of_queries(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, first
         let slab = e.add(slab, head);
         let to = e.at(e.arg(a.result), slab, l.dim * 4);
         let from = e.at(sums, row, l.dim * 4);
-        for (column, lanes) in all_pieces(l.dim, e.lanes) {
-            let place = e.offset_const(from, column * 4);
-            let value = e.load_raw(place, Ty::f32(lanes));
-            let inverse = e.splat(inverse, lanes);
-            let value = e.mul(value, inverse);
-            let place = e.offset_const(to, column * 4);
-            e.store_raw(place, value);
-        }
+        scale_row(e, l.dim, (from, to), inverse);
     });
 }
 
-/// The two matrix products; addresses in scratch, but `values`.
-#[derive(Clone, Copy)]
-enum Product {
-    /// `scores = queries . keys`
-    Scores { queries: Val, keys: Val, scores: Val },
-    /// `sums = sums * factors + scores . values`
-    Values { scores: Val, values: Val, sums: Val },
+/// Turns the `seen` first scores of a row into weights, with zeros for the hidden ones that are read, and brings the row's
+/// maximum, total and factor up to date.
+fn online_softmax(e: &mut Emitter, l: &Layout, row: Val, seen: Val) {
+    let scores = e.offset_const(e.scratch, l.scores);
+    let line = e.at(scores, row, l.stride * 4);
+    let [max_place, total_place, factor_place] = [l.maxima, l.totals, l.factors].map(|offset| {
+        let place = e.offset_const(e.scratch, offset);
+        e.at(place, row, 4)
+    });
+    let seen = Seen::new(e, seen);
+    let last = seen.last(e, line, f32::NEG_INFINITY);
+    let highest = seen.max(e, line, last);
+    let old = e.load_raw(max_place, Ty::f32(1));
+    // Key 0 is in the first block and every query sees it, so the maximum is finite from then on.
+    let max = e.max_fast(highest, old);
+    e.store_raw(max_place, max);
+    let change = e.sub(old, max);
+    let factor = math::exp_nonpositive(e, change);
+    e.store_raw(factor_place, factor);
+    let max = e.splat(max, e.lanes);
+    let weigh = |e: &mut Emitter, at: Val, score: Val| {
+        let less = e.sub(score, max);
+        let weight = math::exp_nonpositive(e, less);
+        store(e, line, at, weight);
+        weight
+    };
+    let last = weigh(e, seen.whole, last);
+    let zero = e.i64(0);
+    let sum = e.for_range(zero, seen.whole, e.lanes, &[last], |e, at, sum| {
+        let score = load(e, line, at);
+        let weight = weigh(e, at, score);
+        vec![e.add(sum[0], weight)]
+    });
+    seen.clear(e, l.tile, line);
+    let sum = e.fold_add(sum[0]);
+    let total = e.load_raw(total_place, Ty::f32(1));
+    let total = e.fma(total, factor, sum);
+    e.store_raw(total_place, total);
 }
 
-/// Emits a product over `rows` rows. `extent` is the number of columns for the scores, the inner size for the values.
-/// Columns go outside, so that a panel of the right operand stays in the first-level cache while the (smaller) row tiles
-/// of the left one stream past.
-fn multiply(e: &mut Emitter, l: &Layout, product: Product, rows: Val, extent: Val) {
+/// `sums = sums * factors + weights . values` for the rows that see a key of the block. Panels of values go outside, so that
+/// one stays in the first-level cache while the row tiles stream past.
+fn add_values(e: &mut Emitter, a: &Attend, l: &Layout, block: &Block, value_rows: Val) {
+    let [scores, values, sums, factors] = [l.scores, l.values, l.sums, l.factors].map(|o| e.offset_const(e.scratch, o));
     let zero = e.i64(0);
-    let n = e.lanes;
-    match product {
-        Product::Scores { queries, keys, scores } => {
-            let columns: Vec<(usize, usize)> = (0..l.tile.vectors).map(|v| (v * n, n)).collect();
-            e.for_range(zero, extent, l.tile.vectors * n, &[], |e, column, _| {
-                let right = e.at(keys, column, 4);
-                let out = e.at(scores, column, 4);
-                e.for_range(zero, rows, l.tile.rows, &[], |e, row, _| {
-                    let left = e.at(queries, row, l.dim * 4);
-                    let left = Left { at: left, stride: l.dim, step: 1 };
-                    let inner = e.i64(l.dim);
-                    let none = l.tile.zeros(e, &columns);
-                    let tile = l.tile.multiply(e, left, (right, l.columns), inner, &columns, none);
-                    let out = e.at(out, row, l.columns * 4);
-                    l.tile.store(e, tile, (out, l.columns), &columns);
-                    vec![]
-                });
-                vec![]
-            });
-        }
-        Product::Values { scores, values, sums } => {
-            for columns in all_pieces(l.dim, n).chunks(l.tile.vectors) {
-                e.for_range(zero, rows, l.tile.rows, &[], |e, row, _| {
-                    let left = e.at(scores, row, l.columns * 4);
-                    let out = e.at(sums, row, l.dim * 4);
-                    let factors = e.offset_const(e.scratch, l.factors);
-                    let factors = e.at(factors, row, 4);
-                    let mut start = Vec::new();
-                    for r in 0..l.tile.rows {
-                        let place = e.offset_const(factors, r * 4);
-                        let factor = e.load_raw(place, Ty::f32(1));
-                        for &(column, lanes) in columns {
-                            let place = e.offset_const(out, (r * l.dim + column) * 4);
-                            let value = e.load_raw(place, Ty::f32(lanes));
-                            let factor = e.splat(factor, lanes);
-                            start.push(e.mul(value, factor));
-                        }
-                    }
-                    let left = Left { at: left, stride: l.columns, step: 1 };
-                    let tile = l.tile.multiply(e, left, (values, l.dim), extent, columns, start);
-                    l.tile.store(e, tile, (out, l.dim), columns);
-                    vec![]
-                });
+    let first = block.first_row(e, l.tile, zero);
+    l.tile.panels(e, l.dim, |e, panel| {
+        let from = e.at(value_rows, panel.first, 4);
+        let strip = Strip { from, stride: a.values.stride * 4, transpose: false, columns: panel.width };
+        let right = e.at(values, panel.first, l.kv_block * 4);
+        strip.copy(e, block.limit, right, panel.width);
+        let out = e.at(sums, panel.first, 4);
+        e.for_range(first, block.rows, l.tile.rows, &[], |e, row, _| {
+            let out = e.at(out, row, l.dim * 4);
+            let factors = e.at(factors, row, 4);
+            let mut tile = l.tile.load(e, (out, l.dim), &panel.columns);
+            for (r, sums) in tile.chunks_exact_mut(panel.columns.len()).enumerate() {
+                let place = e.offset_const(factors, r * 4);
+                let factor = e.load_raw(place, Ty::f32(1));
+                for sum in sums {
+                    let factor = e.splat(factor, sum.lanes());
+                    *sum = e.mul(*sum, factor);
+                }
             }
-        }
-    }
-}
-
-/// Turns a block of scores into weights and brings each row's maximum, total and factor up to date. `mask` is the number
-/// of keys that row 0 sees (each further row sees one more) and the number there are.
-fn online_softmax(e: &mut Emitter, l: &Layout, scores: Val, rows: Val, columns: Val, mask: Option<(Val, Val)>) {
-    let n = e.lanes;
-    let zero = e.i64(0);
-    let iota = e.iota(n);
-    let [maxima, totals, factors] = [l.maxima, l.totals, l.factors].map(|o| e.offset_const(e.scratch, o));
-    e.each(zero, rows, |e, row| {
-        let line = e.at(scores, row, l.columns * 4);
-        let seen = mask.map(|(first, visible)| {
-            let seen = e.add(first, row);
-            let seen = e.min(seen, visible);
-            let seen = e.trunci(seen, Elem::I32);
-            e.splat(seen, n)
+            let left = Left { at: e.at(scores, row, l.stride * 4), stride: l.stride, step: 1 };
+            let inner = block.seen_by_tile(e, l.tile, row);
+            let tile = l.tile.multiply(e, left, (right, panel.width), inner, &panel.columns, tile);
+            l.tile.store(e, tile, (out, l.dim), &panel.columns);
+            vec![]
         });
-        let minus_inf = e.f32(f32::NEG_INFINITY, n);
-        let highest = e.for_range(zero, columns, n, &[minus_inf], |e, column, carried| {
-            let place = e.at(line, column, 4);
-            let mut score = e.load_raw(place, Ty::f32(n));
-            if let Some(seen) = seen {
-                let base = e.trunci(column, Elem::I32);
-                let base = e.splat(base, n);
-                let index = e.add(base, iota);
-                let hidden = e.cmp(Cmp::Ge, index, seen);
-                score = e.select(hidden, minus_inf, score);
-                e.store_raw(place, score);
-            }
-            vec![e.max_fast(score, carried[0])]
-        });
-        let highest = e.fold(highest[0], Emitter::max_fast);
-        let max_place = e.at(maxima, row, 4);
-        let old = e.load_raw(max_place, Ty::f32(1));
-        // Key 0 is in the first block and every query sees it, so the maximum is finite from then on.
-        let max = e.max_fast(highest, old);
-        e.store_raw(max_place, max);
-        let change = e.sub(old, max);
-        let factor = math::exp_nonpositive(e, change);
-        let place = e.at(factors, row, 4);
-        e.store_raw(place, factor);
-        let wide = e.splat(max, n);
-        let none = e.f32(0.0, n);
-        let sum = e.for_range(zero, columns, n, &[none], |e, column, carried| {
-            let place = e.at(line, column, 4);
-            let score = e.load_raw(place, Ty::f32(n));
-            let less = e.sub(score, wide);
-            let weight = math::exp_nonpositive(e, less);
-            e.store_raw(place, weight);
-            vec![e.add(carried[0], weight)]
-        });
-        let sum = e.fold_add(sum[0]);
-        let place = e.at(totals, row, 4);
-        let total = e.load_raw(place, Ty::f32(1));
-        let total = e.fma(total, factor, sum);
-        e.store_raw(place, total);
     });
 }

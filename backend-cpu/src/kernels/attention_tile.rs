@@ -1,6 +1,10 @@
-//! What the attention kernels multiply with: register tiles, and keys or values transposed for them.
-use super::heads::all_pieces;
-use crate::emit::{Cmp, Emitter, Ty, Val};
+//! What the attention kernels are made of: register tiles, panels of keys and values, rows of scores.
+use super::heads::{HeadRows, all_pieces};
+use super::panels::Strip;
+use crate::emit::{Cmp, Elem, Emitter, Ty, Val};
+
+/// Steps of the inner size per iteration.
+const UNROLL: usize = 4;
 
 /// A register tile of a product.
 #[derive(Clone, Copy)]
@@ -9,16 +13,19 @@ pub struct Tile {
     pub rows: usize,
     /// Vectors of columns.
     pub vectors: usize,
+    /// Columns.
+    pub width: usize,
 }
 
 impl Tile {
     /// 12 of 16 accumulators with AVX2, 16 of 32 with AVX-512, 24 of 32 with NEON.
     pub fn new(lanes: usize) -> Tile {
-        match lanes {
-            16 => Tile { rows: 8, vectors: 2 },
-            4 => Tile { rows: 6, vectors: 4 },
-            _ => Tile { rows: 6, vectors: 2 },
-        }
+        let (rows, vectors) = match lanes {
+            16 => (8, 2),
+            4 => (6, 4),
+            _ => (6, 2),
+        };
+        Tile { rows, vectors, width: vectors * lanes }
     }
 
     /// `start + left . right` in registers; `start` and the result are row by row, a vector for each of `columns` (first
@@ -33,27 +40,34 @@ impl Tile {
         start: Vec<Val>,
     ) -> Vec<Val> {
         let zero = e.i64(0);
-        e.for_range(zero, inner, 1, &start, |e, k, tile| {
+        let (quarters, _) = e.div_rem(inner, UNROLL);
+        let whole = e.mul_const(quarters, UNROLL);
+        let steps = |e: &mut Emitter, k: Val, tile: &[Val], steps: usize| {
             let right = e.at(right, k, right_stride * 4);
             let left_k = e.at(left.at, k, left.step * 4);
-            let vectors: Vec<Val> = columns
-                .iter()
-                .map(|&(column, lanes)| {
-                    let place = e.offset_const(right, column * 4);
-                    e.load_raw(place, Ty::f32(lanes))
-                })
-                .collect();
-            let mut next = Vec::new();
-            for r in 0..self.rows {
-                let place = e.offset_const(left_k, r * left.stride * 4);
-                let scalar = e.load_raw(place, Ty::f32(1));
-                for (c, &vector) in vectors.iter().enumerate() {
-                    let broadcast = e.splat(scalar, vector.lanes());
-                    next.push(e.fma(broadcast, vector, tile[r * columns.len() + c]));
+            let mut tile = tile.to_vec();
+            for u in 0..steps {
+                let vectors: Vec<Val> = columns
+                    .iter()
+                    .map(|&(column, lanes)| {
+                        let place = e.offset_const(right, (u * right_stride + column) * 4);
+                        e.load_raw(place, Ty::f32(lanes))
+                    })
+                    .collect();
+                for r in 0..self.rows {
+                    let place = e.offset_const(left_k, (u * left.step + r * left.stride) * 4);
+                    let scalar = e.load_raw(place, Ty::f32(1));
+                    for (c, &vector) in vectors.iter().enumerate() {
+                        let broadcast = e.splat(scalar, vector.lanes());
+                        let sum = &mut tile[r * columns.len() + c];
+                        *sum = e.fma(broadcast, vector, *sum);
+                    }
                 }
             }
-            next
-        })
+            tile
+        };
+        let tile = e.for_range(zero, whole, UNROLL, &start, |e, k, tile| steps(e, k, tile, UNROLL));
+        e.for_range(whole, inner, 1, &tile, |e, k, tile| steps(e, k, tile, 1))
     }
 
     /// A tile of zeros.
@@ -80,6 +94,65 @@ impl Tile {
             e.store_raw(place, value);
         }
     }
+
+    /// Runs the body for the `dim` columns of a head, a tile's width (or what is left) at a time.
+    pub fn panels(self, e: &mut Emitter, dim: usize, mut body: impl FnMut(&mut Emitter, Panel)) {
+        let whole = dim / self.width * self.width;
+        let columns = |width: usize, e: &Emitter| all_pieces(width, e.lanes);
+        if whole > 0 {
+            let (zero, end) = (e.i64(0), e.i64(whole));
+            e.for_range(zero, end, self.width, &[], |e, first, _| {
+                let columns = columns(self.width, e);
+                body(e, Panel { first, width: self.width, columns });
+                vec![]
+            });
+        }
+        if whole < dim {
+            let (first, columns) = (e.i64(whole), columns(dim - whole, e));
+            body(e, Panel { first, width: dim - whole, columns });
+        }
+    }
+
+    /// Copies the keys (or values) `keys` of `context` at `slab`, transposed: panels `[dim][width]` of a tile's width of
+    /// them. What a panel holds beyond the context is arbitrary.
+    pub fn transpose(
+        self,
+        e: &mut Emitter,
+        (slab, rows, context): (Val, HeadRows, usize),
+        keys: (Val, Val),
+        dim: usize,
+        to: Val,
+    ) {
+        e.for_range(keys.0, keys.1, self.width, &[], |e, key, _| {
+            let length = e.i64(dim);
+            let at = e.sub(key, keys.0);
+            let (from, to) = (e.at(slab, key, rows.stride * 4), e.at(to, at, dim * 4));
+            let copy = |e: &mut Emitter, columns: usize| {
+                let strip = Strip { from, stride: rows.stride * 4, transpose: true, columns };
+                strip.copy(e, length, to, self.width);
+                vec![]
+            };
+            match (context / self.width, context % self.width) {
+                (_, 0) => copy(e, self.width),
+                (0, rest) => copy(e, rest),
+                (whole, rest) => {
+                    let end = e.i64(whole * self.width);
+                    let inside = e.cmp(Cmp::Lt, key, end);
+                    e.branch(inside, &[], |e| copy(e, self.width), |e| copy(e, rest))
+                }
+            }
+        });
+    }
+
+    /// Vectors of a row, from the one that holds the first hidden key on, that a tile on the diagonal may read.
+    pub fn hidden_vectors(self, lanes: usize) -> usize {
+        (lanes + self.rows - 2).div_ceil(lanes)
+    }
+
+    /// Floats of a row of scores for `keys` keys.
+    pub fn score_stride(self, keys: usize, lanes: usize) -> usize {
+        keys.next_multiple_of(self.width) + self.hidden_vectors(lanes) * lanes
+    }
 }
 
 /// The left operand of a product, whose elements are broadcast; strides in floats.
@@ -93,99 +166,174 @@ pub struct Left {
     pub step: usize,
 }
 
-/// `to[d][j] = from[j][d]` for `visible` rows j of `dim` floats, and zeros up to `columns`; (address, row stride in floats).
-pub fn transpose(
-    e: &mut Emitter,
-    dim: usize,
-    (from, from_stride): (Val, usize),
-    (to, to_stride): (Val, usize),
-    visible: Val,
-    columns: Val,
-) {
-    let n = e.lanes;
-    let (from_stride, to_stride) = (from_stride * 4, to_stride * 4);
-    let (zero, lanes) = (e.i64(0), e.i64(n));
-    let rest = e.rem(visible, lanes);
-    let whole = e.sub(visible, rest);
-    let full = dim / n * n;
-    e.for_range(zero, whole, n, &[], |e, key, _| {
-        let from = e.at(from, key, from_stride);
-        let to = e.at(to, key, 4);
-        let (lo, hi) = (e.i64(0), e.i64(full));
-        e.for_range(lo, hi, n, &[], |e, column, _| {
-            let from = e.at(from, column, 4);
-            let rows: Vec<Val> = (0..n)
-                .map(|i| {
-                    let place = e.offset_const(from, i * from_stride);
-                    e.load_raw(place, Ty::f32(n))
-                })
-                .collect();
-            let to = e.at(to, column, to_stride);
-            for (i, row) in transposed(e, rows).into_iter().enumerate() {
-                let place = e.offset_const(to, i * to_stride);
-                e.store_raw(place, row);
-            }
+/// A tile's width, or less, of the columns of a head.
+pub struct Panel {
+    /// First column (`i64`).
+    pub first: Val,
+    /// Columns.
+    pub width: usize,
+    /// (column of the panel, lanes) of its vectors.
+    pub columns: Vec<(usize, usize)>,
+}
+
+/// Queries of a task against a range of keys; counts are `i64`, positions from the range's first key on.
+#[derive(Clone, Copy)]
+pub struct Block {
+    /// Queries.
+    pub count: Val,
+    /// Rows of whole tiles that hold the queries.
+    pub rows: Val,
+    /// Position of the first query (each further one sees one key more), or the end of the keys if all see all. It may be
+    /// negative.
+    pub position: Val,
+    /// End of the keys that the last query sees.
+    pub limit: Val,
+}
+
+impl Block {
+    /// `count` queries that see the keys up to `position`, or all `context` keys if there is no position.
+    pub fn new(e: &mut Emitter, tile: Tile, count: Val, position: Option<Val>, context: usize) -> Block {
+        let whole = e.add_const(count, tile.rows - 1);
+        let size = e.i64(tile.rows);
+        let padding = e.rem(whole, size);
+        let rows = e.sub(whole, padding);
+        let context = e.i64(context);
+        let Some(position) = position else { return Block { count, rows, position: context, limit: context } };
+        let zero = e.i64(0);
+        let position = e.max(position, zero);
+        let end = e.add(position, count);
+        Block { count, rows, position, limit: e.min(end, context) }
+    }
+
+    /// The block against the keys from `key` on, at most `most` of them.
+    pub fn from_key(self, e: &mut Emitter, key: Val, most: usize) -> Block {
+        let (left, most) = (e.sub(self.limit, key), e.i64(most));
+        Block { position: e.sub(self.position, key), limit: e.min(left, most), ..self }
+    }
+
+    /// The first row of the first tile with a query that sees key `key`.
+    pub fn first_row(&self, e: &mut Emitter, tile: Tile, key: Val) -> Val {
+        let (zero, size) = (e.i64(0), e.i64(tile.rows));
+        let row = e.sub(key, self.position);
+        let row = e.max(row, zero);
+        let inside = e.rem(row, size);
+        e.sub(row, inside)
+    }
+
+    /// The keys that the last query of the tile of rows from `row` on sees, or might if there were more queries.
+    pub fn seen_by_tile(&self, e: &mut Emitter, tile: Tile, row: Val) -> Val {
+        let seen = e.add(self.position, row);
+        let seen = e.add_const(seen, tile.rows);
+        e.min(seen, self.limit)
+    }
+
+    /// `out[row][key] = left[row] . right[key]` over `dim`, for tiles with a pair that is seen; `left: f32[rows, dim]`, `right`
+    /// as [`Tile::transpose`] makes it. Its panels go outside: one stays in the first-level cache while the row tiles
+    /// stream past.
+    pub fn scores(
+        &self,
+        e: &mut Emitter,
+        tile: Tile,
+        dim: usize,
+        (left, right): (Val, Val),
+        (out, stride): (Val, usize),
+    ) {
+        let zero = e.i64(0);
+        let columns: Vec<(usize, usize)> = (0..tile.vectors).map(|v| (v * e.lanes, e.lanes)).collect();
+        e.for_range(zero, self.limit, tile.width, &[], |e, key, _| {
+            let right = e.at(right, key, dim * 4);
+            let out = e.at(out, key, 4);
+            let first = self.first_row(e, tile, key);
+            e.for_range(first, self.rows, tile.rows, &[], |e, row, _| {
+                let left = Left { at: e.at(left, row, dim * 4), stride: dim, step: 1 };
+                let inner = e.i64(dim);
+                let none = tile.zeros(e, &columns);
+                let sums = tile.multiply(e, left, (right, tile.width), inner, &columns, none);
+                let out = e.at(out, row, stride * 4);
+                tile.store(e, sums, (out, stride), &columns);
+                vec![]
+            });
             vec![]
         });
-        for column in full..dim {
-            let lanes: Vec<Val> = (0..n)
-                .map(|i| {
-                    let place = e.offset_const(from, i * from_stride + column * 4);
-                    e.load_raw(place, Ty::f32(1))
-                })
-                .collect();
-            let row = e.from_lanes(&lanes);
-            let place = e.offset_const(to, column * to_stride);
-            e.store_raw(place, row);
-        }
-        vec![]
-    });
-    e.each(whole, columns, |e, key| {
-        let inside = e.cmp(Cmp::Lt, key, visible);
-        let from = e.at(from, key, from_stride);
-        let to = e.at(to, key, 4);
-        e.repeat(dim, |e, column| {
-            let place = e.at(from, column, 4);
-            let value =
-                e.branch(inside, &[Ty::f32(1)], |e| vec![e.load_raw(place, Ty::f32(1))], |e| vec![e.f32(0.0, 1)]);
-            let place = e.at(to, column, to_stride);
-            e.store_raw(place, value[0]);
-        });
-    });
-}
-
-/// Copies `count` rows of `dim` floats; (address, row stride in floats).
-pub fn copy_rows(
-    e: &mut Emitter,
-    dim: usize,
-    (from, from_stride): (Val, usize),
-    (to, to_stride): (Val, usize),
-    count: Val,
-) {
-    let zero = e.i64(0);
-    e.each(zero, count, |e, row| {
-        let (from, to) = (e.at(from, row, from_stride * 4), e.at(to, row, to_stride * 4));
-        for (column, lanes) in all_pieces(dim, e.lanes) {
-            let place = e.offset_const(from, column * 4);
-            let value = e.load_raw(place, Ty::f32(lanes));
-            let place = e.offset_const(to, column * 4);
-            e.store_raw(place, value);
-        }
-    });
-}
-
-/// The transpose of a square of vectors: blocks of falling size change places.
-fn transposed(e: &mut Emitter, mut rows: Vec<Val>) -> Vec<Val> {
-    let n = rows.len();
-    let mut size = n / 2;
-    while size > 0 {
-        for i in (0..n).filter(|i| i & size == 0) {
-            let (a, b) = (rows[i], rows[i + size]);
-            let low = (0..n).map(|j| if j & size == 0 { j } else { n + j - size }).collect::<Vec<_>>();
-            let high = (0..n).map(|j| if j & size == 0 { j + size } else { n + j }).collect::<Vec<_>>();
-            (rows[i], rows[i + size]) = (e.shuffle(a, b, &low), e.shuffle(a, b, &high));
-        }
-        size /= 2;
     }
-    rows
+}
+
+/// The first keys of rows of scores: those of whole vectors, and a last vector whose hidden lanes hold arbitrary values.
+#[derive(Clone, Copy)]
+pub struct Seen {
+    /// Keys of whole vectors.
+    pub whole: Val,
+    hidden: Val,
+}
+
+impl Seen {
+    /// The `seen` first keys.
+    pub fn new(e: &mut Emitter, seen: Val) -> Seen {
+        let lanes = e.i64(e.lanes);
+        let inside = e.rem(seen, lanes);
+        let whole = e.sub(seen, inside);
+        let inside = e.trunci(inside, Elem::I32);
+        let inside = e.splat(inside, e.lanes);
+        let iota = e.iota(e.lanes);
+        Seen { whole, hidden: e.cmp(Cmp::Ge, iota, inside) }
+    }
+
+    /// The last vector of a row with its hidden lanes set to `fill`.
+    pub fn last(&self, e: &mut Emitter, row: Val, fill: f32) -> Val {
+        let value = load(e, row, self.whole);
+        let fill = e.f32(fill, e.lanes);
+        e.select(self.hidden, fill, value)
+    }
+
+    /// The maximum of a row whose last vector is `last`, with minus infinity in hidden lanes.
+    pub fn max(&self, e: &mut Emitter, row: Val, last: Val) -> Val {
+        let zero = e.i64(0);
+        let max = e.for_range(zero, self.whole, e.lanes, &[last], |e, at, max| {
+            let score = load(e, row, at);
+            vec![e.max_fast(score, max[0])]
+        });
+        e.fold(max[0], Emitter::max_fast)
+    }
+
+    /// Zeros in the vectors after the last that a tile on the diagonal may read.
+    pub fn clear(&self, e: &mut Emitter, tile: Tile, row: Val) {
+        let none = e.f32(0.0, e.lanes);
+        for vector in 1..tile.hidden_vectors(e.lanes) {
+            let at = e.add_const(self.whole, vector * e.lanes);
+            store(e, row, at, none);
+        }
+    }
+}
+
+/// The vector at element `at` of a row.
+pub fn load(e: &mut Emitter, row: Val, at: Val) -> Val {
+    let place = e.at(row, at, 4);
+    e.load_raw(place, Ty::f32(e.lanes))
+}
+
+/// Stores a vector at element `at` of a row.
+pub fn store(e: &mut Emitter, row: Val, at: Val, value: Val) {
+    let place = e.at(row, at, 4);
+    e.store_raw(place, value);
+}
+
+/// `to = from * factor` for a row of `dim` floats.
+pub fn scale_row(e: &mut Emitter, dim: usize, (from, to): (Val, Val), factor: Val) {
+    for (column, lanes) in all_pieces(dim, e.lanes) {
+        let place = e.offset_const(from, column * 4);
+        let value = e.load_raw(place, Ty::f32(lanes));
+        let factor = e.splat(factor, lanes);
+        let value = e.mul(value, factor);
+        let place = e.offset_const(to, column * 4);
+        e.store_raw(place, value);
+    }
+}
+
+/// Zeros in a row of `dim` floats.
+pub fn clear_row(e: &mut Emitter, dim: usize, row: Val) {
+    for (column, lanes) in all_pieces(dim, e.lanes) {
+        let place = e.offset_const(row, column * 4);
+        let none = e.f32(0.0, lanes);
+        e.store_raw(place, none);
+    }
 }

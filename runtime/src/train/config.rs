@@ -330,6 +330,23 @@ keep = 3
         assert_eq!(Config::parse(least).unwrap().optimizer, Optimizer::default());
     }
 
+    /// What is shipped can be read.
+    #[test]
+    fn the_examples_configurations() {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+        let mut read = 0;
+        for folder in std::fs::read_dir(examples).unwrap().flatten().filter(|e| e.path().is_dir()) {
+            for file in std::fs::read_dir(folder.path()).unwrap().flatten().map(|e| e.path()) {
+                if file.extension().is_some_and(|e| e == "toml") {
+                    Config::load(&file).unwrap();
+                    read += 1;
+                }
+            }
+        }
+        assert!(read > 0);
+        assert!(Config::load(Path::new("absent.toml")).unwrap_err().to_string().contains("absent.toml"));
+    }
+
     #[test]
     fn mistakes_are_shown_where_they_are() {
         let broken = |old: &str, new: &str| {

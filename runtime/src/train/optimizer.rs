@@ -140,8 +140,11 @@ impl Optimizer {
         positive("lr", self.lr)?;
         positive("clip", self.clip)?;
         self.eps.map_or(Ok(()), |eps| positive("eps", eps))?;
-        if !self.lr.is_finite() || !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
-            return Err(format!("optimizer.weight_decay = {} or lr = {} is no use", self.weight_decay, self.lr));
+        if self.lr.is_infinite() || self.eps.is_some_and(f64::is_infinite) {
+            return Err("optimizer.lr or optimizer.eps is not finite".into());
+        }
+        if !(0.0..f64::INFINITY).contains(&self.weight_decay) {
+            return Err(format!("optimizer.weight_decay = {} is not at least 0", self.weight_decay));
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 //! that is dropped is renamed to a hidden name first. What a killed process leaves hidden, the next one removes.
 use super::{Config, Trainer};
 use crate::Error;
-use crate::checkpoint::{self, Checkpoint, Digest};
+use crate::checkpoint::{self, Checkpoint, Digest, Named};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -47,11 +47,25 @@ pub struct State {
     pub sizes: BTreeMap<String, String>,
     /// What the data said it is.
     pub data: String,
-    /// The configuration of the run.
+    /// The configuration of the run. As TOML, which holds every number exactly, infinity too.
+    #[serde(with = "as_toml")]
     pub config: Config,
     /// The other files of the checkpoint.
     #[serde(default)]
     pub files: BTreeMap<String, Digest>,
+}
+
+/// A configuration as a string of TOML.
+mod as_toml {
+    use super::Config;
+    use serde::{Deserialize, Deserializer, Serializer, de, ser};
+
+    pub fn serialize<S: Serializer>(config: &Config, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&toml::to_string(config).map_err(ser::Error::custom)?)
+    }
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Config, D::Error> {
+        toml::from_str(&String::deserialize(from)?).map_err(de::Error::custom)
+    }
 }
 
 impl State {
@@ -245,17 +259,13 @@ pub fn load(path: &Path, state: &State, trainer: &mut Trainer) -> Result<(), Err
             return Err(Error::file(path, format!("the model's {name} was {}, now {}", text(then), text(now))));
         }
     }
-    let params: Vec<_> = trainer.params().map(|(name, shape, _)| (name.to_string(), shape.to_vec())).collect();
-    let moments: Vec<_> = trainer.moments().map(|(name, shape, _)| (name.to_string(), shape.to_vec())).collect();
-    for (file, tensors) in [(MODEL, params), (OPTIMIZER, moments)] {
+    let names = |tensors: &mut dyn Iterator<Item = Named>| tensors.map(|t| t.0.to_string()).collect::<Vec<_>>();
+    let (params, moments) = (names(&mut trainer.params()), names(&mut trainer.moments()));
+    for (file, names) in [(MODEL, params), (OPTIMIZER, moments)] {
         let file = path.join(file);
         let checkpoint = Checkpoint::open(&file)?;
-        for (name, shape) in tensors {
-            let found = checkpoint.tensor(&name).ok_or_else(|| checkpoint.missing(&name))?;
-            if found.shape != shape {
-                return Err(Error::file(&file, format!("{name} is {:?}; the model has {shape:?}", found.shape)));
-            }
-            trainer.read_from(&name, &checkpoint)?;
+        for name in names {
+            trainer.read_from(&name, &checkpoint).map_err(|e| Error::file(&file, e.to_string()))?;
         }
     }
     Ok(())

@@ -303,7 +303,8 @@ fn configurations_that_do_not_fit_the_program() {
         Run::start(parts).err().unwrap().to_string()
     };
     let poisson = |mean, backprop| Recurrence::new(Kind::Poisson { mean, backprop });
-    let changes: [(&dyn Fn(&mut Config), &str); 8] = [
+    type Change<'a> = (&'a dyn Fn(&mut Config), &'a str);
+    let changes: [Change; 8] = [
         (&|c| c.train.batch = 4, "compile with --batch"),
         (&|c| c.train.seq = 4, "compile with --seq"),
         (&|c| c.train.accumulate = 2, "--accumulate 2"),

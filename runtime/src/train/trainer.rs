@@ -9,8 +9,8 @@ use crate::memory::Buffer;
 use crate::model::Model;
 use crate::random::{Stream, fold_step};
 use crate::session::vocabulary;
-use crate::weights::ParamSource;
-use rdc_ir::program::Input;
+use crate::weights::{DrawnSource, ParamSource};
+use rdc_ir::program::{Input, OutputBuffer};
 use rdc_ir::{ArgRole, DType, Type};
 use std::collections::{BTreeMap, HashMap};
 
@@ -22,8 +22,8 @@ pub struct Trainer {
     accumulate: Option<usize>,
     /// The program's weight of each parameter and state, by name.
     weights: HashMap<String, usize>,
-    /// Values of parameters that the program holds in another form only: frozen ones.
-    fixed: BTreeMap<String, Vec<f32>>,
+    /// Values of the parameters that no function uses, which checkpoints hold all the same.
+    unused: BTreeMap<String, Vec<f32>>,
     memory: Pool,
 }
 
@@ -93,13 +93,11 @@ enum Call<'a> {
 }
 
 impl Trainer {
-    /// A trainer with `threads` threads; results do not depend on their number. `params` is where the model's parameters came
-    /// from: parameters that are frozen, and laid out for products when the model was made, are read from it again to be written
-    /// into checkpoints.
+    /// A trainer with `threads` threads; results do not depend on their number. Parameters that no function uses are read from
+    /// `params`, and without it drawn (seed 0), to be in checkpoints.
     ///
     /// # Errors
-    /// If the model is not compiled for training, lacks a function, the system gives no threads or memory, or a parameter is
-    /// neither in the program as it is nor in `params`.
+    /// If the model is not compiled for training, the system gives no threads or memory, or `params` lacks a parameter.
     pub fn new(model: Model, threads: usize, params: Option<&dyn ParamSource>) -> Result<Trainer, Error> {
         let meta = model.meta();
         let Some(train) = &meta.train else {
@@ -116,18 +114,16 @@ impl Trainer {
         let losses = train.losses.iter().map(functions).collect();
         let stored = meta.params.iter().filter_map(|p| Some((p.name.clone(), model.find_weight(&p.name)?)));
         let weights: HashMap<String, usize> = stored.collect();
-        let mut fixed = BTreeMap::new();
+        let drawn = DrawnSource::new(&meta.params, 0);
+        let mut unused = BTreeMap::new();
         for param in meta.params.iter().filter(|p| !p.state && !weights.contains_key(&p.name)) {
-            let Some(params) = params else {
-                return Err(Error::Input(format!("the value of the frozen parameter {} is not at hand", param.name)));
-            };
             let mut values = vec![0.0; param.ty.elements()];
-            params.read(&param.name, 0, &mut values)?;
-            fixed.insert(param.name.clone(), values);
+            params.unwrap_or(&drawn).read(&param.name, 0, &mut values)?;
+            unused.insert(param.name.clone(), values);
         }
         let (update, accumulate) = (find("update"), find("accumulate"));
         let executor = Executor::new(model, threads)?;
-        Ok(Trainer { executor, losses, update, accumulate, weights, fixed, memory: Pool::default() })
+        Ok(Trainer { executor, losses, update, accumulate, weights, unused, memory: Pool::default() })
     }
     /// The model's metadata.
     pub fn meta(&self) -> &Meta {
@@ -243,25 +239,29 @@ impl Trainer {
     }
     /// A parameter, row-major.
     pub fn param(&self, name: &str) -> Option<&[f32]> {
-        self.value(name).or_else(|| self.fixed.get(name).map(Vec::as_slice))
+        self.value(name)
     }
     /// The gradient of a parameter as [`Trainer::grad`] left it; `None` for a frozen one.
     pub fn grad_of(&self, name: &str) -> Option<&[f32]> {
         self.value(&format!("grad.{name}"))
     }
-    /// A parameter that the program holds as it is, or a state by its whole name (`exp_avg.NAME`).
+    /// A parameter, or a state by its whole name (`exp_avg.NAME`).
     pub fn value(&self, name: &str) -> Option<&[f32]> {
-        let index = *self.weights.get(name)?;
-        Some(bytemuck::cast_slice(self.executor.model().weight(index)))
+        match self.weights.get(name) {
+            Some(&index) => Some(bytemuck::cast_slice(self.executor.model().weight(index))),
+            None => self.unused.get(name).map(Vec::as_slice),
+        }
     }
-    /// The same, to be written. Parameters that are laid out for products cannot be.
+    /// The same, to be written.
     ///
     /// # Errors
     /// If there is no such parameter or state.
     pub fn value_mut(&mut self, name: &str) -> Result<&mut [f32], Error> {
-        let index = self.weights.get(name).copied();
-        let index = index.ok_or_else(|| Error::Input(format!("no parameter {name} is trained")))?;
-        Ok(bytemuck::cast_slice_mut(self.executor.model_mut()?.weight_mut(index)?))
+        match (self.weights.get(name), self.unused.get_mut(name)) {
+            (Some(&index), _) => Ok(bytemuck::cast_slice_mut(self.executor.model_mut()?.weight_mut(index)?)),
+            (None, Some(values)) => Ok(values),
+            (None, None) => Err(Error::Input(format!("the model has no parameter {name}"))),
+        }
     }
     /// Sets a parameter or a state.
     ///
@@ -275,19 +275,23 @@ impl Trainer {
         to.copy_from_slice(values);
         Ok(())
     }
-    /// Sets a parameter or a state to what a checkpoint holds under its name. A parameter that is laid out for products must be that
-    /// already.
+    /// Sets a parameter or a state to what a checkpoint holds under its name; of a parameter, an alias will do.
     ///
     /// # Errors
-    /// If there is none of that name here or there, it has another number of elements there, or it cannot be set.
+    /// If there is none of that name here or there, or its shape is another there.
     pub fn read_from(&mut self, name: &str, checkpoint: &Checkpoint) -> Result<(), Error> {
-        let Some(fixed) = self.fixed.get(name) else { return checkpoint.read(name, 0, self.value_mut(name)?) };
-        let mut stored = vec![0.0; fixed.len()];
-        checkpoint.read(name, 0, &mut stored)?;
-        if stored != *fixed {
-            return Err(Error::Input(format!("the frozen parameter {name} is not what it is in the checkpoint")));
+        let param = self.meta().params.iter().find(|p| p.name == name);
+        let param = param.ok_or_else(|| Error::Input(format!("the model has no parameter {name}")))?;
+        let names = std::iter::once(&param.name).chain(&param.aliases);
+        let found = names.filter_map(|n| Some((n.clone(), checkpoint.tensor(n)?))).next();
+        let (stored, info) = found.ok_or_else(|| checkpoint.missing(name))?;
+        if info.shape != param.ty.shape {
+            return Err(Error::Input(format!(
+                "{stored} is {:?} in the checkpoint; the model has {:?}",
+                info.shape, param.ty.shape
+            )));
         }
-        Ok(())
+        checkpoint.read(&stored, 0, self.value_mut(name)?)
     }
     /// The index of a loss, the first by default.
     fn find_loss(&self, name: Option<&str>) -> Result<usize, Error> {
@@ -352,14 +356,13 @@ impl Trainer {
         }
         Ok(())
     }
-    fn outputs(&self, entry: usize) -> Vec<(&str, &Type, &[u8])> {
+    fn outputs<'a>(&'a self, entry: usize) -> Vec<(&'a str, &'a Type, &'a [u8])> {
         let entry = &self.executor.model().program().entries[entry];
-        let output = |o: &'_ rdc_ir::program::OutputBuffer| o.buffer;
-        let outputs = entry.outputs.iter().map(|o| {
-            let ty = &entry.buffers[output(o)].ty;
+        let output = |o: &'a OutputBuffer| {
+            let ty = &entry.buffers[o.buffer].ty;
             (o.name.as_str(), ty, self.memory.get(&o.name, ty.bytes()))
-        });
-        outputs.collect()
+        };
+        entry.outputs.iter().map(output).collect()
     }
     fn output(&self, entry: usize) -> Result<StepOutput<'_>, Error> {
         let outputs = self.outputs(entry);

@@ -6,7 +6,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 fn state(trainer: &Trainer, step: u64) -> State {
-    State { step, smoothed: Some(0.1), ..State::new(trainer, &config(2, 1, 20), "data".into()) }
+    let mut config = config(2, 1, 20);
+    // Infinity and a number that JSON might round.
+    (config.optimizer.clip, config.optimizer.lr) = (f64::INFINITY, 0.1 + 0.2);
+    State { step, smoothed: Some(0.1), ..State::new(trainer, &config, "data".into()) }
 }
 
 /// A trainer whose parameters and moments are all this number.
@@ -96,6 +99,31 @@ fn damage_is_named() {
         let message = read(&path).unwrap_err().to_string();
         assert!(message.contains(part) && message.contains(TRAINER), "{message}");
     }
+}
+
+/// A parameter that no function uses is in checkpoints; an alias stands for a parameter.
+#[test]
+fn all_parameters_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut changed = meta(2, false);
+    let extra = crate::artifact::ParamInfo { name: "unused".into(), ..changed.params[1].clone() };
+    changed.params.insert(0, extra);
+    changed.params[1].aliases = vec!["tied".into()];
+    let mut trainer = trainer_of(changed.clone(), 1);
+    assert_ne!(trainer.param("unused").unwrap(), trainer.param("b").unwrap());
+    trainer.set("unused", &[0.25, -4.0]).unwrap();
+    let path = Checkpoints::open(dir.path()).unwrap().save(&trainer, &state(&trainer, 1), &BTreeMap::new()).unwrap();
+    let mut other = trainer_of(changed, 2);
+    load(&path, &read(&path).unwrap(), &mut other).unwrap();
+    assert_eq!(other.param("unused").unwrap(), [0.25, -4.0]);
+    let file = dir.path().join("tied.safetensors");
+    checkpoint::write(&file, &[("tied", &[5, 1], &[7.0; 5]), ("b", &[1, 2], &[1.0; 2])]).unwrap();
+    let file = Checkpoint::open(&file).unwrap();
+    other.read_from("w", &file).unwrap();
+    assert_eq!(other.param("w").unwrap(), [7.0; 5]);
+    assert!(other.read_from("b", &file).unwrap_err().to_string().contains("[1, 2] in the checkpoint"));
+    assert!(other.read_from("unused", &file).unwrap_err().to_string().contains("no tensor named unused"));
+    assert!(other.read_from("absent", &file).unwrap_err().to_string().contains("no parameter absent"));
 }
 
 #[test]

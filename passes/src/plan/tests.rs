@@ -231,9 +231,9 @@ fn models_that_leave_early() {
     }
     let expected = [
         "prefill: rows rows [matmul kv attention matmul matmul matmul matmul rows matmul] matmul",
-        "prefill.exit: rows rows copy zero zero copy [matmul kv attention matmul matmul matmul matmul rows rows] matmul",
+        "prefill.exit: rows rows copy zero zero copy [matmul kv attention matmul matmul matmul rows matmul rows] matmul",
         "decode: rows generic [matmul decode matmul matmul matmul matmul matmul] matmul",
-        "decode.exit: rows generic copy zero zero copy [matmul decode matmul matmul matmul matmul rows] matmul",
+        "decode.exit: rows generic copy zero zero copy [matmul decode matmul matmul matmul rows matmul] matmul",
         "prefill: rows rows [matmul kv attention matmul matmul matmul] matmul",
         "prefill.act: rows rows zero zero zero zero [matmul kv attention matmul matmul matmul rows matmul generic] matmul",
     ];

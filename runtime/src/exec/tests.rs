@@ -163,7 +163,7 @@ fn malformed_programs_are_refused() {
         |p| inner(p).swaps[0].1 = 0,
         |p| inner(p).done = Some(6),
         |p| inner(p).carried[0] = 99,
-        |p| p.entries[0].steps[1] = Step::Copy { dst: 0, src: 0 },
+        |p| p.entries[0].steps[1] = Step::Copy { dst: 4, src: 4 },
     ];
     let addressed: Vec<fn(&mut Program)> = vec![
         // Arguments that start in their buffer but end beyond it.
@@ -184,10 +184,10 @@ fn malformed_programs_are_refused() {
             p.entries[0].buffers[0].ty = p.weights[0].ty.clone();
             second(p).args[4].buffer = 0;
         },
-        // What is addressed by the step has its rest zeroed, and an input may not.
+        // A result in an input.
         |p| {
-            second(p).args[1].buffer = 4;
-            second(p).args[1].offset = Offset::Step { stride: 0 };
+            second(p).args[6].buffer = 4;
+            second(p).args[6].offset = Offset::Step { stride: 0 };
         },
     ];
     fn second(program: &mut Program) -> &mut rdc_ir::program::Launch {

@@ -168,20 +168,42 @@ pub fn prologues(graph: &mut UseGraph) {
     }
 }
 
-/// A copy of a prologue value is one more result.
-pub fn copies(graph: &mut UseGraph) {
+/// An elementwise operation on the left operand, or on what makes it, that no row kernel needs (a copy of it, the addition of it
+/// to a sum) is one more result.
+pub fn tails(graph: &mut UseGraph) {
     let func = graph.func;
-    for op in graph.ops() {
-        let data = &func.ops[op];
-        let [operand] = data.operands[..] else { continue };
-        let is_copy = data.opcode == Opcode::Cast && func.ty(operand) == func.ty(data.results[0]);
-        let (Some(group), Some(other)) = (graph.group_of_value(operand), graph.group(op)) else { continue };
-        if let GroupKind::Matmul(anchor) = graph.kind(group)
-            && is_copy
-            && graph.kind(other) == GroupKind::Open
-            && rows::fits(func, op, func.ty(func.ops[anchor].operands[0]).rows())
-        {
-            graph.try_join(group, other);
+    let anchors = graph.ops().into_iter().filter(|&op| func.ops[op].opcode == Opcode::PackedMatmul);
+    for anchor in anchors {
+        let Some(group) = graph.group(anchor) else { continue };
+        let x = func.ops[anchor].operands[0];
+        let mut before = vec![x];
+        let mut next = 0;
+        while let Some(&value) = before.get(next) {
+            next += 1;
+            if graph.group_of_value(value) == Some(group)
+                && let Some(op) = func.def_op(value)
+            {
+                before.extend(&func.ops[op].operands);
+            }
+        }
+        before.retain(|&v| v == x || graph.group_of_value(v) == Some(group));
+        let users: Vec<OpId> = before.iter().flat_map(|&v| graph.users_here(v)).collect();
+        for op in users {
+            let Some(other) = graph.group(op).filter(|&g| graph.kind(g) == GroupKind::Open) else { continue };
+            let shape = func.ops[op].results.first().map(|&v| &func.ty(v).shape);
+            if rows::is_elementwise(func, op) && shape == Some(&func.ty(x).shape) && !feeds_rows(graph, op) {
+                graph.try_join(group, other);
+            }
         }
     }
+}
+
+/// Whether an operation of this region that may become part of a row kernel uses a result.
+fn feeds_rows(graph: &UseGraph, op: OpId) -> bool {
+    let func = graph.func;
+    let mut users = func.ops[op].results.iter().flat_map(|&v| graph.users_here(v));
+    users.any(|user| {
+        let open = graph.group(user).is_some_and(|g| graph.kind(g) == GroupKind::Open);
+        open && rows::natural_rows(func, user).is_some()
+    })
 }

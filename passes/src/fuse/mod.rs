@@ -18,6 +18,8 @@ pub mod kernel;
 pub mod matmul;
 pub mod normalise;
 pub mod rows;
+#[cfg(test)]
+mod tests;
 pub mod tiles;
 pub mod uses;
 
@@ -44,7 +46,7 @@ pub fn groups(func: &Func, uses: &Uses, leaves: &HashSet<OpId>, region: RegionId
     matmul::epilogues(&mut graph);
     attention::group(&mut graph);
     matmul::prologues(&mut graph);
-    matmul::copies(&mut graph);
+    matmul::tails(&mut graph);
     row_groups(&mut graph);
     for op in graph.ops() {
         if let Some(group) = graph.group(op)

@@ -12,7 +12,7 @@
 //!   parameter, so that they do not depend on how it is split. With bf16, what is left of the parameters is rounded as well.
 //!
 //! One weight has one layout in all functions, so that they share its memory: products are joined, and parts used, only if
-//! every function can do the same.
+//! every function can do the same (in training, parts are used wherever they can be: a second pack takes little).
 //!
 //! Packing stays in the IR as operations on parameters; hoisting takes them out of loops.
 //!
@@ -34,18 +34,18 @@ const NARROW: usize = 4;
 /// Lays out the weights of every function for panels of width `nr`.
 pub fn run(module: &mut Module, dtype: WeightType, nr: usize) {
     let surveys = module.funcs.iter().map(|func| Survey::of(func, false)).collect();
-    lay_out(module, surveys, dtype, nr);
+    lay_out(module, surveys, dtype, nr, false);
 }
 
 /// Lays out the weights of every function, as parameters that change, for panels of width `nr`.
 pub fn run_for_training(module: &mut Module, nr: usize) {
     let surveys = module.funcs.iter().map(|func| Survey::of(func, true)).collect();
-    lay_out(module, surveys, WeightType::F32, nr);
+    lay_out(module, surveys, WeightType::F32, nr, true);
     training::products(module, nr);
 }
 
-fn lay_out(module: &mut Module, surveys: Vec<Survey>, dtype: WeightType, nr: usize) {
-    let plan = Plan::new(&surveys, dtype, nr);
+fn lay_out(module: &mut Module, surveys: Vec<Survey>, dtype: WeightType, nr: usize, training: bool) {
+    let plan = Plan { training, ..Plan::new(&surveys, dtype, nr) };
     for (i, survey) in surveys.iter().enumerate() {
         let mut func = std::mem::replace(&mut module.funcs[i], Func::new(""));
         let params: Vec<OpId> =
@@ -226,6 +226,8 @@ impl Uses {
 struct Plan {
     dtype: WeightType,
     nr: usize,
+    /// Whether each product is by itself as to parts.
+    training: bool,
     /// The lists of weights that are joined.
     joined: BTreeSet<Vec<Weight>>,
     /// The weights, joined where they are, that are packed in two parts.
@@ -263,12 +265,21 @@ impl Plan {
                 halves.extend(group.weights.iter().map(|w| (w.clone(), false)));
             }
         }
-        let fits = |w: &Weight| nr.is_multiple_of(2) && w.n().is_multiple_of(2) && (w.n() / 2).is_multiple_of(nr / 2);
-        let halved = halves.into_iter().filter(|(w, h)| *h && fits(w) && !packed_tables.contains(w)).map(|(w, _)| w);
-        Plan { dtype, nr, joined, halved: halved.collect(), packed_tables }
+        let halved = halves.into_iter().filter(|(w, h)| *h && !packed_tables.contains(w)).map(|(w, _)| w).collect();
+        Plan { dtype, nr, training: false, joined, halved, packed_tables }
     }
+    /// The layout of a table.
     fn layout(&self, weight: &Weight) -> Layout {
-        Layout { nr: self.nr, parts: if self.halved.contains(weight) { 2 } else { 1 } }
+        self.in_halves(weight, self.halved.contains(weight))
+    }
+    /// The layout of a product's weight.
+    fn layout_of(&self, unit: &Unit, weight: &Weight) -> Layout {
+        if self.training { self.in_halves(weight, unit.halves) } else { self.layout(weight) }
+    }
+    fn in_halves(&self, w: &Weight, halves: bool) -> Layout {
+        let nr = self.nr;
+        let fits = nr.is_multiple_of(2) && w.n().is_multiple_of(2) && (w.n() / 2).is_multiple_of(nr / 2);
+        Layout { nr, parts: if halves && fits { 2 } else { 1 } }
     }
 }
 
@@ -276,6 +287,8 @@ impl Plan {
 struct Unit<'a> {
     sites: &'a [OpId],
     weights: &'a [Weight],
+    /// Whether the result falls into two halves that meet again.
+    halves: bool,
 }
 
 fn rewrite(func: &mut Func, module: &Module, survey: &Survey, plan: &Plan) {
@@ -290,7 +303,8 @@ fn rewrite(func: &mut Func, module: &Module, survey: &Survey, plan: &Plan) {
             heads.extend(group.heads.iter().map(|h| (h.reshape, *h)));
         }
         for (sites, weights) in sites.chunks(chunk).zip(weights.chunks(chunk)) {
-            units.insert(sites[0], Unit { sites, weights });
+            let halves = group.halves && sites.len() == group.sites.len();
+            units.insert(sites[0], Unit { sites, weights, halves });
             gone.extend(&sites[1..]);
         }
     }
@@ -330,7 +344,7 @@ fn shape(n: usize, k: usize, parts: usize) -> Vec<Attr> {
 /// Appends one product for the sites, which share their input, and a slice for each.
 fn product(b: &mut Builder, module: &Module, plan: &Plan, unit: &Unit, replaced: &mut HashMap<ValueId, ValueId>) {
     let weight = Weight::stack(unit.weights);
-    let layout = plan.layout(&weight);
+    let layout = plan.layout_of(unit, &weight);
     let packed = weight.pack(b, module, plan.dtype, layout);
     let x = b.func.ops[unit.sites[0]].operands[0];
     let operands: Vec<ValueId> = [x, packed.w].into_iter().chain(packed.scale).collect();

@@ -1,0 +1,153 @@
+//! Which operations become one kernel.
+#![allow(clippy::unwrap_used)]
+use super::normalise::{normalise, remove_unused};
+use super::uses::Uses;
+use super::{GroupKind, groups};
+use crate::plan::weights::{Weights, leaves};
+
+/// The kernels of the body of the function `f`, one a line: the kind, then the operations.
+fn kernels(body: &str) -> String {
+    let module = rdc_ir::parse(&format!("module \"m\"\n{body}")).unwrap();
+    assert_eq!(rdc_ir::verify::verify_text(&module), None);
+    let mut func = normalise(&module.funcs[0]);
+    remove_unused(&mut func);
+    let uses = Uses::new(&func);
+    let leaves = leaves(&func, &uses, &Weights::new(&module));
+    let groups = groups(&func, &uses, &leaves, func.body).into_iter().filter(|g| g.kind != GroupKind::Alias);
+    let lines = groups.map(|group| {
+        let kind = format!("{:?}", group.kind);
+        let words = group.ops.iter().map(|&op| func.ops[op].opcode.info().mnemonic);
+        let words: Vec<&str> = words.filter(|w| *w != "reshape").collect();
+        format!("{}: {}", kind.split('(').next().unwrap(), words.join(" "))
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// A function whose arguments are f32 tensors and which yields the values named.
+fn func(args: &[(&str, &str)], body: &str, yields: &[&str]) -> String {
+    let args: Vec<String> = args.iter().map(|(name, ty)| format!("\"{name}\" input = %{name}: {ty}")).collect();
+    let yields: Vec<String> = yields.iter().map(|name| format!("\"{name}\" = %{name}")).collect();
+    format!("func \"f\"({}) {{\n{body}\nyield {}\n}}", args.join(", "), yields.join(", "))
+}
+
+const W: &str = "f32[1, 8, 16, 1]";
+
+#[test]
+fn what_rows_compute_is_no_epilogue() {
+    // The derivative of a norm whose cotangent comes out of a product and is needed by others too.
+    let body = "
+  %dy = packed_matmul %g, %w {n = 8, k = 8, parts = 1} : f32[6, 8]
+  %scaled = mul %dy, %scale : f32[6, 8]
+  %along = mul %scaled, %x : f32[6, 8]
+  %sum = reduce_sum %along {axis = 1, keep = true} : f32[6, 1]
+  %part = mul %x, %sum : f32[6, 8]
+  %dx = sub %scaled, %part : f32[6, 8]";
+    let args = [("g", "f32[6, 8]"), ("w", W), ("scale", "f32[8]"), ("x", "f32[6, 8]")];
+    assert_eq!(kernels(&func(&args, body, &["dx", "dy"])), "Matmul: packed_matmul\nRows: mul mul reduce_sum mul sub");
+}
+
+#[test]
+fn an_epilogue_takes_what_only_it_needs() {
+    let body = "
+  %gate = slice %both {axis = 1, start = 0, end = 8} : f32[6, 8]
+  %slope = sigmoid %gate : f32[6, 8]
+  %dy = packed_matmul %g, %w {n = 8, k = 8, parts = 1} : f32[6, 8]
+  %dgate = mul %dy, %slope : f32[6, 8]";
+    let args = [("g", "f32[6, 8]"), ("w", W), ("both", "f32[6, 16]")];
+    assert_eq!(kernels(&func(&args, body, &["dgate"])), "Matmul: slice sigmoid packed_matmul mul");
+    assert_eq!(
+        kernels(&func(&args, body, &["dgate", "slope"])),
+        "Rows: slice sigmoid\nMatmul: packed_matmul mul",
+        "what others need too is computed once"
+    );
+}
+
+#[test]
+fn a_sum_of_the_left_operand_is_a_result_of_its_product() {
+    let body = "
+  %dx = mul %g, %scale : f32[6, 8]
+  %sum = add %acc, %dx : f32[6, 8]
+  %ds = packed_matmul %dx, %w {n = 8, k = 8, parts = 1} : f32[6, 8]";
+    let args = [("g", "f32[6, 8]"), ("w", W), ("scale", "f32[8]"), ("acc", "f32[6, 8]")];
+    assert_eq!(kernels(&func(&args, body, &["ds", "sum"])), "Matmul: mul add packed_matmul");
+}
+
+#[test]
+fn a_gradient_is_added_where_it_is_computed() {
+    let body = "
+  %dw = matmul %dy, %x {trans_a = true, trans_b = false} : f32[8, 4]
+  %tall = reshape %dw {shape = [2, 4, 4]} : f32[2, 4, 4]
+  %sum = add %acc, %tall : f32[2, 4, 4]";
+    let args = [("dy", "f32[6, 8]"), ("x", "f32[6, 4]"), ("acc", "f32[2, 4, 4]")];
+    assert_eq!(kernels(&func(&args, body, &["sum"])), "Product: matmul add");
+}
+
+#[test]
+fn a_column_sum_computes_what_it_sums() {
+    // The normed value is a row kernel's too; computed again from x and one number per row it needs no memory.
+    let body = "
+  %square = mul %x, %x : f32[2, 3, 8]
+  %r = reduce_sum %square {axis = 2, keep = true} : f32[2, 3, 1]
+  %normed = mul %x, %r : f32[2, 3, 8]
+  %along = mul %dy, %normed : f32[2, 3, 8]
+  %mean = reduce_sum %along {axis = 2, keep = true} : f32[2, 3, 1]
+  %part = mul %normed, %mean : f32[2, 3, 8]
+  %dx = sub %dy, %part : f32[2, 3, 8]
+  %product = mul %dy, %normed : f32[2, 3, 8]
+  %rows = reshape %product {shape = [6, 8]} : f32[6, 8]
+  %dscale = sum_to %rows {shape = [8]} : f32[8]
+  %sum = add %acc, %dscale : f32[8]";
+    let args = [("x", "f32[2, 3, 8]"), ("dy", "f32[2, 3, 8]"), ("acc", "f32[8]")];
+    assert_eq!(
+        kernels(&func(&args, body, &["dx", "sum"])),
+        "Rows: mul reduce_sum mul mul reduce_sum mul sub\nColumns: mul mul sum_to add"
+    );
+}
+
+#[test]
+fn kernels_of_one_operation() {
+    let body = "
+  %t = transpose %w {perm = [1, 0]} : f32[8, 4]
+  %p = pack %t {nr = 16, parts = 1} : f32[1, 4, 16, 1]
+  %table = scatter_add %w, %ids, %rows : f32[4, 8]";
+    let args = [("w", "f32[4, 8]"), ("ids", "i32[3]"), ("rows", "f32[3, 8]")];
+    assert_eq!(kernels(&func(&args, body, &["p", "table"])), "Pack: transpose pack\nScatterAdd: scatter_add");
+}
+
+#[test]
+fn heads_are_rows_of_tokens() {
+    // Keys that the derivative needs as well lie in memory as they are; the bias is added before the split.
+    let body = "
+  %key = slice %qkv {axis = 2, start = 0, end = 8} : f32[2, 3, 8]
+  %split = reshape %key {shape = [2, 3, 2, 4]} : f32[2, 3, 2, 4]
+  %biased = add %split, %bias : f32[2, 3, 2, 4]
+  %k = rope %biased, %angles, %pos {layout = \"half\"} : f32[2, 3, 2, 4]
+  %out = attention %q, %k, %k, %pos {causal = true, scale = 0.5} : f32[2, 3, 2, 4]
+  %dq, %dk, %dv = attention_grad %q, %k, %k, %pos, %out {causal = true, scale = 0.5} : f32[2, 3, 2, 4], f32[2, 3, 2, 4], f32[2, 3, 2, 4]";
+    let args = [
+        ("qkv", "f32[2, 3, 16]"),
+        ("bias", "f32[2, 4]"),
+        ("angles", "f32[8, 2, 2]"),
+        ("pos", "i32[2]"),
+        ("q", "f32[2, 3, 2, 4]"),
+    ];
+    assert_eq!(
+        kernels(&func(&args, body, &["dq", "dk", "dv"])),
+        "Rows: slice add rope\nAttention: attention\nAttentionGrad: attention_grad"
+    );
+}
+
+#[test]
+fn a_one_hot_needs_no_memory() {
+    let body = "
+  %hit = one_hot %ids {n = 8} : f32[6, 8]
+  %a = mul %hit, %x : f32[6, 8]
+  %sum = reduce_sum %a {axis = 1, keep = true} : f32[6, 1]
+  %y = packed_matmul %z, %w {n = 8, k = 8, parts = 1} : f32[6, 8]
+  %b = sub %y, %hit : f32[6, 8]
+  %c = reduce_max %b {axis = 1, keep = true} : f32[6, 1]";
+    let args = [("ids", "i32[6]"), ("x", "f32[6, 8]"), ("z", "f32[6, 8]"), ("w", W)];
+    let found = kernels(&func(&args, body, &["sum", "c"]));
+    assert_eq!(found.matches("one_hot").count(), 2, "{found}");
+    assert!(found.contains("Rows: one_hot mul reduce_sum"), "{found}");
+}

@@ -52,6 +52,7 @@ fn chunks_and_groups() {
     for (h, g) in [(1, 1), (3, 1), (6, 3), (3, 3)] {
         grad(Size { h, g, ..z }, &[0, 0], true, 18, ALL).check();
     }
+    grad(Size { b: 1, s: 7, t: 4096, ..z }, &[4089], true, 48, ALL).check();
     // Queries beyond the context see all of it.
     grad(Size { t: 16, ..z }, &[0, 10], true, 12, ALL).check();
     grad(Size { t: 3, d: 32, ..z }, &[1, 2], true, 12, ALL).check();

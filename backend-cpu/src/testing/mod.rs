@@ -47,7 +47,9 @@ impl Runner {
         let region = &kernel.func.regions[kernel.func.body];
         let results = region.yields.iter().filter(|&&v| !kernel.func.ty(v).cache);
         let args = region.args.iter().chain(results).map(|&v| Aligned::new(kernel.func.ty(v).bytes())).collect();
-        let scratch = Aligned::new(scratch_bytes(kernel, target));
+        let mut scratch = Aligned::new(scratch_bytes(kernel, target));
+        // A thread's scratch holds what the last kernel left there: a kernel that trusts it computes NaN.
+        scratch.bytes_mut().fill(0xff);
         Ok(Runner { code, offset: image.symbols[0].offset, args, shared: vec![], scratch })
     }
 

@@ -52,7 +52,7 @@ pub struct Training {
     pub remat: Remat,
     /// The optimiser's functions, if they are wanted.
     pub optimizer: Option<optimizer::Options>,
-    /// Names of the parameters that get no gradient.
+    /// Names of the parameters that get no gradient and are not updated.
     pub frozen: Vec<String>,
     /// Whether the losses without gradient stay in the module, for evaluation.
     pub losses: bool,

@@ -139,7 +139,8 @@ impl Run<'_, '_> {
         })?;
         self.pass("optimizer", |m| {
             if let Some(options) = &training.optimizer {
-                optimizer::add(m, options);
+                let frozen = [&options.frozen[..], &training.frozen].concat();
+                optimizer::add(m, &optimizer::Options { frozen, ..options.clone() });
             }
         })?;
         self.pass("expand", expand::run)?;

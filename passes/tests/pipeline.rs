@@ -5,10 +5,12 @@ mod common;
 use rdc_ir::cost::func_cost;
 use rdc_ir::interp::{Inputs, Options, Outputs, Tensor, run};
 use rdc_ir::packing::{quantize, row_scale};
-use rdc_ir::program::WeightSource;
+use rdc_ir::program::{Program, WeightSource};
 use rdc_ir::testing::{max_difference, random_inputs};
 use rdc_ir::{Module, parse};
-use rdc_passes::{POINTS, WeightType, compile, optimise};
+use rdc_passes::{
+    Error, POINTS, Remat, TRAINING_POINTS, Training, WeightType, compile, differentiate, optimise, optimizer,
+};
 use std::rc::Rc;
 
 fn model() -> Module {
@@ -99,4 +101,73 @@ fn an_invalid_module_is_an_error() {
     module.funcs[0].outputs.pop();
     let error = optimise(module, &common::options(WeightType::F32), &mut |_, _| {}).unwrap_err();
     assert!(error.to_string().starts_with("the module is not valid after lower: "), "{error}");
+}
+
+/// A recurrent model with a loss.
+fn loss() -> Module {
+    parse(include_str!("../src/plan/testdata/loss.rdir")).unwrap()
+}
+
+fn training(remat: Remat) -> rdc_passes::Options {
+    let optimizer = Some(optimizer::Options::default());
+    let training = Training { max_grad_steps: 4, remat, optimizer, frozen: vec!["unused".into()], losses: false };
+    rdc_passes::Options { training: Some(training), ..common::options(WeightType::F32) }
+}
+
+fn memory(program: &Program) -> usize {
+    let weights: usize = program.weights.iter().map(|w| w.ty.bytes()).sum();
+    weights + program.entries.iter().map(|e| e.arena).max().unwrap()
+}
+
+#[test]
+fn every_point_of_training_is_seen_in_order() {
+    let mut seen = Vec::new();
+    let (module, program) =
+        compile(loss(), &training(Remat::None), &mut |point, _| seen.push(point.to_string())).unwrap();
+    assert_eq!(seen, TRAINING_POINTS);
+    let entries: Vec<&str> = program.entries.iter().map(|e| e.name.as_str()).collect();
+    assert_eq!(entries, ["grad", "update"], "the loss is not asked for");
+    assert!(module.param("grad.table").is_some() && module.param("grad.unused").is_none());
+}
+
+#[test]
+fn training_keeps_the_gradients_of_differentiation() {
+    let mut plain = loss();
+    let options = differentiate::Options { max_grad_steps: 4, ..differentiate::Options::default() };
+    differentiate::run(&mut plain, &options).unwrap();
+    for remat in [Remat::None, Remat::Iteration] {
+        let mut options = training(remat);
+        options.training.as_mut().unwrap().frozen.clear();
+        let module = optimise(loss(), &options, &mut |_, _| {}).unwrap();
+        for (seed, (n, k)) in [(0, 1), (0, 4), (2, 3), (3, 0)].into_iter().enumerate() {
+            let mut inputs = random_inputs(&plain, "grad", seed as u64);
+            for (name, count) in [("no_grad_steps", n), ("grad_steps", k)] {
+                assert!(inputs.args.insert(name.into(), Tensor::int(count).into()).is_some());
+            }
+            let [expected, found] =
+                [&plain, &module].map(|m| run::<f64>(m, "grad", &inputs, &mut Options::default()).unwrap());
+            let (d, output) = max_difference(&expected, &found);
+            assert!(d < 1e-12, "{remat:?}, {n} and {k} steps, {output}: {d}");
+        }
+    }
+}
+
+#[test]
+fn auto_takes_the_first_policy_that_fits() {
+    let bytes = |remat| compile(loss(), &training(remat), &mut |_, _| {}).map(|(_, program)| memory(&program));
+    let (all, least) = (bytes(Remat::None).unwrap(), bytes(Remat::Iteration).unwrap());
+    assert!(least < all);
+    assert_eq!(bytes(Remat::Auto { memory: all }), Ok(all));
+    for memory in [(all + least) / 2, least] {
+        assert!(bytes(Remat::Auto { memory }).unwrap() <= memory);
+    }
+    let Err(Error::Unsupported { message, .. }) = bytes(Remat::Auto { memory: least / 2 }) else { panic!() };
+    assert!(message.contains(&format!("at least {least} bytes")), "{message}");
+}
+
+#[test]
+fn training_is_in_f32() {
+    let options = rdc_passes::Options { dtype: WeightType::Bf16, ..training(Remat::None) };
+    let error = optimise(loss(), &options, &mut |_, _| {}).unwrap_err();
+    assert_eq!(error.to_string(), "training is in f32 only");
 }

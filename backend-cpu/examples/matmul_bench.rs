@@ -1,6 +1,6 @@
 //! Matmul kernels against what the machine can do: f32 multiply-adds per second for many rows, read bandwidth for few.
 //!
-//!     cargo run --release -p rdc-backend-cpu --features testing --example matmul_bench [-- gemm | gemv | compile | asm]
+//!     cargo run --release -p rdc-backend-cpu --features testing --example matmul_bench [-- gemm | gemv | product | compile | asm]
 use rdc_backend_cpu::testing::{Aligned, Runner, kernel, pack, program, quantise, random};
 use rdc_backend_cpu::{Error, Stage, emit_stage, target};
 use rdc_ir::program::{Kernel, KernelKind, Target};
@@ -92,6 +92,23 @@ fn runner(target: &Target, kernel: &Kernel) -> Result<Runner, Error> {
         };
     }
     Ok(runner)
+}
+
+/// `acc + aᵀ b`, the accumulator in place.
+fn product_case(target: &Target, (m, n, k): (usize, usize, usize), (rows, columns): (usize, usize)) -> Kernel {
+    let mut func = Func::new("f");
+    let mut b = Builder::new(&mut func);
+    let left = b.arg("a", ArgRole::Input, Type::f32([k, m]));
+    let right = b.arg("b", ArgRole::Input, Type::f32([k, n]));
+    let sum = b.arg("c", ArgRole::Input, Type::f32([m, n]));
+    let product = b.op(Opcode::Matmul, &[left, right], vec![Attr::Bool(true), Attr::Bool(false)]);
+    let out = b.op(Opcode::Add, &[sum, product], vec![]);
+    b.output("c", out, false);
+    let rows_per_task = m.div_ceil(m.div_ceil(rows)).next_multiple_of(target.mr);
+    let columns_per_task = n.div_ceil(n.div_ceil(columns)).next_multiple_of(target.nr);
+    let kc = k.div_ceil(k.div_ceil(128)).next_multiple_of(4);
+    let kind = KernelKind::Product { m, n, k, rows_per_task, columns_per_task, kc };
+    kernel("k", kind, func, m.div_ceil(rows_per_task) * n.div_ceil(columns_per_task))
 }
 
 /// CPU time of this thread, which other work on the machine disturbs less than the clock on the wall.
@@ -232,6 +249,29 @@ fn gemm(target: &Target) -> Result<(), Error> {
     Ok(())
 }
 
+fn product(target: &Target) -> Result<(), Error> {
+    for shape in [(1024, 1024, 512), (384, 2048, 1024), (128, 704, 4096), (1024, 2816, 2048)] {
+        for tiles in [(96, 256), (96, 512), (192, 512)] {
+            let kernel = product_case(target, shape, tiles);
+            let mut runner = runner(target, &kernel)?;
+            runner.shared.push((3, 2));
+            let flops = 2.0 * shape.0 as f64 * shape.1 as f64 * shape.2 as f64;
+            let before = peak(target);
+            let (best, median) = time_tasks(&mut runner, kernel.tasks, (1e10 / flops).clamp(5.0, 20.0) as usize);
+            let peak = peak(target).max(before);
+            println!(
+                "product {shape:?}, tasks of {tiles:?}: best {:.1} median {:.1} GFLOP/s = {:.1} % and {:.1} % of {:.1}",
+                flops / best / 1e9,
+                flops / median / 1e9,
+                100.0 * flops / best / peak,
+                100.0 * flops / median / peak,
+                peak / 1e9
+            );
+        }
+    }
+    Ok(())
+}
+
 fn gemv(target: &Target) -> Result<(), Error> {
     // Weights of 128 KiB to 128 MiB.
     for dtype in [DType::F32, DType::BF16, DType::I8] {
@@ -296,6 +336,9 @@ fn main() -> Result<(), Error> {
     }
     if what.is_empty() || what == "gemm" {
         gemm(&target)?;
+    }
+    if what.is_empty() || what == "product" {
+        product(&target)?;
     }
     if what.is_empty() || what == "gemv" {
         gemv(&target)?;

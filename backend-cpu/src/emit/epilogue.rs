@@ -1,6 +1,6 @@
 //! Elementwise operations on the accumulators of a matmul, while they are in registers.
 use super::row::{Chunk, Row, store};
-use super::rowgraph::{Graph, Kind, NodeId};
+use super::rowgraph::{Class, Graph, Kind, NodeId};
 use super::{Emitter, Error, Val};
 use rdc_ir::{Func, OpId, Opcode, ValueId};
 
@@ -58,6 +58,20 @@ impl<'k> Epilogue<'k> {
             }
         }
         Ok(epilogue)
+    }
+
+    /// Asks for the cache lines of the arguments and results at a column of a row (both `i64`).
+    pub fn prefetch(&self, e: &mut Emitter, row: Val, col: Val) {
+        let args = self.graph.nodes.iter().filter_map(|n| match (&n.kind, n.class) {
+            (Kind::Arg(pointer), Class::Rows(_)) => Some((*pointer, n.dtype)),
+            _ => None,
+        });
+        let results = self.results.iter().map(|&(node, pointer)| (pointer, self.graph.nodes[node].dtype));
+        for (pointer, dtype) in args.chain(results) {
+            let place = e.at(e.arg(pointer), row, self.columns * dtype.bytes());
+            let place = e.at(place, col, dtype.bytes());
+            e.prefetch(place, 1);
+        }
     }
 
     /// Emits the epilogue for columns `col..` of row `row` (both `i64`): `accumulators` holds for each part the matmul's

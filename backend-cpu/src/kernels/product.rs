@@ -1,11 +1,13 @@
 //! Products of two row-major operands, either transposed: bound by arithmetic.
 //!
-//! A task is a block of rows times a block of columns. For each block of `kc` of the inner size it copies its piece of
-//! the left operand to scratch, `mr` rows interleaved, where it stays in the second-level cache. Then, panel by panel of
-//! `nr` columns, it copies a piece of the right operand, which stays in the first-level cache while the micro-kernel
-//! of the matmuls ([`Micro`]) goes through the left one. The sums of the whole block stay in scratch until the last inner
-//! block is done; then the epilogue runs over them row by row, and reads an element of an argument before it writes that
-//! of a result.
+//! A task is a block of rows times a block of columns. For each block of `kc` of the inner size, its piece of the left
+//! operand lies in scratch, `mr` rows interleaved, in the second-level cache. Panel by panel of `nr` columns, the
+//! micro-kernel of the matmuls ([`Micro`]) goes through it with a piece of the right operand, which stays in the first-level
+//! cache. The sums of the whole block stay in scratch between inner blocks. After the last one the epilogue runs on each tile
+//! while its sums are in the first-level cache. It reads an element of an argument before it writes that of a result.
+//!
+//! Both pieces are copied to scratch bit by bit while the pieces before them are multiplied. Their cache lines come from far
+//! and, one a row, fall into few sets of the caches, so they are asked for only shortly before; so is what the epilogue reads.
 //!
 //! Blocks at the edge are computed as whole tiles. The order of additions to an element depends on `kc` only.
 use super::heads::{all_pieces, pointer};
@@ -16,8 +18,8 @@ use crate::emit::{Cmp, Emitter, Epilogue, Error, Ty, Val};
 use rdc_ir::program::{Kernel, KernelKind, Target};
 use rdc_ir::{Opcode, ValueId};
 
-/// Cache lines of the next panel that are asked for per micro-kernel, at most.
-const LINES_AHEAD: usize = 32;
+/// How many micro-kernels before it is copied a piece of the right operand is asked for.
+const TILES_AHEAD: usize = 2;
 
 /// An operand in memory.
 struct Operand {
@@ -101,12 +103,39 @@ impl<'k> Form<'k> {
     fn sums_bytes(&self) -> usize {
         (self.tiles().0 * self.mr * self.nr * 4).next_multiple_of(64)
     }
-    /// Byte offsets into scratch of the right panel (at 0 is the left block), of the sums, and their end.
+    /// Bytes of a panel of the right operand.
+    fn right_bytes(&self) -> usize {
+        (self.kc * self.nr * 4).next_multiple_of(64)
+    }
+    /// Bytes of a block of the left operand.
+    fn block_bytes(&self) -> usize {
+        self.tiles().0 * self.left_bytes()
+    }
+    /// Blocks of the inner size.
+    fn blocks(&self) -> usize {
+        self.k.div_ceil(self.kc)
+    }
+    /// Byte offsets into scratch of two right panels (at 0 are two left blocks, or one if there is one), of the sums, and
+    /// their end.
     fn scratch(&self) -> (usize, usize, usize) {
-        let (tiles, panels) = self.tiles();
-        let right = tiles * self.left_bytes();
-        let sums = right + (self.kc * self.nr * 4).next_multiple_of(64);
-        (right, sums, sums + panels * self.sums_bytes())
+        let right = self.blocks().min(2) * self.block_bytes();
+        let sums = right + 2 * self.right_bytes();
+        (right, sums, sums + self.tiles().1 * self.sums_bytes())
+    }
+    /// Inner steps of the next panel of the right operand that are copied per micro-kernel.
+    fn right_share(&self, lanes: usize) -> usize {
+        self.right.whole(self.kc.div_ceil(self.tiles().0), lanes)
+    }
+    /// Inner steps of the next block of the left operand that are copied per panel.
+    fn left_share(&self, lanes: usize) -> usize {
+        self.left.whole(self.kc.div_ceil(self.tiles().1), lanes)
+    }
+}
+
+impl Operand {
+    /// Steps that are copied at a time, rounded up to whole cache lines if copies are transposed.
+    fn whole(&self, steps: usize, lanes: usize) -> usize {
+        if self.inner_last { steps.next_multiple_of(2 * lanes) } else { steps }
     }
 }
 
@@ -127,10 +156,35 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
         let rows = bounded(e, row, form.rows_per_task, form.m);
         let columns = bounded(e, column, form.columns_per_task, form.n);
         let block = Block { form: &form, row, column, rows, columns };
-        e.repeat(form.k.div_ceil(form.kc), |e, inner| block.multiply(e, inner));
-        block.finish(e);
+        e.repeat(form.blocks(), |e, inner| block.multiply(e, inner));
     });
     Ok(e.finish())
+}
+
+/// A block of the inner size.
+#[derive(Clone, Copy)]
+struct Inner {
+    /// Its number.
+    index: Val,
+    start: Val,
+    /// Not positive beyond the last block.
+    length: Val,
+}
+
+impl Inner {
+    fn new(e: &mut Emitter, form: &Form, index: Val) -> Inner {
+        let start = e.mul_const(index, form.kc);
+        let (most, all) = (e.i64(form.kc), e.i64(form.k));
+        let rest = e.sub(all, start);
+        Inner { index, start, length: e.min(most, rest) }
+    }
+    /// The part `from..to` of it that there is: its first step and its length, not negative.
+    fn clip(&self, e: &mut Emitter, from: Val, to: Val) -> (Val, Val) {
+        let zero = e.i64(0);
+        let end = e.min(to, self.length);
+        let length = e.sub(end, from);
+        (from, e.max(length, zero))
+    }
 }
 
 /// The block of a task.
@@ -144,28 +198,58 @@ struct Block<'f> {
 
 impl Block<'_> {
     /// Adds the share of an inner block to the sums.
-    fn multiply(&self, e: &mut Emitter, inner: Val) {
+    fn multiply(&self, e: &mut Emitter, index: Val) {
         let form = self.form;
-        let (right_at, sums_at, _) = form.scratch();
-        let start = e.mul_const(inner, form.kc);
-        let length = bounded(e, start, form.kc, form.k);
-        let zero = e.i64(0);
-        let first = e.cmp(Cmp::Eq, inner, zero);
-        self.left(e, start, length);
+        let (inner, next) = (Inner::new(e, form, index), e.add_const(index, 1));
+        let next = Inner::new(e, form, next);
+        let (zero, end) = (e.i64(0), e.i64(form.blocks() - 1));
+        let (first, last) = (e.cmp(Cmp::Eq, index, zero), e.cmp(Cmp::Eq, index, end));
         let (tiles, panels) = (ceil_div(e, self.rows, form.mr), ceil_div(e, self.columns, form.nr));
-        let (right, sums) = (e.offset_const(e.scratch, right_at), e.offset_const(e.scratch, sums_at));
-        let even = Micro::is_even(form.k, form.kc);
-        let micro = Micro { rows: form.mr, nr: form.nr, row_stride: 4, step: form.mr * 4, even };
+        let (left_share, right_share) = (form.left_share(e.lanes), form.right_share(e.lanes));
+        e.when(first, |e| self.left_from(e, inner, tiles, zero));
+        self.right(e, inner, zero, zero, inner.length);
+        let sums = e.offset_const(e.scratch, form.scratch().1);
+        let micro = Micro {
+            rows: form.mr,
+            nr: form.nr,
+            row_stride: 4,
+            step: form.mr * 4,
+            even: Micro::is_even(form.k, form.kc),
+        };
+        let block = self.left_block(e, inner);
         e.each(zero, panels, |e, panel| {
-            self.right(e, panel, (start, length), right);
-            let sums = e.at(sums, panel, form.sums_bytes());
+            let (right, sums) = (self.right_panel(e, panel), e.at(sums, panel, form.sums_bytes()));
+            let later = e.add_const(panel, 1);
+            let more = e.cmp(Cmp::Lt, later, panels);
+            let from = e.mul_const(panel, left_share);
+            let to = e.add_const(from, left_share);
             e.each(zero, tiles, |e, tile| {
-                let left = e.at(e.scratch, tile, form.left_bytes());
+                if form.blocks() > 1 {
+                    self.prefetch_left(e, next, tile, to);
+                    self.left(e, next, tile, from, to);
+                }
+                e.when(more, |e| {
+                    self.prefetch_right(e, inner, later, (tile, tiles));
+                    let from = e.mul_const(tile, right_share);
+                    let to = e.add_const(from, right_share);
+                    self.right(e, inner, later, from, to);
+                });
+                e.when(last, |e| self.rows(e, panel, tile, |e, row, _, column| form.epilogue.prefetch(e, row, column)));
+                let left = e.at(block, tile, form.left_bytes());
                 let sums = e.at(sums, tile, form.mr * form.nr * 4);
-                self.prefetch(e, panel, tile, start);
-                micro.emit(e, left, right, length, sums, (form.k > form.kc).then_some(first));
+                micro.emit(e, left, right, inner.length, sums, (form.blocks() > 1).then_some(first));
+                e.when(last, |e| self.finish(e, panel, tile, sums));
+            });
+            // The last block of rows has fewer tiles.
+            e.when(more, |e| {
+                let from = e.mul_const(tiles, right_share);
+                self.right(e, inner, later, from, inner.length);
             });
         });
+        if form.blocks() > 1 {
+            let from = e.mul_const(panels, left_share);
+            self.left_from(e, next, tiles, from);
+        }
     }
 
     /// The address of element (outer, inner) of an operand.
@@ -175,111 +259,129 @@ impl Block<'_> {
         e.at(row, column, 4)
     }
 
-    /// The left operand's piece, `mr` rows interleaved at a time.
-    fn left(&self, e: &mut Emitter, start: Val, length: Val) {
+    /// Where a block of the left operand is copied to: two take turns.
+    fn left_block(&self, e: &mut Emitter, inner: Inner) -> Val {
+        let one = e.i64(1);
+        let odd = e.and(inner.index, one);
+        e.at(e.scratch, odd, self.form.block_bytes())
+    }
+
+    /// Copies steps `from..to`, as far as there are, of a tile's rows of the left operand.
+    fn left(&self, e: &mut Emitter, inner: Inner, tile: Val, from: Val, to: Val) {
         let form = self.form;
-        let from = Self::element(e, &form.left, self.row, start);
-        let (whole, rest) = e.div_rem(self.rows, form.mr);
-        let zero = e.i64(0);
+        let (first, length) = inner.clip(e, from, to);
+        let offset = e.mul_const(tile, form.mr);
+        let (outer, step) = (e.add(self.row, offset), e.add(inner.start, first));
+        let from = Self::element(e, &form.left, outer, step);
+        let block = self.left_block(e, inner);
+        let to = e.at(block, tile, form.left_bytes());
+        let to = e.at(to, first, form.mr * 4);
         let Operand { stride, inner_last: transpose, .. } = form.left;
-        if transpose {
-            e.each(zero, whole, |e, tile| {
-                let (from, to) = (e.at(from, tile, form.mr * stride), e.at(e.scratch, tile, form.left_bytes()));
-                Strip { from, stride, transpose, columns: form.mr }.copy(e, length, to, form.mr);
-            });
-        } else {
-            // Row by row of memory, so that every cache line is read once.
-            e.each(zero, length, |e, k| {
-                let (from, to) = (e.at(from, k, stride), e.at(e.scratch, k, form.mr * 4));
-                e.each(zero, whole, |e, tile| {
-                    let (from, to) = (e.at(from, tile, form.mr * 4), e.at(to, tile, form.left_bytes()));
-                    super::panels::copy_floats(e, from, to, form.mr);
-                });
-            });
+        let left_over = e.sub(self.rows, offset);
+        widths(e, left_over, (form.m, form.rows_per_task, form.mr), |e, columns| {
+            Strip { from, stride, transpose, columns }.copy(e, length, to, form.mr);
+        });
+    }
+
+    /// Copies all from a step on, some steps of all tiles at a time: a cache line holds rows of several tiles.
+    fn left_from(&self, e: &mut Emitter, inner: Inner, tiles: Val, from: Val) {
+        let share = self.form.left_share(e.lanes);
+        let zero = e.i64(0);
+        e.for_range(from, inner.length, share, &[], |e, from, _| {
+            let to = e.add_const(from, share);
+            e.each(zero, tiles, |e, tile| self.left(e, inner, tile, from, to));
+            vec![]
+        });
+    }
+
+    /// Asks for a tile's rows of the share of the left operand that begins at step `from`.
+    fn prefetch_left(&self, e: &mut Emitter, inner: Inner, tile: Val, from: Val) {
+        let form = self.form;
+        if form.left.inner_last {
+            return;
         }
-        for columns in remainders(form.m, form.rows_per_task, form.mr) {
-            let wanted = e.i64(columns);
-            let here = e.cmp(Cmp::Eq, rest, wanted);
-            e.when(here, |e| {
-                let step = if transpose { form.mr * stride } else { form.mr * 4 };
-                let (from, to) = (e.at(from, whole, step), e.at(e.scratch, whole, form.left_bytes()));
-                Strip { from, stride, transpose, columns }.copy(e, length, to, form.mr);
-            });
+        let offset = e.mul_const(tile, form.mr);
+        let (outer, step) = (e.add(self.row, offset), e.add(inner.start, from));
+        let from = Self::element(e, &form.left, outer, step);
+        for line in 0..form.left_share(e.lanes) {
+            let line = e.offset_const(from, line * form.left.stride);
+            e.prefetch(line, 2);
         }
     }
 
-    /// A panel of the right operand.
-    fn right(&self, e: &mut Emitter, panel: Val, (start, length): (Val, Val), to: Val) {
+    /// Where a panel of the right operand is copied to: two take turns.
+    fn right_panel(&self, e: &mut Emitter, panel: Val) -> Val {
+        let one = e.i64(1);
+        let odd = e.and(panel, one);
+        let first = e.offset_const(e.scratch, self.form.scratch().0);
+        e.at(first, odd, self.form.right_bytes())
+    }
+
+    /// Copies steps `from..to`, as far as there are, of a panel of the right operand.
+    fn right(&self, e: &mut Emitter, inner: Inner, panel: Val, from: Val, to: Val) {
         let form = self.form;
+        let (first, length) = inner.clip(e, from, to);
         let offset = e.mul_const(panel, form.nr);
-        let outer = e.add(self.column, offset);
-        let from = Self::element(e, &form.right, outer, start);
+        let (outer, step) = (e.add(self.column, offset), e.add(inner.start, first));
+        let from = Self::element(e, &form.right, outer, step);
+        let to = self.right_panel(e, panel);
+        let to = e.at(to, first, form.nr * 4);
         let Operand { stride, inner_last: transpose, .. } = form.right;
         let left_over = e.sub(self.columns, offset);
-        self.widths(e, left_over, |e, columns| {
+        widths(e, left_over, (form.n, form.columns_per_task, form.nr), |e, columns| {
             Strip { from, stride, transpose, columns }.copy(e, length, to, form.nr);
         });
     }
 
-    /// Runs `body` with the columns of the panel that has `left_over` (`i64`) columns of the task from its first on.
-    fn widths(&self, e: &mut Emitter, left_over: Val, body: impl Fn(&mut Emitter, usize)) {
-        let form = self.form;
-        let ragged = remainders(form.n, form.columns_per_task, form.nr);
-        if form.columns_per_task >= form.nr {
-            if ragged.is_empty() {
-                return body(e, form.nr);
-            }
-            let whole = e.i64(form.nr);
-            let whole = e.cmp(Cmp::Ge, left_over, whole);
-            e.when(whole, |e| body(e, form.nr));
-        }
-        for columns in ragged {
-            let wanted = e.i64(columns);
-            let here = e.cmp(Cmp::Eq, left_over, wanted);
-            e.when(here, |e| body(e, columns));
-        }
-    }
-
-    /// Asks for a share of the next panel of the right operand: what lies behind the columns of this one.
-    fn prefetch(&self, e: &mut Emitter, panel: Val, tile: Val, start: Val) {
+    /// Asks for what is copied some micro-kernels later than the share of `panel` at `tile` (of `tiles`): of that panel or of
+    /// the one after it.
+    fn prefetch_right(&self, e: &mut Emitter, inner: Inner, panel: Val, (tile, tiles): (Val, Val)) {
         let form = self.form;
         if form.right.inner_last {
             return;
         }
-        let share = form.kc.div_ceil(form.tiles().0).min(LINES_AHEAD);
-        let next = e.add_const(panel, 1);
-        let offset = e.mul_const(next, form.nr);
-        let outer = e.add(self.column, offset);
-        let from = Self::element(e, &form.right, outer, start);
-        let from = e.at(from, tile, share * form.right.stride);
+        let share = form.right_share(e.lanes);
+        let ahead = e.add_const(tile, TILES_AHEAD);
+        let wrapped = e.sub(ahead, tiles);
+        let beyond = e.cmp(Cmp::Ge, ahead, tiles);
+        let later = e.add_const(panel, 1);
+        let (panel, tile) = (e.select(beyond, later, panel), e.select(beyond, wrapped, ahead));
+        let (offset, step) = (e.mul_const(panel, form.nr), e.mul_const(tile, share));
+        let (outer, step) = (e.add(self.column, offset), e.add(inner.start, step));
+        let from = Self::element(e, &form.right, outer, step);
         for line in 0..share {
             let line = e.offset_const(from, line * form.right.stride);
             e.prefetch(line, 2);
         }
     }
 
-    /// The epilogue over all sums.
-    fn finish(&self, e: &mut Emitter) {
+    /// Runs `body` with the rows of a tile (row of the result, row within the tile) and the column of its first element.
+    fn rows(&self, e: &mut Emitter, panel: Val, tile: Val, body: impl FnOnce(&mut Emitter, Val, Val, Val)) {
         let form = self.form;
-        let zero = e.i64(0);
-        let panels = ceil_div(e, self.columns, form.nr);
-        let sums = e.offset_const(e.scratch, form.scratch().1);
-        e.each(zero, self.rows, |e, i| {
-            let row = e.add(self.row, i);
-            let sums = e.at(sums, i, form.nr * 4);
-            e.each(zero, panels, |e, panel| {
-                let sums = e.at(sums, panel, form.sums_bytes());
-                let offset = e.mul_const(panel, form.nr);
-                let column = e.add(self.column, offset);
-                let left_over = e.sub(self.columns, offset);
-                self.widths(e, left_over, |e, columns| {
-                    for (start, lanes) in all_pieces(columns, e.lanes) {
-                        let from = e.offset_const(sums, start * 4);
-                        let sum = e.load_raw(from, Ty::f32(lanes));
-                        let column = e.add_const(column, start);
-                        form.epilogue.emit(e, row, column, &[sum]);
-                    }
-                });
+        let (first, offset) = (e.mul_const(tile, form.mr), e.mul_const(panel, form.nr));
+        let (row, column) = (e.add(self.row, first), e.add(self.column, offset));
+        let (left_over, most, zero) = (e.sub(self.rows, first), e.i64(form.mr), e.i64(0));
+        let count = e.min(left_over, most);
+        e.each(zero, count, |e, i| {
+            let row = e.add(row, i);
+            body(e, row, i, column);
+        });
+    }
+
+    /// The epilogue of a tile of finished sums.
+    fn finish(&self, e: &mut Emitter, panel: Val, tile: Val, sums: Val) {
+        let form = self.form;
+        let offset = e.mul_const(panel, form.nr);
+        let left_over = e.sub(self.columns, offset);
+        widths(e, left_over, (form.n, form.columns_per_task, form.nr), |e, columns| {
+            self.rows(e, panel, tile, |e, row, i, column| {
+                let sums = e.at(sums, i, form.nr * 4);
+                for (start, lanes) in all_pieces(columns, e.lanes) {
+                    let from = e.offset_const(sums, start * 4);
+                    let sum = e.load_raw(from, Ty::f32(lanes));
+                    let column = e.add_const(column, start);
+                    form.epilogue.emit(e, row, column, &[sum]);
+                }
             });
         });
     }
@@ -289,4 +391,28 @@ impl Block<'_> {
 fn ceil_div(e: &mut Emitter, a: Val, b: usize) -> Val {
     let a = e.add_const(a, b - 1);
     e.div_rem(a, b).0
+}
+
+/// Runs `body` with the size of a unit where `left_over` (`i64`) items of a task begin with it; tasks are cut from `size` items,
+/// `per_task` each, and taken `unit` at a time.
+fn widths(
+    e: &mut Emitter,
+    left_over: Val,
+    (size, per_task, unit): (usize, usize, usize),
+    body: impl Fn(&mut Emitter, usize),
+) {
+    let ragged = remainders(size, per_task, unit);
+    if per_task >= unit {
+        if ragged.is_empty() {
+            return body(e, unit);
+        }
+        let whole = e.i64(unit);
+        let whole = e.cmp(Cmp::Ge, left_over, whole);
+        e.when(whole, |e| body(e, unit));
+    }
+    for count in ragged {
+        let wanted = e.i64(count);
+        let here = e.cmp(Cmp::Eq, left_over, wanted);
+        e.when(here, |e| body(e, count));
+    }
 }

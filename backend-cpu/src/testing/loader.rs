@@ -1,6 +1,6 @@
 //! Code mapped executable, and buffers for it.
 //!
-//! `unsafe` here: code is mapped and called. The caller vouches that buffers fit the kernel's types ([`Loaded::run`]).
+//! `unsafe` here: code is mapped and called; pages of buffers are named to the system. The caller vouches that buffers fit the kernel's types ([`Loaded::run`]).
 use crate::CodeImage;
 use std::io;
 
@@ -95,6 +95,9 @@ impl Drop for Loaded {
     }
 }
 
+/// Bytes of a large page.
+const HUGE: usize = 2 << 20;
+
 #[repr(align(64))]
 #[derive(Clone, Copy)]
 struct Line {
@@ -111,7 +114,19 @@ pub struct Aligned {
 impl Aligned {
     /// Zeros.
     pub fn new(bytes: usize) -> Aligned {
-        Aligned { lines: vec![Line { _bytes: [0; 64] }; bytes.div_ceil(64).max(1)], bytes }
+        let count = bytes.div_ceil(64).max(1);
+        let mut lines: Vec<Line> = Vec::with_capacity(count);
+        // Large buffers in large pages where the system has them, as a session's memory is. A refusal changes nothing.
+        // SAFETY: the vector's own memory, whose contents are not changed; only whole pages inside it are named.
+        unsafe {
+            let start = lines.as_mut_ptr().cast::<u8>();
+            let skipped = start.align_offset(HUGE);
+            if skipped + HUGE <= count * 64 {
+                libc::madvise(start.add(skipped).cast(), (count * 64 - skipped) / HUGE * HUGE, libc::MADV_HUGEPAGE);
+            }
+        }
+        lines.resize(count, Line { _bytes: [0; 64] });
+        Aligned { lines, bytes }
     }
     /// A copy of floats.
     pub fn from_f32(values: &[f32]) -> Aligned {

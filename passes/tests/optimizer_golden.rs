@@ -48,7 +48,7 @@ fn module(optimizer: Optimizer, decay_all: bool) -> Module {
         config: Some(json("config.json")),
         batch: BATCH,
         chunks: vec![],
-        losses: LossSelection::Default,
+        losses: LossSelection::All,
         train_seq: Some(SEQ),
         ..Default::default()
     };

@@ -338,6 +338,7 @@ fn train_meta(training: &Training, lowered: &Lowered, frozen: &[String]) -> Trai
         .into(),
         accumulate: training.accumulate,
         frozen: frozen.to_vec(),
+        config: lowered.config.iter().cloned().collect(),
     }
 }
 

@@ -105,6 +105,8 @@ pub struct Lowered {
     pub default_readout: String,
     /// Every named size, count, constant, flag and string with its value, in the order of the text.
     pub sizes: Vec<(String, String)>,
+    /// The same as a config.json has it: every field that the text reads, with the value in use.
+    pub config: Vec<(String, serde_json::Value)>,
     /// Checkpoint tensors that the text says to ignore.
     pub ignored: Vec<String>,
     /// The losses that the text declares, selected or not.
@@ -216,6 +218,7 @@ pub fn compile(name: &str, source: &str, options: &Options) -> Result<Lowered, V
         chunks: compiled,
         readouts,
         default_readout: all[0].clone(),
+        config: lower.settings.iter().flat_map(|s| s.config()).collect(),
         sizes: lower.settings.iter().map(|s| (s.name.clone(), s.value.show())).collect(),
         ignored: std::mem::take(&mut lower.ignored),
         default_loss: declared.first().map(|l: &LossInfo| l.name.clone()),

@@ -25,11 +25,19 @@ pub struct Setting {
     pub value: Val,
     /// Where that is from.
     pub origin: Origin,
+    /// The fields of a config.json that give it a value.
+    pub fields: Vec<String>,
     /// Where its name is declared.
     pub span: Span,
 }
 
 impl Setting {
+    /// The fields of a config.json that say what the setting is.
+    pub(crate) fn config(&self) -> Vec<(String, Value)> {
+        let shown = self.value.show();
+        let value = serde_json::from_str(&shown).unwrap_or(Value::String(shown));
+        self.fields.iter().map(|field| (field.clone(), value.clone())).collect()
+    }
     /// `dim = 64 (config.json: n_embd)`
     fn explain(&self) -> String {
         let from = match &self.origin {
@@ -75,7 +83,8 @@ impl<'a> Lower<'a> {
             }
         };
         self.set_global(&name.text, value.clone());
-        self.settings.push(Setting { name: name.text.clone(), value, origin, span: name.span });
+        let fields = fields.iter().map(|f| f.text.clone()).collect();
+        self.settings.push(Setting { name: name.text.clone(), value, origin, fields, span: name.span });
     }
     /// The value of a setting from the command line or config.json, if there is one. Values that cannot be read are
     /// reported and give a mistake.

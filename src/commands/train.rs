@@ -15,7 +15,7 @@ use rdc_runtime::train::{self, Batch, Batches, Config, Event, METRICS, Optimizer
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Runs the subcommand.
 pub fn run(args: TrainArgs, quiet: bool) -> Result<()> {
@@ -102,10 +102,12 @@ fn config(args: &TrainArgs) -> Result<Config> {
         Some(OptimizerFlag::EllisAdam) => OptimizerKind::EllisAdam,
         None => config.optimizer.kind,
     };
+    // A path on the command line is relative to where the command runs, one of the file to the file.
+    let finetune = args.finetune.as_deref().map(std::path::absolute).transpose()?;
     let model = &mut config.model;
     model.loss = args.training.loss.clone().or(model.loss.take());
     model.freeze.extend(args.training.freeze.iter().cloned());
-    model.finetune = args.finetune.clone().or(model.finetune.take());
+    model.finetune = finetune.or(model.finetune.take());
     for (name, value) in &args.set {
         let number = value.parse::<i64>().map(Into::into).or_else(|_| value.parse::<f64>().map(Into::into));
         let value = number.or_else(|_| value.parse::<bool>().map(Into::into)).unwrap_or(value.clone().into());
@@ -128,14 +130,14 @@ fn files(config: &Config, base: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
 
 fn trainer(args: &TrainArgs, config: &Config, base: &Path, progress: &Progress) -> Result<Trainer> {
     let threads = config.train.threads.unwrap_or_else(default_threads);
-    let mut trainer = if super::is_text(&args.file) {
-        compiled(args, config, threads, progress)?
-    } else {
-        let artifact = Artifact::open(&args.file, Verify::Auto)?;
-        Trainer::new(Model::load(&artifact, config.train.seed)?, threads, None)?
-    };
-    if let Some(path) = &config.model.finetune {
-        let checkpoint = Checkpoint::open(&base.join(path))?;
+    let start = config.model.finetune.as_ref().map(|path| base.join(path));
+    if super::is_text(&args.file) {
+        return compiled(args, config, start, threads, progress);
+    }
+    let artifact = Artifact::open(&args.file, Verify::Auto)?;
+    let mut trainer = Trainer::new(Model::load(&artifact, config.train.seed)?, threads, None)?;
+    if let Some(path) = start {
+        let checkpoint = Checkpoint::open(&path)?;
         let names: Vec<String> = trainer.params().map(|(name, ..)| name.to_string()).collect();
         for name in names {
             trainer.read_from(&name, &checkpoint)?;
@@ -146,13 +148,23 @@ fn trainer(args: &TrainArgs, config: &Config, base: &Path, progress: &Progress) 
 
 /// Compiles the text for the configuration.
 #[cfg(feature = "compiler")]
-fn compiled(args: &TrainArgs, config: &Config, threads: usize, progress: &Progress) -> Result<Trainer> {
+fn compiled(
+    args: &TrainArgs,
+    config: &Config,
+    start: Option<PathBuf>,
+    threads: usize,
+    progress: &Progress,
+) -> Result<Trainer> {
     use crate::cli::ModelArgs;
     use crate::pipeline::{self, Shapes, Text};
     let training = crate::training::of_config(config)?;
     let validated = config.validate.steps.iter().copied().max().filter(|_| config.validate.every > 0);
     let deepest = config.recurrence.rarely_above().max(validated.unwrap_or(1));
+    // The config.json beside a checkpoint says its sizes.
+    let (hf, weights) = if start.as_deref().is_some_and(Path::is_dir) { (start, None) } else { (None, start) };
     let options = ModelArgs {
+        hf,
+        weights,
         target: args.target.clone(),
         set: config.model.set.iter().map(|(name, value)| (name.clone(), setting(value))).collect(),
         max_steps: Some(deepest),
@@ -163,7 +175,7 @@ fn compiled(args: &TrainArgs, config: &Config, threads: usize, progress: &Progre
 }
 
 #[cfg(not(feature = "compiler"))]
-fn compiled(args: &TrainArgs, _: &Config, _: usize, _: &Progress) -> Result<Trainer> {
+fn compiled(args: &TrainArgs, _: &Config, _: Option<PathBuf>, _: usize, _: &Progress) -> Result<Trainer> {
     Err(super::no_compiler(&args.file))
 }
 

@@ -93,6 +93,9 @@ pub struct TrainMeta {
     pub accumulate: bool,
     /// Checkpoint names of the parameters that are not trained.
     pub frozen: Vec<String>,
+    /// The config.json of its checkpoints: the fields that the text reads.
+    #[serde(default)]
+    pub config: serde_json::Map<String, serde_json::Value>,
 }
 
 /// A loss of the text.

@@ -88,14 +88,12 @@ impl State {
     }
 }
 
-/// The sizes of a model as `config.json`: numbers and truth values as such.
+/// The config.json of a model: the fields that its text reads.
 pub fn config_json(trainer: &Trainer) -> Vec<u8> {
-    let meta = trainer.meta();
-    let value = |text: &String| serde_json::from_str(text).unwrap_or_else(|_| serde_json::Value::from(text.as_str()));
-    let mut sizes: serde_json::Map<_, _> = meta.sizes.iter().map(|(k, v)| (k.clone(), value(v))).collect();
-    sizes.insert("model_type".into(), meta.program.name.as_str().into());
-    sizes.insert("torch_dtype".into(), "float32".into());
-    format!("{:#}\n", serde_json::Value::Object(sizes)).into_bytes()
+    let mut config = trainer.train_meta().config.clone();
+    config.entry("model_type").or_insert_with(|| trainer.meta().program.name.as_str().into());
+    config.insert("torch_dtype".into(), "float32".into());
+    format!("{:#}\n", serde_json::Value::Object(config)).into_bytes()
 }
 
 /// The folder of a run's checkpoints. While it is open no other process opens it.

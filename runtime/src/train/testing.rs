@@ -282,6 +282,7 @@ pub fn meta(batch: usize, accumulates: bool) -> Meta {
         optimizer: "adamw".into(),
         accumulate: accumulates,
         frozen: Vec::new(),
+        config: Default::default(),
     });
     Meta { program, ..meta }
 }

@@ -206,7 +206,7 @@ impl Block {
     }
 
     /// The block against the keys from `key` on, at most `most` of them.
-    pub fn from_key(self, e: &mut Emitter, key: Val, most: usize) -> Block {
+    pub fn beginning_at(self, e: &mut Emitter, key: Val, most: usize) -> Block {
         let (left, most) = (e.sub(self.limit, key), e.i64(most));
         Block { position: e.sub(self.position, key), limit: e.min(left, most), ..self }
     }

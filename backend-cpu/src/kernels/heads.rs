@@ -1,5 +1,6 @@
 //! What the attention family shares: the chains that make heads out of a projection, and where keys and values live.
-use crate::emit::rowops::pieces;
+use crate::emit::rope::Turn;
+pub use crate::emit::rowops::all_pieces;
 use crate::emit::{Cmp, Elem, Emitter, Error, Ty, Val};
 use rdc_ir::program::Kernel;
 use rdc_ir::{DType, Func, Op, OpId, Opcode, ValueDef, ValueId};
@@ -162,46 +163,8 @@ impl HeadChain {
         let position = token.position(e, rope.pos);
         let position = e.index(position, rope.table_rows);
         let table = e.at(e.arg(rope.table), position, self.dim * 4);
-        let table = |e: &mut Emitter, column: usize, lanes: usize| {
-            let place = e.offset_const(table, column * 4);
-            e.load_raw(place, Ty::f32(lanes))
-        };
-        if rope.adjacent {
-            for (column, lanes) in all_pieces(self.dim, e.lanes) {
-                let x = read(e, column, lanes);
-                let t = table(e, column, lanes);
-                let minus = e.neg(t);
-                let even = |i: usize| i / 2 * 2;
-                let swapped = e.shuffle(x, x, &(0..lanes).map(|i| i ^ 1).collect::<Vec<_>>());
-                let cos = e.shuffle(t, t, &(0..lanes).map(even).collect::<Vec<_>>());
-                // -sin in even lanes, sin in odd ones.
-                let sines = (0..lanes).map(|i| if i % 2 == 0 { i + 1 } else { lanes + i }).collect::<Vec<_>>();
-                let sin = e.shuffle(minus, t, &sines);
-                let product = e.mul(x, cos);
-                let value = e.fma(swapped, sin, product);
-                write(e, column, value);
-            }
-        } else {
-            let half = self.dim / 2;
-            for (column, lanes) in all_pieces(half, e.lanes) {
-                let (a, b) = (read(e, column, lanes), read(e, column + half, lanes));
-                let (low, high) = (table(e, 2 * column, lanes), table(e, 2 * column + lanes, lanes));
-                let cos = e.shuffle(low, high, &(0..lanes).map(|i| 2 * i).collect::<Vec<_>>());
-                let sin = e.shuffle(low, high, &(0..lanes).map(|i| 2 * i + 1).collect::<Vec<_>>());
-                let minus = e.neg(sin);
-                let (ac, bc) = (e.mul(a, cos), e.mul(b, cos));
-                let (first, second) = (e.fma(b, minus, ac), e.fma(a, sin, bc));
-                write(e, column, first);
-                write(e, column + half, second);
-            }
-        }
+        Turn { dim: self.dim, adjacent: rope.adjacent, back: false }.emit(e, table, read, write);
     }
-}
-
-/// (start, lanes) of every piece of a row.
-pub fn all_pieces(width: usize, lanes: usize) -> Vec<(usize, usize)> {
-    let (full, tail) = pieces(width, lanes);
-    (0..full).map(|i| (i * lanes, lanes)).chain(tail).collect()
 }
 
 /// A token: `index = batch * S + step`, all `i64`.

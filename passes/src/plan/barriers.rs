@@ -96,12 +96,12 @@ impl Placer<'_> {
     }
     fn launch(&self, launch: &Launch) -> Vec<Access> {
         let func = &self.kernels.get(launch.kernel).func;
-        let args = &func.regions[func.body].args;
-        let touched = launch.args.iter().enumerate().flat_map(|(index, arg)| {
+        let body = &func.regions[func.body];
+        let results = body.yields.iter().filter(|&&v| !func.ty(v).cache);
+        let types = body.args.iter().chain(results).map(|&v| func.ty(v));
+        let touched = launch.args.iter().zip(types).enumerate().flat_map(|(index, (arg, ty))| {
             let mut touched = self.touch(arg.buffer, self.writes(launch, index));
-            if let (Offset::Fixed(at), Some(ty), [one]) =
-                (arg.offset, args.get(index).map(|&v| func.ty(v)), &mut touched[..])
-            {
+            if let (Offset::Fixed(at), [one]) = (arg.offset, &mut touched[..]) {
                 one.from += at;
                 one.to = one.from + ty.bytes();
             }

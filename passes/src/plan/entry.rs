@@ -9,7 +9,7 @@ use crate::fuse::kernel::{Built, Operand};
 use crate::fuse::uses::{Uses, alias, moving, root};
 use rdc_ir::program::{Buffer, Entry, Input, KvPolicy, Launch, LaunchArg, Offset, Place, Step, Target};
 use rdc_ir::{Func, Loc, Op, OpId, Opcode, RegionId, Type, ValueDef, ValueId};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// What the arena needs to know about a buffer.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +40,7 @@ pub fn plan(func: &Func, target: &Target, weights: &mut Weights, kernels: &mut K
         weight_buffers: HashMap::new(),
         place: HashMap::new(),
         wanted: HashMap::new(),
+        joined: HashSet::new(),
         path: Vec::new(),
         loops: 0,
     };
@@ -79,6 +80,8 @@ pub(super) struct Planner<'a> {
     pub(super) place: HashMap<ValueId, At>,
     /// Places that values must be written to: outputs, next carried values, stacked results.
     pub(super) wanted: HashMap<ValueId, At>,
+    /// Values whose parts are made where they belong.
+    pub(super) joined: HashSet<ValueId>,
     pub(super) path: Vec<usize>,
     pub(super) loops: usize,
 }
@@ -121,7 +124,10 @@ impl Planner<'_> {
         let mut steps = Vec::new();
         for index in 0..self.survey.len(region) {
             let Some(item) = self.survey.item(region, index) else { continue };
-            if let GroupKind::Loop(op) = item.group.kind {
+            let first = item.group.ops.first().and_then(|&op| self.func.ops[op].results.first().copied());
+            if let Some(value) = first.filter(|v| self.joined.contains(v)) {
+                self.result(value);
+            } else if let GroupKind::Loop(op) = item.group.kind {
                 self.emit_loop(op, &mut steps)?;
             } else if let Some(value) = zeros(self.func, &item.group) {
                 let buffer = self.result(value).buffer;

@@ -31,13 +31,15 @@ impl Planner<'_> {
                 continue;
             }
             let now = self.initial(id, index, steps)?;
-            self.place.insert(arg, At::whole(now));
-            self.place.insert(result, At::whole(now));
-            carried.push(now);
+            self.place.insert(arg, now);
+            self.place.insert(result, now);
+            // A part of a buffer is no tensor of its own to be recorded.
+            carried.extend((now == At::whole(now.buffer)).then_some(now.buffer));
             if self.survey.in_place(id, index) {
-                self.wanted.insert(root(func, yields[index]).0, At::whole(now));
+                self.wanted.insert(root(func, yields[index]).0, now);
                 continue;
             }
+            let now = now.buffer;
             let next = self.in_arena(format!("next {}", self.buffers[now].name), func.ty(arg).clone());
             self.lives[now].pair = Some(next);
             self.lives[next].pair = Some(now);
@@ -65,7 +67,7 @@ impl Planner<'_> {
                     return Err(self.error(op.loc, "a loop must carry each cache at the same place"));
                 }
             } else if let Some(want) = self.wanted.get(&root(func, yields[index]).0)
-                && at.buffer != want.buffer
+                && at != *want
             {
                 // A loop inside left it elsewhere.
                 body.push(Step::Copy { dst: want.buffer, src: at.buffer });
@@ -85,23 +87,26 @@ impl Planner<'_> {
         }));
         Ok(())
     }
-    /// The buffer that a carried value begins in, with the initial value in it: the place where the result is wanted, or the
+    /// Where a carried value begins, with the initial value in it: the place where the result is wanted, or the
     /// initial value's own if nothing else needs it, or a new one.
-    fn initial(&mut self, id: OpId, index: usize, steps: &mut Vec<Step>) -> Result<usize, Error> {
+    fn initial(&mut self, id: OpId, index: usize, steps: &mut Vec<Step>) -> Result<At, Error> {
         let (func, op) = (self.func, &self.func.ops[id]);
         let (init, arg) = (op.operands[1 + index], func.regions[op.regions[0]].args[2 + index]);
         let ty = func.ty(arg).clone();
         let name = func.values[arg].name.clone().unwrap_or_else(|| self.name_of(init));
-        let wanted =
-            self.wanted.get(&op.results[index]).filter(|_| self.survey.in_place(id, index)).map(|at| at.buffer);
+        let wanted = self.wanted.get(&op.results[index]).filter(|_| self.survey.in_place(id, index)).copied();
         if is_zero(func, init) {
-            let buffer = wanted.unwrap_or_else(|| self.in_arena(name, ty));
-            steps.push(Step::Zero { buffer, barrier: false });
-            return Ok(buffer);
+            let at = wanted.unwrap_or_else(|| At::whole(self.in_arena(name, ty)));
+            let zero = Step::Zero { buffer: at.buffer, barrier: false };
+            // The other parts of the place are this loop's too.
+            if !steps.iter().rev().take_while(|step| matches!(step, Step::Zero { .. })).any(|step| *step == zero) {
+                steps.push(zero);
+            }
+            return Ok(at);
         }
         let at = self.place_of(init, op.loc)?;
-        if self.survey.handed(id, index) || wanted == Some(at.buffer) {
-            return Ok(at.buffer);
+        if self.survey.handed(id, index) || wanted == Some(at) {
+            return Ok(at);
         }
         let life = &self.lives[at.buffer];
         let owner = root(func, init).0;
@@ -110,11 +115,11 @@ impl Planner<'_> {
         if free && wanted.is_none() {
             self.buffers[at.buffer].ty = ty;
             self.buffers[at.buffer].name = name;
-            return Ok(at.buffer);
+            return Ok(at);
         }
-        let buffer = wanted.unwrap_or_else(|| self.in_arena(name, ty));
-        steps.push(Step::Copy { dst: buffer, src: at.buffer });
-        Ok(buffer)
+        let to = wanted.unwrap_or_else(|| At::whole(self.in_arena(name, ty)));
+        steps.push(Step::Copy { dst: to.buffer, src: at.buffer });
+        Ok(to)
     }
     /// Whether a loop takes a value once, as an initial value, and nothing else uses it.
     pub(super) fn only_user(&self, value: ValueId, id: OpId) -> bool {

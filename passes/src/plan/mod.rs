@@ -3,8 +3,11 @@
 //! Each function is normalised, its regions are grouped into kernels (`crate::fuse`), and every value gets a place:
 //! weights, constants in code, the caller's memory, or the arena. Values are written once, so a buffer of the arena lives
 //! from its launch to its last reader; a value of outside that a loop uses lives through the loop. A carried value has two
-//! buffers, exchanged after each iteration. Buffers that never live at the same time share memory. Last, a launch gets a
-//! barrier only where a later one reads or writes memory that it touches.
+//! buffers, exchanged after each iteration, or one if nothing reads it after the next one is written (`survey`). A result of
+//! the function is made in the memory where it belongs, the caller's or the parameter's that it replaces, and so is what it
+//! is made of element by element (`targets`). An entry of a stack at the loop's step is an address. Buffers that never live
+//! at the same time share memory. Last, a launch gets a barrier only where a later one reads or writes memory that it
+//! touches.
 mod arena;
 mod barriers;
 mod entry;

@@ -97,6 +97,10 @@ impl Survey {
     pub fn built(&self, region: RegionId, index: usize) -> Option<&Built> {
         self.items.get(&region)?.get(index)?.built.as_ref()
     }
+    /// Whether a group has one operation.
+    pub fn is_alone(&self, region: RegionId, index: usize) -> bool {
+        self.items.get(&region).and_then(|items| items.get(index)).is_some_and(|item| item.group.ops.len() == 1)
+    }
     /// The place of an operation's group in its region; `None` for leaves.
     pub fn group(&self, op: OpId) -> Option<usize> {
         self.at.get(&op).copied()

@@ -3,13 +3,14 @@
 //! What a kernel makes of such a result's memory element by element may be there before: a sum that a loop carries, the base
 //! of a `scatter_add`. So a target is handed on from a result to the values that it is made of. A parameter keeps its old
 //! value until everything that reads it has run; where a result comes too early for that, or from memory that a loop
-//! exchanges, it is copied at the end.
+//! exchanges, it is copied at the end. What a result is joined of, end to end, is made in its parts of the place.
 use super::entry::{At, Planner};
 use crate::Error;
 use crate::fuse::kernel::Operand;
 use crate::fuse::uses::{is_zero, root};
-use rdc_ir::program::{OutputBuffer, Place, Step};
-use rdc_ir::{Loc, Opcode, ValueDef, ValueId};
+use rdc_ir::program::{Offset, OutputBuffer, Place, Step};
+use rdc_ir::{Loc, OpId, Opcode, ValueDef, ValueId};
+use std::collections::HashSet;
 
 /// A result of the function.
 struct Outcome {
@@ -77,6 +78,11 @@ impl Planner<'_> {
                 return;
             }
             self.wanted.insert(value, at);
+            if let Some(parts) = self.parts(value, at) {
+                self.joined.insert(value);
+                self.wanted.extend(parts);
+                return;
+            }
             next = self.made_of(value);
         }
     }
@@ -101,15 +107,61 @@ impl Planner<'_> {
             ValueDef::Arg(..) => false,
         }
     }
+    /// If a value is joined of others, end to end, all of which can be written to their parts of its place at once: those, with
+    /// their places. What a loop carries must be zero at first and of one loop, which sets the whole place to zero.
+    fn parts(&self, value: ValueId, at: At) -> Option<Vec<(ValueId, At)>> {
+        let func = self.func;
+        let (op, Offset::Fixed(mut offset)) = (&func.ops[func.def_op(value)?], at.offset) else { return None };
+        let outer = &func.ty(value).shape[..op.opcode.eq(&Opcode::Concat).then(|| op.size("axis"))?];
+        let alone = self.survey.is_alone(func.body, self.survey.group(func.def_op(value)?)?);
+        let mut parts: Vec<(ValueId, At)> = Vec::new();
+        let mut makers = HashSet::new();
+        for &operand in &op.operands {
+            let (owner, start) = root(func, operand);
+            let part = At { offset: Offset::Fixed(offset), ..at };
+            let whole = start == 0 && func.ty(owner).bytes() == func.ty(operand).bytes();
+            let free =
+                !self.wanted.contains_key(&owner) && !self.is_yielded(owner) && !parts.iter().any(|p| p.0 == owner);
+            if !whole || !free || !self.may_write(owner, part) {
+                return None;
+            }
+            makers.insert(self.carried_from_zero(owner)?);
+            offset += func.ty(operand).bytes();
+            parts.push((owner, part));
+        }
+        let one_way = makers.len() == 1 && alone && outer.iter().all(|&n| n == 1);
+        one_way.then_some(parts)
+    }
+    /// The loop that carries a value in one buffer, from zero on; `Some(None)` for what a kernel makes.
+    fn carried_from_zero(&self, value: ValueId) -> Option<Option<OpId>> {
+        let func = self.func;
+        let ValueDef::Result(def, index) = func.values[value].def else { return None };
+        let op = &func.ops[def];
+        if op.opcode != Opcode::Loop {
+            let kernel = self.survey.built(func.body, self.survey.group(def)?);
+            return kernel.map(|_| None);
+        }
+        let init = *op.operands.get(1 + index).filter(|_| self.is_carried(value))?;
+        let next = root(func, func.regions[op.regions[0]].yields[index]).0;
+        let inside = match func.values[next].def {
+            ValueDef::Result(inner, index) if func.ops[inner].opcode == Opcode::Loop => {
+                self.survey.handed(inner, index)
+            }
+            _ => true,
+        };
+        (inside && is_zero(func, init)).then_some(Some(def))
+    }
+    fn is_yielded(&self, value: ValueId) -> bool {
+        self.func.regions[self.func.body].yields.iter().any(|&y| root(self.func, y).0 == value)
+    }
     /// A value of the body that is used up in making another, and whose memory that other may have.
     fn made_of(&self, value: ValueId) -> Option<ValueId> {
         let ValueDef::Result(def, index) = self.func.values[value].def else { return None };
         let (body, group) = (self.func.body, self.survey.group(def)?);
         let op = &self.func.ops[def];
-        let yielded = |v: ValueId| self.func.regions[body].yields.iter().any(|&y| root(self.func, y).0 == v);
         let fits = |v: &ValueId| {
             let here = self.func.def_op(*v).is_some_and(|op| self.uses.region(op) == body);
-            here && !yielded(*v) && self.func.ty(*v).bytes() == self.func.ty(value).bytes()
+            here && !self.is_yielded(*v) && self.func.ty(*v).bytes() == self.func.ty(value).bytes()
         };
         if op.opcode == Opcode::Loop {
             let init = *op.operands.get(1 + index).filter(|_| self.is_carried(value))?;

@@ -228,6 +228,42 @@ func \"f\"(\"n\" no_grad_steps = %n: i32[], \"k\" grad_steps = %k: i32[], \"x\" 
     }
 }
 
+#[test]
+fn what_is_joined_is_made_in_its_parts() {
+    let text = "module \"m\"
+param \"p\": f32[6, 16] = constant(0.0) state
+param \"q\": f32[4, 16] = constant(0.0) state
+param \"r\": f32[4, 16] = constant(0.0) state
+func \"f\"(\"n\" steps = %n: i32[], \"x\" input = %x: f32[2, 16]) {
+  %zero = constant {value = 0.0, dtype = f32} : f32[]
+  %zeros = broadcast %zero {shape = [2, 16]} : f32[2, 16]
+  %s, %a, %b, %t = loop %n, %x, %zeros, %zeros {max_steps = 3, exit = false, stacked = 0, reverse = false} : f32[2, 16], f32[2, 16], f32[2, 16], i32[] {
+    (%step: i32[], %last: bool[], %c: f32[2, 16], %d: f32[2, 16], %e: f32[2, 16])
+    %f = softmax %c : f32[2, 16]
+    %g = add %d, %f : f32[2, 16]
+    %h = sub %e, %f : f32[2, 16]
+    yield %f, %g, %h
+  }
+  %y = softmax %s : f32[2, 16]
+  %z = rms_norm %s, %w {eps = 1e-6} : f32[2, 16]
+  %w2 = add %s, %x : f32[2, 16]
+  %p = concat %y, %z, %w2 {axis = 0} : f32[6, 16]
+  %q = concat %a, %b {axis = 0} : f32[4, 16]
+  %r = concat %a, %x {axis = 0} : f32[4, 16]
+  yield \"p\" updates = %p, \"q\" updates = %q, \"r\" updates = %r
+}";
+    let text = text.replace("\"x\" input = %x", "\"w\" input = %w: f32[16], \"x\" input = %x");
+    let (module, program) = planned(&text);
+    for steps in 0..=3 {
+        same(&module, &program, "f", &[steps]);
+    }
+    let entry = &program.entries[0];
+    let zeros = entry.steps.iter().filter(|step| matches!(step, Step::Zero { .. })).count();
+    assert_eq!(zeros, 1, "one for both sums");
+    let concats = program.kernels.iter().filter(|k| k.name.contains("concat")).count();
+    assert_eq!(concats, 1, "an argument is no part that can be made elsewhere");
+}
+
 /// A whole model, differentiated, under each policy, with its optimiser.
 #[test]
 fn training_runs_as_planned() {

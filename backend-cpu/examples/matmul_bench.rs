@@ -1,6 +1,6 @@
 //! Matmul kernels against what the machine can do: f32 multiply-adds per second for many rows, read bandwidth for few.
 //!
-//!     cargo run --release -p rdc-backend-cpu --features testing --example matmul_bench [-- gemm | gemv | product | compile | asm]
+//!     cargo run --release -p rdc-backend-cpu --features testing --example matmul_bench [-- gemm | gemv | product | memory | compile | asm]
 use rdc_backend_cpu::testing::{Aligned, Runner, kernel, pack, program, quantise, random};
 use rdc_backend_cpu::{Error, Stage, emit_stage, target};
 use rdc_ir::program::{Kernel, KernelKind, Target};
@@ -251,7 +251,7 @@ fn gemm(target: &Target) -> Result<(), Error> {
 
 fn product(target: &Target) -> Result<(), Error> {
     for shape in [(1024, 1024, 512), (384, 2048, 1024), (128, 704, 4096), (1024, 2816, 2048)] {
-        for tiles in [(96, 256), (96, 512), (192, 512)] {
+        for tiles in [(96, 512), (192, 512), (256, 1024)] {
             let kernel = product_case(target, shape, tiles);
             let mut runner = runner(target, &kernel)?;
             runner.shared.push((3, 2));
@@ -303,6 +303,71 @@ fn gemv(target: &Target) -> Result<(), Error> {
     Ok(())
 }
 
+/// Kernels of training that only move and add, in bytes read and written per second beside reading.
+fn memory(target: &Target) -> Result<(), Error> {
+    let nr = target.nr;
+    for flipped in [false, true] {
+        let (n, k) = (2816, 1024);
+        let mut func = Func::new("f");
+        let mut b = Builder::new(&mut func);
+        let mut w = b.arg("w", ArgRole::Input, Type::f32(if flipped { [k, n] } else { [n, k] }));
+        if flipped {
+            w = b.op(Opcode::Transpose, &[w], vec![Attr::Ints(vec![1, 0])]);
+        }
+        let packed = b.op(Opcode::Pack, &[w], vec![Attr::Int(nr as i64), Attr::Int(1)]);
+        b.output("p", packed, false);
+        let panels = n / nr;
+        let kind = KernelKind::Pack { panels, panels_per_task: 8 };
+        moved(target, if flipped { "pack, transposed" } else { "pack" }, kernel("k", kind, func, panels.div_ceil(8)))?;
+    }
+    for columns in [1024, 384] {
+        let rows = 4096;
+        let mut func = Func::new("f");
+        let mut b = Builder::new(&mut func);
+        let x = b.arg("x", ArgRole::Input, Type::f32([rows, columns]));
+        let y = b.arg("y", ArgRole::Input, Type::f32([rows, columns]));
+        let c = b.arg("c", ArgRole::Input, Type::f32([rows, 1]));
+        let product = b.op(Opcode::Mul, &[x, y], vec![]);
+        let scaled = b.op(Opcode::Mul, &[product, c], vec![]);
+        let sum = b.op(Opcode::SumTo, &[scaled], vec![Attr::Ints(vec![columns as i64])]);
+        b.output("s", sum, false);
+        for columns_per_task in [64, columns / 2] {
+            let kind = KernelKind::Columns { rows, columns, columns_per_task };
+            let name = format!("columns of {columns}, {columns_per_task} per task");
+            moved(target, &name, kernel("k", kind, func.clone(), columns / columns_per_task))?;
+        }
+    }
+    let (rows, columns, count) = (32768, 384, 4096);
+    let mut func = Func::new("f");
+    let mut b = Builder::new(&mut func);
+    let table = b.arg("t", ArgRole::Input, Type::f32([rows, columns]));
+    let ids = b.arg("i", ArgRole::Ids, Type::new(DType::I32, [count]));
+    let terms = b.arg("r", ArgRole::Input, Type::f32([count, columns]));
+    let sum = b.op(Opcode::ScatterAdd, &[table, ids, terms], vec![]);
+    b.output("t", sum, false);
+    let kind = KernelKind::ScatterAdd { rows, rows_per_task: rows / 32 };
+    moved(target, "scatter_add, copying", kernel("k", kind, func, 32))
+}
+
+fn moved(target: &Target, name: &str, kernel: Kernel) -> Result<(), Error> {
+    let mut runner = Runner::new(target, &kernel)?;
+    for arg in &mut runner.args {
+        // As integers these are ids far outside a table, which are clamped; the cost is the same.
+        *arg = Aligned::from_f32(&random(arg.bytes().len() / 4, 1));
+    }
+    let bytes: usize = runner.args.iter().map(|a| a.bytes().len()).sum();
+    let run = time(|| runner.run(0..kernel.tasks), 9);
+    let floor = time(|| runner.args.iter().for_each(|a| read(a.bytes())), 9);
+    println!(
+        "{name}: best {:.1} median {:.1} GB/s = {:.0} % and {:.0} % of reading",
+        bytes as f64 / run.0 / 1e9,
+        bytes as f64 / run.1 / 1e9,
+        100.0 * floor.0 / run.0,
+        100.0 * floor.1 / run.1
+    );
+    Ok(())
+}
+
 /// Prints the assembly of a kernel.
 fn assembly(target: &Target) -> Result<(), Error> {
     let kernel = case(target, (512, 512, 512), DType::F32, Around::Nothing);
@@ -339,6 +404,9 @@ fn main() -> Result<(), Error> {
     }
     if what.is_empty() || what == "product" {
         product(&target)?;
+    }
+    if what.is_empty() || what == "memory" {
+        memory(&target)?;
     }
     if what.is_empty() || what == "gemv" {
         gemv(&target)?;

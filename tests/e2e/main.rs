@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used)]
 mod determinism;
 mod errors;
+mod gradients;
 mod huginn;
 mod instructions;
 mod ouro;
 mod pages;
 mod runtime_only;
 mod support;
+mod training;
 mod universal_transformer;
 mod variants;

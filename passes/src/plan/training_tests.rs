@@ -3,11 +3,11 @@
 use super::check;
 use super::testing::options;
 use super::tests::kinds;
-use crate::{Options, Remat, Training};
+use crate::{Error, Options, Remat, Training};
 use rdc_ir::interp::{self, Inputs, Tensor};
 use rdc_ir::program::{LoopStep, Offset, Place, Program, Step};
-use rdc_ir::testing::{convert, random_inputs};
-use rdc_ir::{ArgRole, Module};
+use rdc_ir::testing::{Config, convert, random_inputs, random_module};
+use rdc_ir::{ArgRole, Attr, Builder, DType, Module, Opcode};
 use std::rc::Rc;
 
 /// Runs an entry as planned and as the interpreter does. `steps` are the numbers of the step arguments, in order.
@@ -18,6 +18,13 @@ fn same(module: &Module, program: &Program, entry: &str, steps: &[i32]) {
     let roles = [ArgRole::Steps, ArgRole::NoGradSteps, ArgRole::GradSteps];
     for (arg, &steps) in func.args.iter().filter(|a| roles.contains(&a.role)).zip(steps) {
         inputs.args.insert(arg.name.clone(), Rc::new(Tensor::int(steps)));
+    }
+    if entry == "update" {
+        // Rates and second moments are not negative.
+        for (_, tensor) in inputs.params.iter_mut().filter(|(name, _)| name.starts_with("exp_avg_sq")) {
+            *tensor = Rc::new(Tensor::floats_of(tensor.ty.clone(), tensor.floats().iter().map(|x| x.abs()).collect()));
+        }
+        inputs.args.values_mut().for_each(|rate| *rate = Rc::new(Tensor::floats_of(rate.ty.clone(), vec![0.5])));
     }
     let want = interp::run(module, entry, &inputs, &mut interp::Options::default()).unwrap();
     let got = check::run(program, entry, &inputs.params, &inputs.args);
@@ -286,4 +293,55 @@ fn training_runs_as_planned() {
         let updated = grad.updated(&program.kernels).len();
         assert_eq!(updated, 8, "{schedule}");
     }
+}
+
+/// A random function that returns one number, from all of its outputs.
+fn random_loss(seed: u64) -> Module {
+    let config = Config { ops: 20, caches: false, jumps: false, ..Config::default() };
+    let mut module = random_module(seed, &config);
+    let func = &mut module.funcs[0];
+    func.name = "loss".into();
+    let yields = std::mem::take(&mut func.regions[func.body].yields);
+    func.outputs.clear();
+    let mut b = Builder::new(func);
+    let mut loss = b.constant(0.0, DType::F32);
+    for value in yields {
+        if b.func.ty(value).dtype == DType::F32 {
+            let bounded = b.op(Opcode::Atan, &[value], vec![]);
+            let sum = b.op(Opcode::SumTo, &[bounded], vec![Attr::Ints(vec![])]);
+            loss = b.op(Opcode::Add, &[loss, sum], vec![]);
+        }
+    }
+    b.output("loss", loss, false);
+    module
+}
+
+#[test]
+fn random_functions_train_as_planned() {
+    let mut planned = 0;
+    for seed in 0..60 {
+        let remat = [Remat::None, Remat::Iteration][seed as usize % 2];
+        let optimizer = (seed % 5 == 0).then(Default::default);
+        let training = Training { max_grad_steps: 3, remat, optimizer, frozen: Vec::new(), losses: false };
+        let options = Options { training: Some(training), ..options() };
+        let module = random_loss(seed);
+        let loops = module.funcs[0].ops.values().filter(|op| op.opcode == Opcode::Loop);
+        let most = loops.map(|op| op.size("max_steps")).min().unwrap_or(0) as i32;
+        let text = module.to_string();
+        let module = match crate::optimise(module, &options, &mut |_, _| ()) {
+            Ok(module) => module,
+            Err(Error::Unsupported { .. }) => continue,
+            Err(e) => panic!("seed {seed}: {e}\n{text}"),
+        };
+        let program = super::build(&module, &options).unwrap_or_else(|e| panic!("seed {seed}: {e}\n{module}"));
+        planned += 1;
+        for entry in &program.entries {
+            for steps in [[0, 0], [0, most.min(3)], [most / 2, (most - most / 2).min(2)]] {
+                let run = || same(&module, &program, &entry.name, &steps);
+                let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+                result.unwrap_or_else(|_| panic!("seed {seed}, {} after {steps:?}\n{module}", entry.name));
+            }
+        }
+    }
+    assert!(planned > 50, "only {planned} were planned");
 }

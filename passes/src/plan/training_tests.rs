@@ -59,8 +59,13 @@ fn planned(text: &str) -> (Module, Program) {
 }
 
 fn loops(steps: &[Step]) -> Vec<&LoopStep> {
-    let inner = |step| if let &Step::Loop(ref inner) = step { Some(inner) } else { None };
-    steps.iter().filter_map(inner).collect()
+    let mut loops = Vec::new();
+    for step in steps {
+        if let Step::Loop(inner) = step {
+            loops.push(inner);
+        }
+    }
+    loops
 }
 
 const SUM: &str = "module \"m\"

@@ -197,8 +197,8 @@ fn reference(w: &[f32], (n, k, m): (usize, usize, usize)) -> (Vec<f32>, Vec<f32>
         s.iter_mut().zip(w).for_each(|(s, w)| *s = *s * 0.5 + w + 0.125 * step as f32);
     };
     (0..n).for_each(|step| advance(step, &mut s));
-    for step in 0..k {
-        stack[step].clone_from(&s);
+    for (step, entry) in stack.iter_mut().enumerate().take(k) {
+        entry.clone_from(&s);
         advance(step, &mut s);
     }
     for step in (0..m).rev() {

@@ -158,6 +158,10 @@ impl Checker<'_> {
         }
         for (arg, (ty, written)) in launch.args.iter().zip(pointers) {
             self.argument(arg, ty, around)?;
+            // What an entry updates is what its results say, and a cache is no result.
+            if ty.cache && matches!(self.place(arg.buffer)?, Place::Weight(_)) {
+                return Err(format!("kernel {} would use weight {} as a cache", kernel.name, arg.buffer));
+            }
             if written && !self.writable(arg.buffer)? {
                 return Err(format!("kernel {} would write buffer {}", kernel.name, arg.buffer));
             }

@@ -153,7 +153,7 @@ fn malformed_programs_are_refused() {
         |p| first(p).kernel = 99,
         |p| first(p).args.truncate(3),
         |p| first(p).args[0].buffer = 99,
-        |p| first(p).args[3].buffer = 0,
+        |p| first(p).args[3].buffer = 4,
         |p| first(p).args[3].offset = Offset::Fixed(1 << 20),
         |p| first(p).args[3].offset = Offset::Step { stride: 1 },
         |p| inner(p).step = 0,

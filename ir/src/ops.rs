@@ -15,7 +15,7 @@ pub enum Attr {
     /// An integer.
     Int(i64),
     /// A float; equality and hashing are by bits.
-    Float(f64),
+    Float(#[serde(with = "any_float")] f64),
     /// A truth value.
     Bool(bool),
     /// A string.
@@ -24,6 +24,29 @@ pub enum Attr {
     Ints(Vec<i64>),
     /// An element type.
     DType(DType),
+}
+
+/// Floats in formats that, as JSON, have no infinities: those are strings.
+mod any_float {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Number(f64),
+        Name(String),
+    }
+
+    pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        let written = if value.is_finite() { Written::Number(*value) } else { Written::Name(value.to_string()) };
+        written.serialize(serializer)
+    }
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        match Written::deserialize(deserializer)? {
+            Written::Number(value) => Ok(value),
+            Written::Name(name) => name.parse().map_err(|_| D::Error::custom(format!("{name:?} is no number"))),
+        }
+    }
 }
 
 impl PartialEq for Attr {

@@ -7,14 +7,19 @@ use rdc_ir::{Attr, Builder, DType, OpId, Opcode, ValueId};
 
 /// Tokens whose logits exist at one time, at most.
 const MOST_TOKENS: usize = 512;
+/// Logits that exist at one time, at most, where [`FEW_TOKENS`] do not have more: 16 MiB.
+const MOST_LOGITS: usize = 1 << 22;
+/// Below this many rows a matmul reads its weight too often.
+const FEW_TOKENS: usize = 128;
 /// If no divisor of the number of tokens between this and [`MOST_TOKENS`] exists, there is one chunk.
 const LEAST_TOKENS: usize = 32;
 /// The label of a token that does not count.
 const IGNORED: f64 = -100.0;
 
-/// Tokens per chunk.
-fn chunk_of(tokens: usize) -> usize {
-    let divisor = (LEAST_TOKENS..=MOST_TOKENS.min(tokens)).rev().find(|&n| tokens.is_multiple_of(n));
+/// Tokens per chunk, for a vocabulary.
+fn chunk_of(tokens: usize, vocabulary: usize) -> usize {
+    let most = (MOST_LOGITS / vocabulary.max(1)).clamp(FEW_TOKENS, MOST_TOKENS);
+    let divisor = (LEAST_TOKENS..=most.min(tokens)).rev().find(|&n| tokens.is_multiple_of(n));
     divisor.unwrap_or(tokens)
 }
 
@@ -144,7 +149,7 @@ impl Head {
     fn new(b: &mut Builder, op: OpId, bias: usize) -> Head {
         let data = b.func.ops[op].clone();
         let ty = b.func.ty(data.operands[0]).clone();
-        let c = chunk_of(ty.rows());
+        let c = chunk_of(ty.rows(), b.func.ty(data.operands[1]).shape[0]);
         let chunks = ty.rows() / c;
         let x = split(b, data.operands[0], chunks, &[c, ty.last()]);
         let labels = split(b, data.operands[2], chunks, &[c]);
@@ -239,10 +244,11 @@ mod tests {
 
     #[test]
     fn chunks_divide_the_tokens() {
-        assert_eq!(chunk_of(4096), 512);
-        assert_eq!(chunk_of(1000), 500);
-        assert_eq!(chunk_of(7), 7, "few tokens are one chunk");
-        assert_eq!(chunk_of(521), 521, "so is a prime number of them");
-        assert_eq!(chunk_of(2 * 521), 1042);
+        assert_eq!(chunk_of(4096, 1000), 512);
+        assert_eq!(chunk_of(1000, 1000), 500);
+        assert_eq!(chunk_of(7, 1000), 7, "few tokens are one chunk");
+        assert_eq!(chunk_of(521, 1000), 521, "so is a prime number of them");
+        assert_eq!(chunk_of(512, 32000), 128, "many logits are cut finer");
+        assert_eq!(chunk_of(2 * 521, 1000), 1042);
     }
 }

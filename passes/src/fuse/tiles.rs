@@ -38,12 +38,13 @@ pub fn kv_write(tokens: usize) -> Tiled {
     Tiled { kind: KernelKind::KvWrite { tokens, tokens_per_task }, tasks, dispatch: Dispatch::Static }
 }
 
-/// Attention of `queries` queries for each of `heads` heads (over all batches). Whole register tiles of queries; with 48
-/// a causal block computes few pairs in vain.
+/// Attention of `queries` queries for each of `heads` heads (over all batches). Whole register tiles of queries: 96 reuse the
+/// keys of a block more often, 48 make enough tasks of few heads.
 pub fn attention(queries: usize, heads: usize) -> Tiled {
-    let q_rows = 48.min(queries.max(1));
+    let tall = 96.min(queries.max(1));
+    let q_rows = if heads * queries.div_ceil(tall) >= TASKS / 2 { tall } else { 48.min(queries.max(1)) };
     let tasks = heads * queries.div_ceil(q_rows);
-    Tiled { kind: KernelKind::Attention { q_rows, kv_block: 64 }, tasks, dispatch: Dispatch::Dynamic }
+    Tiled { kind: KernelKind::Attention { q_rows, kv_block: 128 }, tasks, dispatch: Dispatch::Dynamic }
 }
 
 /// A matmul `[m, k] x [k, n]` over panels of `nr` columns.

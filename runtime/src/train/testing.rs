@@ -282,7 +282,7 @@ pub fn meta(batch: usize, accumulates: bool) -> Meta {
         optimizer: "adamw".into(),
         accumulate: accumulates,
         frozen: Vec::new(),
-        config: Default::default(),
+        config: [("dim".to_string(), 24.into())].into_iter().collect(),
     });
     Meta { program, ..meta }
 }

@@ -57,7 +57,9 @@ pub mod verify;
 
 pub use builder::Builder;
 pub use entity::{EntityMap, OpId, ParamId, RegionId, ValueId};
-pub use module::{Arg, ArgRole, Attrs, Func, IGNORED_LABEL, Init, Loc, Module, Op, Output, Param, Region, Value, ValueDef};
+pub use module::{
+    Arg, ArgRole, Attrs, Func, IGNORED_LABEL, Init, Loc, Module, Op, Output, Param, Region, Value, ValueDef,
+};
 pub use ops::{Attr, AttrKind, AttrSpec, OpInfo, Opcode};
 pub use parse::{ParseError, parse, parse_func};
 pub use print::print_func;

@@ -100,7 +100,7 @@ impl Chart<'_> {
             for pair in curve.points.windows(2) {
                 let (a, b) = (column(pair[0].0), column(pair[1].0).min(width - 1));
                 for step in 0..=b.saturating_sub(a) {
-                    let share = step as f64 / (b - a).max(1) as f64;
+                    let share = step as f64 / b.saturating_sub(a).max(1) as f64;
                     let line = row(pair[0].1 + share * (pair[1].1 - pair[0].1));
                     let cell = &mut cells[line][a.min(width - 1) + step];
                     if *cell == ' ' {

@@ -52,7 +52,7 @@ demo: setup ## Train a small model from scratch (2 to 4 minutes) and watch accur
 	cargo build --release --bins
 	rm -rf $(TARGET_DIR)/demo
 	$(TARGET_DIR)/release/rdc train examples/huginn.rdm --config examples/parity/train.toml --out $(TARGET_DIR)/demo
-	$(TARGET_DIR)/release/rdc eval examples/huginn.rdm --hf $(TARGET_DIR)/demo/step-001400 --task parity --size 24,32,40 \
+	$(TARGET_DIR)/release/rdc eval examples/huginn.rdm --hf $(TARGET_DIR)/demo/step-001000 --task parity --size 24,28,32 \
 	  --steps 1,2,4,8,16,32 --rows 512 --svg $(TARGET_DIR)/demo/accuracy.svg
 	@echo "curves: $(TARGET_DIR)/demo/accuracy.svg and loss.svg"
 

@@ -226,27 +226,29 @@ fn gemm(target: &Target) -> Result<(), Error> {
             let runs = (3e10 / flops).clamp(5.0, 60.0) as usize;
             let (best, median) = time_tasks(&mut runner, kernel.tasks, runs);
             let peak = peak(target).max(before);
-            println!(
-                "{:4} {shape:?} {}: best {:.1} median {:.1} GFLOP/s = {:.1} % and {:.1} % of {:.1}",
-                dtype.name(),
-                ["plain", "norm, gate", "norm", "residual"][[
-                    Around::Nothing,
-                    Around::NormGate,
-                    Around::Norm,
-                    Around::Residual
-                ]
-                .iter()
-                .position(|&a| a == around)
-                .unwrap_or(0)],
-                flops / best / 1e9,
-                flops / median / 1e9,
-                100.0 * flops / best / peak,
-                100.0 * flops / median / peak,
-                peak / 1e9
-            );
+            let around = match around {
+                Around::Nothing => "plain",
+                Around::NormGate => "norm, gate",
+                Around::Norm => "norm",
+                Around::Residual => "residual",
+            };
+            println!("{:4} {shape:?} {around}: {}", dtype.name(), rates(flops, (best, median), peak));
         }
     }
     Ok(())
+}
+
+/// Best and median rate of seconds for so many operations, and their shares of a peak.
+fn rates(flops: f64, (best, median): (f64, f64), peak: f64) -> String {
+    let (best, median) = (flops / best, flops / median);
+    format!(
+        "best {:.1} median {:.1} GFLOP/s = {:.1} % and {:.1} % of {:.1}",
+        best / 1e9,
+        median / 1e9,
+        100.0 * best / peak,
+        100.0 * median / peak,
+        peak / 1e9
+    )
 }
 
 fn product(target: &Target) -> Result<(), Error> {
@@ -259,14 +261,7 @@ fn product(target: &Target) -> Result<(), Error> {
             let before = peak(target);
             let (best, median) = time_tasks(&mut runner, kernel.tasks, (1e10 / flops).clamp(5.0, 20.0) as usize);
             let peak = peak(target).max(before);
-            println!(
-                "product {shape:?}, tasks of {tiles:?}: best {:.1} median {:.1} GFLOP/s = {:.1} % and {:.1} % of {:.1}",
-                flops / best / 1e9,
-                flops / median / 1e9,
-                100.0 * flops / best / peak,
-                100.0 * flops / median / peak,
-                peak / 1e9
-            );
+            println!("product {shape:?}, tasks of {tiles:?}: {}", rates(flops, (best, median), peak));
         }
     }
     Ok(())

@@ -37,6 +37,14 @@ pub struct Param {
     pub loc: Loc,
 }
 
+impl Param {
+    /// Training state of that name and type, zero at first.
+    pub fn training_state(name: String, ty: Type) -> Param {
+        let (aliases, init, loc) = (Vec::new(), Init::Constant(0.0), Loc::default());
+        Param { name, aliases, ty, init, decay: false, in_stack: false, state: true, loc }
+    }
+}
+
 /// How a parameter, or an input such as the initial state, is drawn. Draws are counter-based, see the runtime.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Init {

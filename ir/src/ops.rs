@@ -80,6 +80,10 @@ impl Hash for Attr {
 }
 
 impl Attr {
+    /// The list of a shape's sizes.
+    pub fn shape(sizes: &[usize]) -> Attr {
+        Attr::Ints(sizes.iter().map(|&n| n as i64).collect())
+    }
     /// The kind of the value.
     pub fn kind(&self) -> AttrKind {
         match self {

@@ -125,6 +125,25 @@ pub enum WeightSource {
     },
 }
 
+impl WeightSource {
+    /// The name of the parameter, or of the training state, that the buffer holds as it is.
+    pub fn as_is(&self) -> Option<&str> {
+        match self {
+            WeightSource::Param { name, via_bf16: false } | WeightSource::State { name } => Some(name),
+            _ => None,
+        }
+    }
+}
+
+impl Program {
+    /// Bytes of the constant buffers, training state included, and of the largest arena: what running it needs, but for its
+    /// inputs and outputs and the threads' scratch. Saturates, since an artifact may claim any size.
+    pub fn memory(&self) -> usize {
+        let weights = self.weights.iter().fold(0usize, |sum, w| sum.saturating_add(w.ty.bytes()));
+        weights.saturating_add(self.entries.iter().map(|e| e.arena).max().unwrap_or(0))
+    }
+}
+
 /// A block of a rank-2 parameter (a parameter of other rank counts as rank 2 by its last axis).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Piece {

@@ -133,7 +133,7 @@ impl Run<'_, '_> {
         self.try_pass("differentiate", |m| {
             differentiate::run(m, &of_gradients)?;
             if !training.losses {
-                m.funcs.retain(|f| !is_loss(&f.name));
+                m.funcs.retain(|f| differentiate::loss_suffix(&f.name).is_none());
             }
             Ok(())
         })?;
@@ -154,10 +154,6 @@ impl Run<'_, '_> {
     }
 }
 
-fn is_loss(name: &str) -> bool {
-    name == "loss" || name.starts_with("loss.")
-}
-
 /// Options of differentiation. One product over all iterations, instead of a sum in the loop, trades memory for time: where
 /// memory is no matter, up to a quarter of what the weights themselves take.
 fn gradients(module: &Module, training: &Training, remat: Keep) -> differentiate::Options {
@@ -175,14 +171,14 @@ fn what_fits(module: &Module, options: &Options, training: &Training, memory: us
     let bytes = |keep: Keep| -> Result<usize, Error> {
         let mut run = Run { module: module.clone(), observer: &mut |_, _| {} };
         run.train(options, training, keep)?;
-        Ok(memory_of(&plan::build(&run.module, options)?))
+        Ok(plan::build(&run.module, options)?.memory())
     };
     let all = bytes(Keep::None)?;
     if all <= memory {
         return Ok(Keep::None);
     }
     let everything = gradients(module, training, Keep::None);
-    let losses = module.funcs.iter().filter(|f| is_loss(&f.name));
+    let losses = module.funcs.iter().filter(|f| differentiate::loss_suffix(&f.name).is_some());
     let kept = losses.map(|f| Ok(differentiate::kept(module, f, &everything)?.bytes()));
     let kept = kept.collect::<Result<Vec<usize>, Error>>()?.into_iter().max().unwrap_or(0);
     // What would remain for values that are kept if the rest took no less.
@@ -200,12 +196,6 @@ fn what_fits(module: &Module, options: &Options, training: &Training, memory: us
     let message =
         format!("a training step takes at least {least} bytes of weights and buffers, more than the {memory} allowed");
     Err(unsupported(message))
-}
-
-/// Bytes of weights and of the largest arena.
-fn memory_of(program: &Program) -> usize {
-    let weights: usize = program.weights.iter().map(|w| w.ty.bytes()).sum();
-    weights + program.entries.iter().map(|e| e.arena).max().unwrap_or(0)
 }
 
 fn unsupported(message: String) -> Error {

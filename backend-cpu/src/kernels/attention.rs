@@ -12,7 +12,7 @@
 //! arithmetic, the two products plus about 17 instructions per vector of exponentials. `examples/attention_bench.rs`
 //! on one Zen 3 thread, causal, S = 128, 256, 512, counting visible pairs only, in percent of the multiply-add peak: tiles
 //! (96, 128) 48, 55, 57 for D = 32 and 57, 66, 66 for D = 64 (72 if not causal); tiles (48, 64) 44, 50, 54 and 54, 62, 64.
-use super::attention_tile::{Block, Left, Seen, Tile, clear_row, load, scale_row, store};
+use super::attention_tile::{Block, Left, Scratch, Seen, Tile, clear_row, load, scale_row, store};
 use super::heads::{Attend, Token};
 use super::panels::Strip;
 use crate::emit::{Emitter, Error, Ty, Val, math};
@@ -48,17 +48,13 @@ impl Layout {
             return Err(Error::unsupported(&kernel.name, "an empty tile"));
         }
         let tile = Tile::new(lanes);
-        let q_rows = q_rows.min(a.steps);
-        let kv_block = kv_block.min(a.context).next_multiple_of(tile.width);
+        let q_rows = q_rows.min(a.inputs.steps);
+        let kv_block = kv_block.min(a.inputs.context).next_multiple_of(tile.width);
         let rows = q_rows.next_multiple_of(tile.rows);
         let stride = tile.score_stride(kv_block, lanes);
-        let dim = a.query.dim;
-        let mut bytes = 0;
-        let mut take = |floats: usize| {
-            let at = bytes;
-            bytes += (floats * 4).next_multiple_of(64);
-            at
-        };
+        let dim = a.inputs.query.dim;
+        let mut scratch = Scratch::default();
+        let mut take = |floats| scratch.take(floats);
         Ok(Layout {
             tile,
             q_rows,
@@ -73,7 +69,7 @@ impl Layout {
             maxima: take(rows),
             totals: take(rows),
             factors: take(rows),
-            bytes,
+            bytes: scratch.bytes,
         })
     }
 }
@@ -91,10 +87,10 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     }
     let layout = Layout::new(kernel, &a, target.lanes)?;
     let mut e = Emitter::new(&kernel.name, a.pointers, target.lanes);
-    let blocks = a.steps.div_ceil(layout.q_rows);
+    let blocks = a.inputs.steps.div_ceil(layout.q_rows);
     e.tasks(|e, task| {
         let (slab, block) = e.div_rem(task, blocks);
-        let (batch, head) = e.div_rem(slab, a.query.heads);
+        let (batch, head) = e.div_rem(slab, a.inputs.query.heads);
         let first = e.mul_const(block, layout.q_rows);
         block_of_queries(e, &a, &layout, (batch, head, first));
     });
@@ -105,14 +101,14 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
 fn block_of_queries(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, first): (Val, Val, Val)) {
     let [queries, keys, scores, sums] = [l.queries, l.keys, l.scores, l.sums].map(|o| e.offset_const(e.scratch, o));
     let [maxima, totals] = [l.maxima, l.totals].map(|o| e.offset_const(e.scratch, o));
-    let (zero, all, most) = (e.i64(0), e.i64(a.steps), e.i64(l.q_rows));
+    let (zero, all, most) = (e.i64(0), e.i64(a.inputs.steps), e.i64(l.q_rows));
     let left = e.sub(all, first);
     let count = e.min(left, most);
     e.each(zero, count, |e, row| {
         let step = e.add(first, row);
-        let token = Token::of(e, batch, step, a.steps);
+        let token = Token::of(e, batch, step, a.inputs.steps);
         let to = e.at(queries, row, l.dim * 4);
-        a.query.emit(e, token, head, Some(a.scale), to);
+        a.inputs.query.emit(e, token, head, Some(a.inputs.scale), to);
         let sums = e.at(sums, row, l.dim * 4);
         clear_row(e, l.dim, sums);
         let (minus_inf, none) = (e.f32(f32::NEG_INFINITY, 1), e.f32(0.0, 1));
@@ -122,14 +118,14 @@ fn block_of_queries(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, first
         }
     });
     let token = Token { index: first, batch, step: first };
-    let position = a.causal.then(|| token.position(e, a.pos));
-    let block = Block::new(e, l.tile, count, position, a.context);
-    let group = e.div_rem(head, a.heads_per_group()).0;
-    let (key_slab, value_slab) = (a.keys.slab(e, batch, group), a.values.slab(e, batch, group));
+    let position = a.inputs.causal.then(|| token.position(e, a.inputs.pos));
+    let block = Block::new(e, l.tile, count, position, a.inputs.context);
+    let group = e.div_rem(head, a.inputs.heads_per_group()).0;
+    let (key_slab, value_slab) = (a.inputs.keys.slab(e, batch, group), a.inputs.values.slab(e, batch, group));
     e.for_range(zero, block.limit, l.kv_block, &[], |e, key, _| {
         let block = block.beginning_at(e, key, l.kv_block);
         let end = e.add(key, block.limit);
-        l.tile.transpose(e, (key_slab, a.keys, a.context), (key, end), l.dim, keys);
+        l.tile.transpose(e, (key_slab, a.inputs.keys, a.inputs.context), (key, end), l.dim, keys);
         block.scores(e, l.tile, l.dim, (queries, keys), (scores, l.stride));
         let one = e.i64(1);
         let first = block.first_row(e, l.tile, zero);
@@ -140,7 +136,7 @@ fn block_of_queries(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, first
             let seen = e.min(seen, block.limit);
             online_softmax(e, l, row, seen);
         });
-        let value_rows = e.at(value_slab, key, a.values.stride * 4);
+        let value_rows = e.at(value_slab, key, a.inputs.values.stride * 4);
         add_values(e, a, l, &block, value_rows);
         vec![]
     });
@@ -150,8 +146,8 @@ fn block_of_queries(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, first
         let one = e.f32(1.0, 1);
         let inverse = e.div(one, total);
         let step = e.add(first, row);
-        let token = Token::of(e, batch, step, a.steps);
-        let slab = e.mul_const(token.index, a.query.heads);
+        let token = Token::of(e, batch, step, a.inputs.steps);
+        let slab = e.mul_const(token.index, a.inputs.query.heads);
         let slab = e.add(slab, head);
         let to = e.at(e.arg(a.result), slab, l.dim * 4);
         let from = e.at(sums, row, l.dim * 4);
@@ -207,7 +203,7 @@ fn add_values(e: &mut Emitter, a: &Attend, l: &Layout, block: &Block, value_rows
     let first = block.first_row(e, l.tile, zero);
     l.tile.panels(e, l.dim, |e, panel| {
         let from = e.at(value_rows, panel.first, 4);
-        let strip = Strip { from, stride: a.values.stride * 4, transpose: false, columns: panel.width };
+        let strip = Strip { from, stride: a.inputs.values.stride * 4, transpose: false, columns: panel.width };
         let right = e.at(values, panel.first, l.kv_block * 4);
         strip.copy(e, block.limit, right, panel.width);
         let out = e.at(sums, panel.first, 4);

@@ -13,7 +13,7 @@
 //! `examples/attention_bench.rs` on one Zen 3 thread, causal, S = 128, 256, 512, blocks of 48 queries, counting visible pairs
 //! only: 59, 66, 68 % of the multiply-add peak for D = 32, 65, 73, 73 % for D = 64; about 61 % for S = 4096, whose scratch
 //! of 6.5 MB leaves the second-level cache. Blocks of 96 do the same within the noise.
-use super::attention_tile::{Block, Left, Seen, Tile, clear_row, load, scale_row, store};
+use super::attention_tile::{Block, Left, Scratch, Seen, Tile, clear_row, load, scale_row, store};
 use super::heads::{AttendGrad, Token};
 use super::panels::Strip;
 use crate::emit::{Emitter, Error, Ty, Val, math};
@@ -59,18 +59,14 @@ impl Layout {
             return Err(Error::unsupported(&kernel.name, "an empty tile"));
         }
         let tile = Tile::new(lanes);
-        let q_rows = q_rows.min(a.steps);
+        let q_rows = q_rows.min(a.inputs.steps);
         let rows = q_rows.next_multiple_of(tile.rows);
-        let dim = a.query.dim;
-        let stride = tile.score_stride(a.context, lanes);
-        let positions = a.context.next_multiple_of(tile.rows);
-        let transposed = a.context.next_multiple_of(tile.width) * dim;
-        let mut bytes = 0;
-        let mut take = |floats: usize| {
-            let at = bytes;
-            bytes += (floats * 4).next_multiple_of(64);
-            at
-        };
+        let dim = a.inputs.query.dim;
+        let stride = tile.score_stride(a.inputs.context, lanes);
+        let positions = a.inputs.context.next_multiple_of(tile.rows);
+        let transposed = a.inputs.context.next_multiple_of(tile.width) * dim;
+        let mut scratch = Scratch::default();
+        let mut take = |floats| scratch.take(floats);
         Ok(Layout {
             tile,
             q_rows,
@@ -78,7 +74,7 @@ impl Layout {
             stride,
             keys_t: take(transposed),
             values_t: take(transposed),
-            keys: take(a.context * dim),
+            keys: take(a.inputs.context * dim),
             queries: take(rows * dim),
             douts: take(rows * dim),
             dqueries: take(rows * dim),
@@ -87,7 +83,7 @@ impl Layout {
             inverses: take(rows),
             dkeys: take(positions * dim),
             dvalues: take(positions * dim),
-            bytes,
+            bytes: scratch.bytes,
         })
     }
 }
@@ -103,16 +99,16 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     let l = Layout::new(kernel, &a, target.lanes)?;
     let mut e = Emitter::new(&kernel.name, a.pointers, target.lanes);
     e.tasks(|e, task| {
-        let (batch, group) = e.div_rem(task, a.groups);
-        let context = e.i64(a.context);
+        let (batch, group) = e.div_rem(task, a.inputs.groups);
+        let context = e.i64(a.inputs.context);
         let [keys_t, values_t, keys] = [l.keys_t, l.values_t, l.keys].map(|o| e.offset_const(e.scratch, o));
-        let (key_slab, value_slab) = (a.keys.slab(e, batch, group), a.values.slab(e, batch, group));
+        let (key_slab, value_slab) = (a.inputs.keys.slab(e, batch, group), a.inputs.values.slab(e, batch, group));
         let zero = e.i64(0);
-        l.tile.transpose(e, (key_slab, a.keys, a.context), (zero, context), l.dim, keys_t);
-        l.tile.transpose(e, (value_slab, a.values, a.context), (zero, context), l.dim, values_t);
+        l.tile.transpose(e, (key_slab, a.inputs.keys, a.inputs.context), (zero, context), l.dim, keys_t);
+        l.tile.transpose(e, (value_slab, a.inputs.values, a.inputs.context), (zero, context), l.dim, values_t);
         l.tile.panels(e, l.dim, |e, panel| {
-            let (from, to) = (e.at(key_slab, panel.first, 4), e.at(keys, panel.first, a.context * 4));
-            let strip = Strip { from, stride: a.keys.stride * 4, transpose: false, columns: panel.width };
+            let (from, to) = (e.at(key_slab, panel.first, 4), e.at(keys, panel.first, a.inputs.context * 4));
+            let strip = Strip { from, stride: a.inputs.keys.stride * 4, transpose: false, columns: panel.width };
             strip.copy(e, context, to, panel.width);
         });
         let sums = e.offset_const(e.scratch, l.dkeys);
@@ -122,10 +118,10 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
             store(e, sums, at, none);
             vec![]
         });
-        e.repeat(a.heads_per_group(), |e, h| {
-            let head = e.mul_const(group, a.heads_per_group());
+        e.repeat(a.inputs.heads_per_group(), |e, h| {
+            let head = e.mul_const(group, a.inputs.heads_per_group());
             let head = e.add(head, h);
-            let steps = e.i64(a.steps);
+            let steps = e.i64(a.inputs.steps);
             e.for_range(zero, steps, l.q_rows, &[], |e, first, _| {
                 block_of_queries(e, &a, &l, (batch, head, first));
                 vec![]
@@ -134,8 +130,8 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
         for (result, from) in [(a.dkeys, l.dkeys), (a.dvalues, l.dvalues)] {
             let Some(result) = result else { continue };
             let from = e.offset_const(e.scratch, from);
-            let row = a.groups * l.dim;
-            let to = e.at(e.arg(result), batch, a.context * row * 4);
+            let row = a.inputs.groups * l.dim;
+            let to = e.at(e.arg(result), batch, a.inputs.context * row * 4);
             let to = e.at(to, group, l.dim * 4);
             let strip = Strip { from, stride: l.dim * 4, transpose: false, columns: l.dim };
             strip.copy(e, context, to, row);
@@ -147,20 +143,20 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
 /// Adds the shares of queries `first ..` of one head to the sums, and writes their `dq`.
 fn block_of_queries(e: &mut Emitter, a: &AttendGrad, l: &Layout, (batch, head, first): (Val, Val, Val)) {
     let (zero, one) = (e.i64(0), e.i64(1));
-    let (steps, most, context) = (e.i64(a.steps), e.i64(l.q_rows), e.i64(a.context));
+    let (steps, most, context) = (e.i64(a.inputs.steps), e.i64(l.q_rows), e.i64(a.inputs.context));
     let left = e.sub(steps, first);
     let count = e.min(left, most);
     let token = Token { index: first, batch, step: first };
-    let position = a.causal.then(|| token.position(e, a.pos));
-    let block = Block::new(e, l.tile, count, position, a.context);
+    let position = a.inputs.causal.then(|| token.position(e, a.inputs.pos));
+    let block = Block::new(e, l.tile, count, position, a.inputs.context);
     let [queries, douts, dqueries] = [l.queries, l.douts, l.dqueries].map(|o| e.offset_const(e.scratch, o));
     let [scores, dscores] = [l.scores, l.dscores].map(|o| e.offset_const(e.scratch, o));
     let [keys_t, values_t] = [l.keys_t, l.values_t].map(|o| e.offset_const(e.scratch, o));
     e.each(zero, count, |e, row| {
         let step = e.add(first, row);
-        let token = Token::of(e, batch, step, a.steps);
+        let token = Token::of(e, batch, step, a.inputs.steps);
         let to = e.at(queries, row, l.dim * 4);
-        a.query.emit(e, token, head, Some(a.scale), to);
+        a.inputs.query.emit(e, token, head, Some(a.inputs.scale), to);
         let to = e.at(douts, row, l.dim * 4);
         a.dout.emit(e, token, head, None, to);
         let to = e.at(dqueries, row, l.dim * 4);
@@ -187,14 +183,14 @@ fn block_of_queries(e: &mut Emitter, a: &AttendGrad, l: &Layout, (batch, head, f
     let Some(result) = a.dqueries else { return };
     e.each(zero, count, |e, row| {
         let step = e.add(first, row);
-        let token = Token::of(e, batch, step, a.steps);
-        let slab = e.mul_const(token.index, a.query.heads);
+        let token = Token::of(e, batch, step, a.inputs.steps);
+        let slab = e.mul_const(token.index, a.inputs.query.heads);
         let slab = e.add(slab, head);
         let to = e.at(e.arg(result), slab, l.dim * 4);
         let from = e.at(dqueries, row, l.dim * 4);
         let place = e.at(inverses, row, 4);
         let inverse = e.load_raw(place, Ty::f32(1));
-        let scale = e.f32(a.scale, 1);
+        let scale = e.f32(a.inputs.scale, 1);
         let factor = e.mul(inverse, scale);
         scale_row(e, l.dim, (from, to), factor);
     });
@@ -275,7 +271,7 @@ fn add_to_queries(e: &mut Emitter, a: &AttendGrad, l: &Layout, block: &Block) {
         let block = block.beginning_at(e, key, INNER_KEYS);
         let first = block.first_row(e, l.tile, zero);
         l.tile.panels(e, l.dim, |e, panel| {
-            let right = e.at(keys, panel.first, a.context * 4);
+            let right = e.at(keys, panel.first, a.inputs.context * 4);
             let right = e.at(right, key, panel.width * 4);
             let sums = e.at(dqueries, panel.first, 4);
             e.for_range(first, block.rows, l.tile.rows, &[], |e, row, _| {

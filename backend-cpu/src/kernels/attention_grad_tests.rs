@@ -1,17 +1,7 @@
 //! Derivatives of attention against the interpreter.
+use super::attention_tests::Size;
 use super::oracle::Case;
 use rdc_ir::program::KernelKind;
-
-/// Sizes of an attention.
-#[derive(Clone, Copy)]
-struct Size {
-    b: usize,
-    s: usize,
-    h: usize,
-    g: usize,
-    d: usize,
-    t: usize,
-}
 
 fn grad(z: Size, pos: &[i32], causal: bool, q_rows: usize, results: &[&str]) -> Case {
     let Size { b, s, h, g, d, t } = z;

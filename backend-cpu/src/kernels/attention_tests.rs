@@ -4,13 +4,13 @@ use rdc_ir::program::KernelKind;
 
 /// Sizes of an attention.
 #[derive(Clone, Copy)]
-struct Size {
-    b: usize,
-    s: usize,
-    h: usize,
-    g: usize,
-    d: usize,
-    t: usize,
+pub(super) struct Size {
+    pub b: usize,
+    pub s: usize,
+    pub h: usize,
+    pub g: usize,
+    pub d: usize,
+    pub t: usize,
 }
 
 /// The chain of one operand: columns `start..` of the projection, bias and rope if asked for.

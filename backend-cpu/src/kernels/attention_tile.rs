@@ -6,6 +6,22 @@ use crate::emit::{Cmp, Elem, Emitter, Ty, Val};
 /// Steps of the inner size per iteration.
 const UNROLL: usize = 4;
 
+/// Scratch of a kernel while it is laid out.
+#[derive(Default)]
+pub struct Scratch {
+    /// Bytes so far.
+    pub bytes: usize,
+}
+
+impl Scratch {
+    /// The byte offset of that many more floats, on cache lines of their own.
+    pub fn take(&mut self, floats: usize) -> usize {
+        let at = self.bytes;
+        self.bytes += (floats * 4).next_multiple_of(64);
+        at
+    }
+}
+
 /// A register tile of a product.
 #[derive(Clone, Copy)]
 pub struct Tile {

@@ -27,9 +27,9 @@ struct Layout {
 
 impl Layout {
     fn new(a: &Attend, lanes: usize) -> Layout {
-        let heads = a.heads_per_group();
-        let scores = (heads * a.query.dim * 4).next_multiple_of(64);
-        let score_stride = ((a.context + 2 * lanes) * 4).next_multiple_of(64);
+        let heads = a.inputs.heads_per_group();
+        let scores = (heads * a.inputs.query.dim * 4).next_multiple_of(64);
+        let score_stride = ((a.inputs.context + 2 * lanes) * 4).next_multiple_of(64);
         Layout { score_stride, scores, bytes: scores + heads * score_stride }
     }
 }
@@ -42,10 +42,10 @@ pub fn scratch(kernel: &Kernel, target: &Target) -> usize {
 /// The kernel's MLIR module.
 pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     let a = Attend::new(kernel)?;
-    if a.steps != 1 {
+    if a.inputs.steps != 1 {
         return Err(Error::unsupported(&kernel.name, "a decode attention of several tokens"));
     }
-    if [a.keys, a.values].iter().any(|rows| rows.stride != a.query.dim) {
+    if [a.inputs.keys, a.inputs.values].iter().any(|rows| rows.stride != a.inputs.query.dim) {
         return Err(Error::unsupported(&kernel.name, "a decode attention over keys of several heads side by side"));
     }
     let layout = Layout::new(&a, target.lanes);
@@ -55,8 +55,8 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
 }
 
 fn group(e: &mut Emitter, a: &Attend, layout: &Layout, task: Val) {
-    let (heads, dim) = (a.heads_per_group(), a.query.dim);
-    let (batch, group) = e.div_rem(task, a.groups);
+    let (heads, dim) = (a.inputs.heads_per_group(), a.inputs.query.dim);
+    let (batch, group) = e.div_rem(task, a.inputs.groups);
     let zero = e.i64(0);
     let token = Token { index: batch, batch, step: zero };
     let next = e.add_const(group, 1);
@@ -67,19 +67,19 @@ fn group(e: &mut Emitter, a: &Attend, layout: &Layout, task: Val) {
     e.repeat(heads, |e, h| {
         let head = e.add(first_head, h);
         let to = e.at(e.scratch, h, dim * 4);
-        a.query.emit(e, token, head, Some(a.scale), to);
+        a.inputs.query.emit(e, token, head, Some(a.inputs.scale), to);
     });
     // Keys that the token sees: 1..=T of them.
-    let count = if a.causal {
-        let position = token.position(e, a.pos);
-        let (one, context) = (e.i64(1), e.i64(a.context));
+    let count = if a.inputs.causal {
+        let position = token.position(e, a.inputs.pos);
+        let (one, context) = (e.i64(1), e.i64(a.inputs.context));
         let seen = e.add(position, one);
         let seen = e.max(seen, one);
         e.min(seen, context)
     } else {
-        e.i64(a.context)
+        e.i64(a.inputs.context)
     };
-    let (keys, values) = (a.keys.slab(e, batch, group), a.values.slab(e, batch, group));
+    let (keys, values) = (a.inputs.keys.slab(e, batch, group), a.inputs.values.slab(e, batch, group));
     let scores = e.offset_const(e.scratch, layout.scores);
     score(e, a, layout, keys, scores, count);
     e.repeat(heads, |e, h| {
@@ -92,7 +92,7 @@ fn group(e: &mut Emitter, a: &Attend, layout: &Layout, task: Val) {
 
 /// `scores[h][j] = q[h] . k[j]` for all heads and `count` keys.
 fn score(e: &mut Emitter, a: &Attend, layout: &Layout, keys: Val, scores: Val, count: Val) {
-    let (heads, dim) = (a.heads_per_group(), a.query.dim);
+    let (heads, dim) = (a.inputs.heads_per_group(), a.inputs.query.dim);
     let (zero, width) = (e.i64(0), e.i64(KEYS));
     let rest = e.rem(count, width);
     let whole = e.sub(count, rest);
@@ -181,7 +181,7 @@ fn dots(e: &mut Emitter, dim: usize, query: Val, key: Val, n: usize) -> Val {
 
 /// Index in a row of scores where the reciprocal of the sum is kept.
 fn inverse_at(a: &Attend, lanes: usize) -> usize {
-    a.context + lanes
+    a.inputs.context + lanes
 }
 
 /// Replaces `count` scores by `e^(score - max)`, and keeps the reciprocal of their sum.
@@ -217,7 +217,7 @@ fn softmax(e: &mut Emitter, a: &Attend, row: Val, count: Val) {
 
 /// `out[h] = sum over j of weight[h][j] * v[j]`, over the sum of the weights.
 fn weigh(e: &mut Emitter, a: &Attend, layout: &Layout, (values, weights): (Val, Val), count: Val, out: Val) {
-    let (heads, dim) = (a.heads_per_group(), a.query.dim);
+    let (heads, dim) = (a.inputs.heads_per_group(), a.inputs.query.dim);
     let block = heads.min(HEADS);
     for first in (0..heads).step_by(block) {
         let block = block.min(heads - first);

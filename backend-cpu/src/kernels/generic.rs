@@ -3,7 +3,8 @@
 //! Algorithm: plain loops over the result, one element at a time, by the op table's definition; operations over the
 //! last axis go to [`RowProgram`]. Tiling: none. Bound: none worth naming; the passes keep such operations out of hot
 //! paths.
-use super::heads::pointer;
+use super::anchor::pointer;
+use super::generic_view::{View, fold, nest, with};
 use crate::emit::{Cmp, Elem, Emitter, Error, RowProgram, Ty, Val, elementwise, math};
 use rdc_ir::program::Kernel;
 use rdc_ir::{DType, Op, Opcode, Type, ValueId};
@@ -43,94 +44,6 @@ struct Anchor<'k> {
     op: &'k Op,
     first_result: usize,
     pointers: usize,
-}
-
-/// A tensor in memory, or a constant: how to address an element.
-struct View {
-    base: Result<Val, f64>,
-    dtype: DType,
-    shape: Vec<usize>,
-    /// Elements from one index of an axis to the next.
-    strides: Vec<usize>,
-}
-
-impl View {
-    fn new(base: Result<Val, f64>, ty: &Type) -> View {
-        let mut strides = vec![1; ty.rank()];
-        for axis in (1..ty.rank()).rev() {
-            strides[axis - 1] = strides[axis] * ty.shape[axis];
-        }
-        // Caches are stored head-major.
-        if let (true, [.., t, h, d]) = (ty.cache, &ty.shape[..]) {
-            let rank = ty.rank();
-            (strides[rank - 3], strides[rank - 2]) = (*d, t * d);
-            if rank > 3 {
-                strides[rank - 4] = t * h * d;
-            }
-        }
-        View { base, dtype: ty.dtype, shape: ty.shape.clone(), strides }
-    }
-    fn place(&self, e: &mut Emitter, base: Val, index: &[Val]) -> Val {
-        let mut place = base;
-        for (&i, &stride) in index.iter().zip(&self.strides) {
-            place = e.at(place, i, stride * self.dtype.bytes());
-        }
-        place
-    }
-    fn load(&self, e: &mut Emitter, index: &[Val]) -> Val {
-        match self.base {
-            Ok(base) => {
-                let place = self.place(e, base, index);
-                e.load(place, self.dtype, 1)
-            }
-            Err(value) => elementwise::constant(e, value, self.dtype, 1),
-        }
-    }
-    fn store(&self, e: &mut Emitter, index: &[Val], value: Val) {
-        if let Ok(base) = self.base {
-            let place = self.place(e, base, index);
-            e.store(place, self.dtype, value);
-        }
-    }
-    /// The index of the element that a broadcast to a result with this index reads.
-    fn own(&self, e: &mut Emitter, index: &[Val]) -> Vec<Val> {
-        let zero = e.i64(0);
-        let own = &index[index.len() - self.shape.len()..];
-        own.iter().zip(&self.shape).map(|(&i, &n)| if n == 1 { zero } else { i }).collect()
-    }
-    /// That element.
-    fn broadcast(&self, e: &mut Emitter, index: &[Val]) -> Val {
-        let own = self.own(e, index);
-        self.load(e, &own)
-    }
-}
-
-/// Loops over all indices of a shape.
-fn nest(e: &mut Emitter, shape: &[usize], body: &mut dyn FnMut(&mut Emitter, &[Val])) {
-    fn inner(e: &mut Emitter, shape: &[usize], at: &mut Vec<Val>, body: &mut dyn FnMut(&mut Emitter, &[Val])) {
-        match shape.split_first() {
-            None => body(e, at),
-            Some((&n, rest)) => e.repeat(n, |e, i| {
-                at.push(i);
-                inner(e, rest, at, body);
-                at.pop();
-            }),
-        }
-    }
-    inner(e, shape, &mut Vec::new(), body);
-}
-
-/// The index with one axis replaced.
-fn with(index: &[Val], axis: usize, value: Val) -> Vec<Val> {
-    let mut index = index.to_vec();
-    index[axis] = value;
-    index
-}
-
-/// `init` folded over `0..n` with one carried value.
-fn fold(e: &mut Emitter, n: usize, init: Val, body: impl FnOnce(&mut Emitter, Val, Val) -> Val) -> Val {
-    let (lo, hi) = (e.i64(0), e.i64(n));
-    e.for_range(lo, hi, 1, &[init], |e, i, carried| vec![body(e, i, carried[0])])[0]
 }
 
 impl<'k> Anchor<'k> {

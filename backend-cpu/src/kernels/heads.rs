@@ -1,22 +1,10 @@
 //! What the attention family shares: the chains that make heads out of a projection, and where keys and values live.
+use super::anchor::{defined_by, only, pointer, see_through};
 use crate::emit::rope::Turn;
 pub use crate::emit::rowops::all_pieces;
 use crate::emit::{Cmp, Elem, Emitter, Error, Ty, Val};
 use rdc_ir::program::Kernel;
-use rdc_ir::{DType, Func, Op, OpId, Opcode, ValueDef, ValueId};
-
-/// The pointer argument that a value is.
-pub fn pointer(func: &Func, value: ValueId) -> Option<usize> {
-    match func.values[value].def {
-        ValueDef::Arg(region, index) if region == func.body => Some(index),
-        _ => None,
-    }
-}
-
-/// The operation that defines a value, if it has that opcode.
-fn defined_by(func: &Func, value: ValueId, opcode: Opcode) -> Option<&Op> {
-    func.def_op(value).map(|op| &func.ops[op]).filter(|op| op.opcode == opcode)
-}
+use rdc_ir::{DType, Func, Op, Opcode, ValueId};
 
 /// The argument whose elements, from an element offset on and without gaps, are the value's: looks through reshapes and
 /// slices below axes of size 1.
@@ -281,8 +269,8 @@ impl HeadRows {
     }
 }
 
-/// An attention with its operands, for kernels built around one.
-pub struct Attend {
+/// What an attention, and its derivative, is of.
+pub struct Inputs {
     /// The queries.
     pub query: HeadChain,
     /// The keys.
@@ -301,6 +289,37 @@ pub struct Attend {
     pub groups: usize,
     /// T.
     pub context: usize,
+}
+
+impl Inputs {
+    /// Of an operation whose first operands are q, k, v and pos.
+    fn new(kernel: &Kernel, op: &Op) -> Result<Inputs, Error> {
+        let func = &kernel.func;
+        let fail = |what: &str| Error::unsupported(&kernel.name, what);
+        let (q, k) = (func.ty(op.operands[0]), func.ty(op.operands[1]));
+        Ok(Inputs {
+            query: HeadChain::new(kernel, op.operands[0])?,
+            keys: HeadRows::find(func, op.operands[1]).ok_or_else(|| fail("keys that are not in memory"))?,
+            values: HeadRows::find(func, op.operands[2]).ok_or_else(|| fail("values that are not in memory"))?,
+            pos: pointer(func, op.operands[3]).ok_or_else(|| fail("positions that are not an argument"))?,
+            causal: op.flag("causal"),
+            scale: op.float("scale") as f32,
+            steps: q.shape[1],
+            groups: k.shape[2],
+            context: k.shape[1],
+        })
+    }
+
+    /// Heads that share a group.
+    pub fn heads_per_group(&self) -> usize {
+        self.query.heads / self.groups
+    }
+}
+
+/// An attention taken apart.
+pub struct Attend {
+    /// What it is of.
+    pub inputs: Inputs,
     /// Pointer argument of the result.
     pub result: usize,
     /// Updates of the caches in the same kernel.
@@ -314,61 +333,24 @@ impl Attend {
     pub fn new(kernel: &Kernel) -> Result<Attend, Error> {
         let func = &kernel.func;
         let fail = |what: &str| Error::unsupported(&kernel.name, what);
-        let ops: Vec<OpId> = func.regions[func.body].ops.clone();
-        let mut anchors = ops.iter().map(|&o| &func.ops[o]).filter(|o| o.opcode == Opcode::Attention);
-        let (Some(op), None) = (anchors.next(), anchors.next()) else { return Err(fail("not exactly one attention")) };
+        let op = &func.ops[only(kernel, Opcode::Attention)?];
         let mut updates = Vec::new();
-        for &id in &ops {
+        for &id in &func.regions[func.body].ops {
             if func.ops[id].opcode == Opcode::CacheUpdate {
                 updates.push(Update::new(kernel, &func.ops[id])?);
             }
         }
-        let (q, k) = (func.ty(op.operands[0]), func.ty(op.operands[1]));
         let result = result_pointer(func, op.results[0]).ok_or_else(|| fail("results besides the attention's"))?;
-        Ok(Attend {
-            query: HeadChain::new(kernel, op.operands[0])?,
-            keys: HeadRows::find(func, op.operands[1]).ok_or_else(|| fail("keys that are not in memory"))?,
-            values: HeadRows::find(func, op.operands[2]).ok_or_else(|| fail("values that are not in memory"))?,
-            pos: pointer(func, op.operands[3]).ok_or_else(|| fail("positions that are not an argument"))?,
-            causal: op.flag("causal"),
-            scale: op.float("scale") as f32,
-            steps: q.shape[1],
-            groups: k.shape[2],
-            context: k.shape[1],
-            result,
-            updates,
-            pointers: func.args.len() + 1,
-        })
-    }
-
-    /// Heads that share a group.
-    pub fn heads_per_group(&self) -> usize {
-        self.query.heads / self.groups
+        Ok(Attend { inputs: Inputs::new(kernel, op)?, result, updates, pointers: func.args.len() + 1 })
     }
 }
 
-/// An attention's derivative with its operands.
+/// An attention's derivative taken apart.
 pub struct AttendGrad {
-    /// The queries.
-    pub query: HeadChain,
+    /// What the attention is of.
+    pub inputs: Inputs,
     /// The cotangent of the attention's result.
     pub dout: HeadChain,
-    /// The keys.
-    pub keys: HeadRows,
-    /// The values.
-    pub values: HeadRows,
-    /// Pointer argument of the positions.
-    pub pos: usize,
-    /// Whether later keys are hidden.
-    pub causal: bool,
-    /// Factor of the scores.
-    pub scale: f32,
-    /// S.
-    pub steps: usize,
-    /// G.
-    pub groups: usize,
-    /// T.
-    pub context: usize,
     /// Pointer arguments of the results, of those that are wanted.
     pub dqueries: Option<usize>,
     /// See `dqueries`.
@@ -384,53 +366,29 @@ impl AttendGrad {
     pub fn new(kernel: &Kernel) -> Result<AttendGrad, Error> {
         let func = &kernel.func;
         let fail = |what: &str| Error::unsupported(&kernel.name, what);
-        let body = &func.regions[func.body];
-        let mut anchors = body.ops.iter().map(|&o| &func.ops[o]).filter(|o| o.opcode == Opcode::AttentionGrad);
-        let (Some(op), None) = (anchors.next(), anchors.next()) else {
-            return Err(fail("not exactly one attention_grad"));
-        };
+        let op = &func.ops[only(kernel, Opcode::AttentionGrad)?];
+        let yields = &func.regions[func.body].yields;
         let mut results = [None; 3];
-        for (index, &value) in body.yields.iter().enumerate() {
-            let place = op.results.iter().position(|&r| r == before_reshapes(func, value));
+        for (index, &value) in yields.iter().enumerate() {
+            let place = op.results.iter().position(|&r| r == see_through(func, value));
             let slot = place.and_then(|i| results.get_mut(i)).filter(|slot| slot.is_none());
             *slot.ok_or_else(|| fail("results besides the derivatives"))? = Some(func.args.len() + index);
         }
-        let (q, k) = (func.ty(op.operands[0]), func.ty(op.operands[1]));
+        let [dqueries, dkeys, dvalues] = results;
         Ok(AttendGrad {
-            query: HeadChain::new(kernel, op.operands[0])?,
+            inputs: Inputs::new(kernel, op)?,
             dout: HeadChain::new(kernel, op.operands[4])?,
-            keys: HeadRows::find(func, op.operands[1]).ok_or_else(|| fail("keys that are not in memory"))?,
-            values: HeadRows::find(func, op.operands[2]).ok_or_else(|| fail("values that are not in memory"))?,
-            pos: pointer(func, op.operands[3]).ok_or_else(|| fail("positions that are not an argument"))?,
-            causal: op.flag("causal"),
-            scale: op.float("scale") as f32,
-            steps: q.shape[1],
-            groups: k.shape[2],
-            context: k.shape[1],
-            dqueries: results[0],
-            dkeys: results[1],
-            dvalues: results[2],
-            pointers: func.args.len() + body.yields.len(),
+            dqueries,
+            dkeys,
+            dvalues,
+            pointers: func.args.len() + yields.len(),
         })
     }
-
-    /// Heads that share a group.
-    pub fn heads_per_group(&self) -> usize {
-        self.query.heads / self.groups
-    }
-}
-
-/// The value that reshapes give `value`'s elements from.
-fn before_reshapes(func: &Func, mut value: ValueId) -> ValueId {
-    while let Some(op) = defined_by(func, value, Opcode::Reshape) {
-        value = op.operands[0];
-    }
-    value
 }
 
 /// The pointer of the only result that is not linear, if it is `value`, perhaps reshaped.
 fn result_pointer(func: &Func, value: ValueId) -> Option<usize> {
     let mut results = func.regions[func.body].yields.iter().copied().filter(|&v| !func.ty(v).cache);
     let (Some(result), None) = (results.next(), results.next()) else { return None };
-    (before_reshapes(func, result) == value).then_some(func.args.len())
+    (see_through(func, result) == value).then_some(func.args.len())
 }

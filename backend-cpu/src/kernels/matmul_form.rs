@@ -1,7 +1,8 @@
 //! The shape of a matmul kernel: its anchor, what comes before and after, and how its tasks are cut.
+use super::anchor::{only, pointer, see_through};
 use crate::emit::{Emitter, Error, Val};
 use rdc_ir::program::{Kernel, KernelKind, Target};
-use rdc_ir::{DType, Func, OpId, Opcode, ValueDef, ValueId};
+use rdc_ir::{DType, Func, OpId, Opcode, ValueId};
 use std::collections::HashSet;
 
 /// A matmul kernel taken apart. Sizes are in elements; `n` counts the columns of the unsliced result.
@@ -52,18 +53,10 @@ impl<'k> Form<'k> {
             return fail("a kernel of another kind than matmul");
         };
         let func = &kernel.func;
-        let ops = func.regions[func.body].ops.iter();
-        let mut anchors = ops.filter(|&&op| func.ops[op].opcode == Opcode::PackedMatmul);
-        let (Some(&anchor_id), None) = (anchors.next(), anchors.next()) else {
-            return fail("a matmul kernel without exactly one packed_matmul");
-        };
+        let anchor_id = only(kernel, Opcode::PackedMatmul)?;
         let anchor = &func.ops[anchor_id];
-        let argument = |value: ValueId| match func.values[value].def {
-            ValueDef::Arg(_, index) => Some(index),
-            ValueDef::Result(..) => None,
-        };
-        let Some(weight) = argument(anchor.operands[1]) else { return fail("a weight that is computed") };
-        let scale = anchor.operands.get(2).map(|&s| argument(s));
+        let Some(weight) = pointer(func, anchor.operands[1]) else { return fail("a weight that is computed") };
+        let scale = anchor.operands.get(2).map(|&s| pointer(func, s));
         if scale == Some(None) {
             return fail("scales that are computed");
         }
@@ -115,10 +108,7 @@ impl<'k> Form<'k> {
     }
     /// The pointer index of the left operand, if it is an argument and not computed.
     pub fn x_argument(&self) -> Option<usize> {
-        match self.func.values[self.x].def {
-            ValueDef::Arg(_, index) => Some(index),
-            ValueDef::Result(..) => None,
-        }
+        pointer(self.func, self.x)
     }
     /// Results that do not depend on the product, with their pointer indices.
     pub fn prologue_results(&self) -> Vec<(ValueId, usize)> {
@@ -151,17 +141,6 @@ impl<'k> Form<'k> {
     pub fn left_stride(&self) -> usize {
         ((self.k * 4).div_ceil(64) | 1) * 64
     }
-}
-
-/// The value before reshapes.
-pub fn see_through(func: &Func, mut value: ValueId) -> ValueId {
-    while let Some(op) = func.def_op(value) {
-        if func.ops[op].opcode != Opcode::Reshape {
-            break;
-        }
-        value = func.ops[op].operands[0];
-    }
-    value
 }
 
 fn dependents(func: &Func, root: ValueId) -> HashSet<ValueId> {

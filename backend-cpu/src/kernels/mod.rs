@@ -1,4 +1,5 @@
 //! Code generation, one file per kernel family of [`KernelKind`].
+mod anchor;
 mod attention;
 mod attention_grad;
 #[cfg(test)]
@@ -12,6 +13,7 @@ mod gemv;
 mod generic;
 #[cfg(test)]
 mod generic_tests;
+mod generic_view;
 mod heads;
 mod kv_write;
 mod matmul;

@@ -2,13 +2,12 @@
 //!
 //! Algorithm: a task is a range of panels; the columns of a panel are rows of the weight, copied by squares of vectors that
 //! are transposed in registers, or columns of it if what is packed is its transpose. Bound: memory.
-use super::heads::pointer;
+use super::anchor::{defined_by, pointer, see_through};
 use super::matmul::bounded;
-use super::matmul_form::see_through;
 use super::panels::{Strip, clear, copy_floats};
 use crate::emit::{Cmp, Emitter, Error, Val};
 use rdc_ir::program::{Kernel, KernelKind, Target};
-use rdc_ir::{DType, Func, Op, Opcode, ValueId};
+use rdc_ir::{DType, Opcode};
 
 /// Panels that are copied side by side where their columns are the weight's, so that long pieces of its rows are read.
 const GROUP: usize = 4;
@@ -25,10 +24,6 @@ struct Form {
     parts: usize,
     panels: usize,
     panels_per_task: usize,
-}
-
-fn defined_by(func: &Func, value: ValueId, opcode: Opcode) -> Option<&Op> {
-    func.def_op(value).map(|op| &func.ops[op]).filter(|op| op.opcode == opcode)
 }
 
 impl Form {

@@ -14,7 +14,8 @@
 //! `examples/matmul_bench.rs` on one Zen 3 thread of a busy machine, kc = 128, tasks of 192 to 256 rows and 512 to 1024
 //! columns, accumulating: 86 to 90 % of the multiply-add peak for (m, n, k) = (1024, 1024, 512), (384, 2048, 1024),
 //! (128, 704, 4096) and (1024, 2816, 2048); without the copies it would be 95 to 97 %.
-use super::heads::{all_pieces, pointer};
+use super::anchor::{only, pointer};
+use super::heads::all_pieces;
 use super::matmul::{bounded, remainders};
 use super::micro::Micro;
 use super::panels::Strip;
@@ -61,10 +62,7 @@ impl<'k> Form<'k> {
         }
         let func = &kernel.func;
         let body = &func.regions[func.body];
-        let mut anchors = body.ops.iter().filter(|&&op| func.ops[op].opcode == Opcode::Matmul);
-        let (Some(&anchor), None) = (anchors.next(), anchors.next()) else {
-            return fail("a product kernel without exactly one matmul");
-        };
+        let anchor = only(kernel, Opcode::Matmul)?;
         let op = &func.ops[anchor];
         let operand = |value: ValueId, inner_last: bool, outer: usize| {
             let (pointer, shape) = (pointer(func, value)?, &func.ty(value).shape);

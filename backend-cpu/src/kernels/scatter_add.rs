@@ -3,8 +3,8 @@
 //! Algorithm: a task is a range of the table's rows. It copies them from the base, unless the result is the base's memory,
 //! then goes through all ids in order and adds the rows whose id lies in its range: no two tasks write one row, and the order
 //! of additions is that of the ids. Bound: memory; reading the ids in every task is little beside a row.
+use super::anchor::{only, pointer, see_through};
 use super::heads::all_pieces;
-use super::matmul_form::see_through;
 use crate::emit::{Cmp, Emitter, Error, Ty, Val};
 use rdc_ir::program::{Kernel, KernelKind, Target};
 use rdc_ir::{DType, Opcode};
@@ -17,10 +17,9 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
         return fail("a kernel of another kind than scatter_add");
     };
     let body = &func.regions[func.body];
-    let mut anchors = body.ops.iter().map(|&op| &func.ops[op]).filter(|op| op.opcode == Opcode::ScatterAdd);
-    let (Some(op), None) = (anchors.next(), anchors.next()) else { return fail("not exactly one scatter_add") };
-    let pointer = |i: usize| super::heads::pointer(func, see_through(func, op.operands[i]));
-    let (Some(base), Some(ids), Some(terms)) = (pointer(0), pointer(1), pointer(2)) else {
+    let op = &func.ops[only(kernel, Opcode::ScatterAdd)?];
+    let operand = |i: usize| pointer(func, see_through(func, op.operands[i]));
+    let (Some(base), Some(ids), Some(terms)) = (operand(0), operand(1), operand(2)) else {
         return fail("operands that are computed");
     };
     let table = func.ty(op.operands[0]);

@@ -6,10 +6,12 @@
 mod blocks;
 mod generate;
 mod inputs;
+mod loss;
 mod training;
 
 pub use generate::{Config, random_module};
 pub use inputs::{convert, max_difference, random_inputs};
+pub use loss::{most_steps, random_loss};
 
 /// A small generator of pseudo-random numbers (SplitMix64).
 #[derive(Clone, Debug)]

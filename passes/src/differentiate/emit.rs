@@ -2,11 +2,6 @@
 use super::reverse::Reverse;
 use rdc_ir::{Attr, Builder, DType, Opcode, Type, ValueId};
 
-/// The attribute of a shape.
-pub(super) fn shape_attr(shape: &[usize]) -> Attr {
-    Attr::Ints(shape.iter().map(|&n| n as i64).collect())
-}
-
 impl Reverse<'_, '_> {
     /// Appends operations at a level.
     pub(super) fn builder_at(&mut self, level: usize) -> Builder<'_> {
@@ -75,28 +70,28 @@ impl Reverse<'_, '_> {
         if ty.rank() == 0 {
             return zero;
         }
-        self.builder_at(level).op(Opcode::Broadcast, &[zero], vec![shape_attr(&ty.shape)])
+        self.builder_at(level).op(Opcode::Broadcast, &[zero], vec![Attr::shape(&ty.shape)])
     }
     /// The elements in that shape.
     pub(super) fn reshape(&mut self, a: ValueId, shape: &[usize]) -> ValueId {
         if self.new.ty(a).shape == shape {
             return a;
         }
-        self.op(Opcode::Reshape, &[a], vec![shape_attr(shape)])
+        self.op(Opcode::Reshape, &[a], vec![Attr::shape(shape)])
     }
     /// Repeated to that shape.
     pub(super) fn broadcast(&mut self, a: ValueId, shape: &[usize]) -> ValueId {
         if self.new.ty(a).shape == shape {
             return a;
         }
-        self.op(Opcode::Broadcast, &[a], vec![shape_attr(shape)])
+        self.op(Opcode::Broadcast, &[a], vec![Attr::shape(shape)])
     }
     /// Summed over the axes along which that shape repeats.
     pub(super) fn sum_to(&mut self, a: ValueId, shape: &[usize]) -> ValueId {
         if self.new.ty(a).shape == shape {
             return a;
         }
-        self.op(Opcode::SumTo, &[a], vec![shape_attr(shape)])
+        self.op(Opcode::SumTo, &[a], vec![Attr::shape(shape)])
     }
     /// The sum over an axis, which stays with size 1.
     pub(super) fn row_sum(&mut self, a: ValueId, axis: usize) -> ValueId {

@@ -199,10 +199,10 @@ impl Copy<'_, '_> {
             return stack;
         }
         let mut builder = Builder::at(self.new, into);
-        let mut shape: Vec<i64> = ty.shape.iter().map(|&n| n as i64).collect();
-        shape[0] = missing as i64;
+        let mut shape = ty.shape.clone();
+        shape[0] = missing;
         let zero = builder.constant(0.0, ty.dtype);
-        let zeros = builder.op(Opcode::Broadcast, &[zero], vec![Attr::Ints(shape)]);
+        let zeros = builder.op(Opcode::Broadcast, &[zero], vec![Attr::shape(&shape)]);
         builder.op(Opcode::Concat, &[stack, zeros], vec![Attr::Int(0)])
     }
     fn loop_copy(

@@ -53,7 +53,7 @@ mod weights;
 
 use crate::Error;
 use problem::Problem;
-use rdc_ir::{ArgRole, Func, Init, Loc, Module, Param};
+use rdc_ir::{ArgRole, Func, Loc, Module, Param};
 
 /// What is kept from the forward direction; the rest is computed again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,7 +129,7 @@ pub fn run(module: &mut Module, options: &Options) -> Result<(), Error> {
     for weight in weights {
         let name = gradient_name(&weight.name);
         if module.param(&name).is_none() {
-            module.params.push(gradient_param(name, &weight));
+            module.params.push(Param { loc: weight.loc, ..Param::training_state(name, weight.ty) });
         }
     }
     Ok(())
@@ -148,8 +148,8 @@ fn gradient(module: &Module, loss: &Func, name: &str, options: &Options) -> Resu
     Ok(remat::differentiate(&problem))
 }
 
-/// What follows `loss` in the name of a loss function.
-fn loss_suffix(name: &str) -> Option<&str> {
+/// What follows `loss` in the name of a loss function; `None` for other functions.
+pub fn loss_suffix(name: &str) -> Option<&str> {
     name.strip_prefix("loss").filter(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
@@ -160,20 +160,7 @@ fn weights<'m>(module: &'m Module, options: &Options) -> impl Iterator<Item = &'
 
 /// The name of the state parameter that holds a parameter's gradient.
 pub fn gradient_name(param: &str) -> String {
-    format!("grad.{param}")
-}
-
-fn gradient_param(name: String, weight: &Param) -> Param {
-    Param {
-        name,
-        aliases: Vec::new(),
-        ty: weight.ty.clone(),
-        init: Init::Constant(0.0),
-        decay: false,
-        in_stack: false,
-        state: true,
-        loc: weight.loc,
-    }
+    format!("{}{param}", crate::optimizer::GRAD)
 }
 
 fn unsupported(message: impl Into<String>, loc: Loc) -> Error {

@@ -2,8 +2,8 @@
 //!
 //! With m the largest logit of a row, e = exp(x - m) and s = sum e: lse = log s + m, softmax = e / s, and the derivative of
 //! `lse - x[l] + z lse^2` by x is `softmax (1 + 2 z lse) - one_hot(l)`.
-use super::{ints, reshape};
-use rdc_ir::{Attr, Builder, DType, OpId, Opcode, ValueId};
+use super::reshape;
+use rdc_ir::{Attr, Builder, DType, IGNORED_LABEL, OpId, Opcode, ValueId};
 
 /// Tokens whose logits exist at one time, at most.
 const MOST_TOKENS: usize = 512;
@@ -13,8 +13,6 @@ const MOST_LOGITS: usize = 1 << 22;
 const FEW_TOKENS: usize = 128;
 /// If no divisor of the number of tokens between this and [`MOST_TOKENS`] exists, there is one chunk.
 const LEAST_TOKENS: usize = 32;
-/// The label of a token that does not count.
-const IGNORED: f64 = -100.0;
 
 /// Tokens per chunk, for a vocabulary.
 fn chunk_of(tokens: usize, vocabulary: usize) -> usize {
@@ -70,7 +68,7 @@ impl Rows<'_, '_> {
     fn masked(&mut self, column: ValueId) -> ValueId {
         let tokens = self.b.func.ty(self.labels).elements();
         let labels = reshape(self.b, self.labels, &[tokens, 1]);
-        let ignored = self.b.constant(IGNORED, DType::I32);
+        let ignored = self.b.constant(f64::from(IGNORED_LABEL), DType::I32);
         let is_ignored = self.op(Opcode::Eq, &[labels, ignored]);
         let zero = self.float(0.0);
         self.op(Opcode::Select, &[is_ignored, zero, column])
@@ -172,7 +170,7 @@ impl Head {
         let mut sums = vec![b.op(Opcode::Matmul, &[dlogits, x], vec![Attr::Bool(true), Attr::Bool(false)])];
         if let Some(bias) = self.bias {
             let shape = b.func.ty(bias).shape.clone();
-            sums.push(b.op(Opcode::SumTo, &[dlogits], vec![ints(&shape)]));
+            sums.push(b.op(Opcode::SumTo, &[dlogits], vec![Attr::shape(&shape)]));
         }
         (dx, sums)
     }
@@ -197,7 +195,8 @@ fn for_chunks(
         return body(b, stacks);
     }
     let zero = b.constant(0.0, DType::F32);
-    let init: Vec<ValueId> = sums.iter().map(|shape| b.op(Opcode::Broadcast, &[zero], vec![ints(shape)])).collect();
+    let init: Vec<ValueId> =
+        sums.iter().map(|shape| b.op(Opcode::Broadcast, &[zero], vec![Attr::shape(shape)])).collect();
     let steps = b.constant(chunks as f64, DType::I32);
     let (region, step, _, carried) = b.begin_loop(&init);
     let outside = b.enter(region);

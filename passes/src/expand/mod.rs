@@ -63,9 +63,5 @@ fn reshape(b: &mut Builder, value: ValueId, shape: &[usize]) -> ValueId {
     if b.func.ty(value).shape == shape {
         return value;
     }
-    b.op(Opcode::Reshape, &[value], vec![ints(shape)])
-}
-
-fn ints(shape: &[usize]) -> Attr {
-    Attr::Ints(shape.iter().map(|&n| n as i64).collect())
+    b.op(Opcode::Reshape, &[value], vec![Attr::shape(shape)])
 }

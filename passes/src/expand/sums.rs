@@ -1,5 +1,5 @@
 //! `sum_to` as sums over the last axis (row sums) and over the leading axes (column sums), for which there are kernels.
-use super::{ints, reshape};
+use super::reshape;
 use rdc_ir::{Attr, Builder, OpId, Opcode, ValueId};
 
 /// Sizes of the leading axes summed over, of those kept, and of the trailing ones summed over, if the axes that are kept lie
@@ -30,7 +30,7 @@ fn sum(b: &mut Builder, value: ValueId, to: &[usize]) -> Option<ValueId> {
     }
     if lead > 1 {
         value = reshape(b, value, &[lead, kept]);
-        value = b.op(Opcode::SumTo, &[value], vec![ints(&[kept])]);
+        value = b.op(Opcode::SumTo, &[value], vec![Attr::shape(&[kept])]);
     }
     Some(reshape(b, value, to))
 }

@@ -52,7 +52,7 @@ impl Inserter<'_> {
         self.func.ops[id].results.clone()
     }
     fn reshape(&mut self, value: ValueId, shape: Vec<usize>) -> ValueId {
-        let attr = Attr::Ints(shape.iter().map(|&n| n as i64).collect());
+        let attr = Attr::shape(&shape);
         let ty = self.func.ty(value).with_shape(shape);
         self.op(Opcode::Reshape, vec![value], vec![attr], vec![ty])[0]
     }

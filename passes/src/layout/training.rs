@@ -40,8 +40,7 @@ fn product(b: &mut Builder, module: &Module, op: OpId, nr: usize) -> Option<Valu
     if from.rank() == 2 || b.func.ty(w).rank() != 2 {
         return None;
     }
-    let sizes = |shape: &[usize]| vec![Attr::Ints(shape.iter().map(|&n| n as i64).collect())];
-    let rows = b.op(Opcode::Reshape, &[x], sizes(&[from.rows(), from.last()]));
+    let rows = b.op(Opcode::Reshape, &[x], vec![Attr::shape(&[from.rows(), from.last()])]);
     let product = b.op(Opcode::Matmul, &[rows, w], data.attrs);
-    Some(b.op(Opcode::Reshape, &[product], sizes(&to)))
+    Some(b.op(Opcode::Reshape, &[product], vec![Attr::shape(&to)]))
 }

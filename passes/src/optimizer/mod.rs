@@ -33,7 +33,7 @@
 mod rows;
 mod update;
 
-use rdc_ir::{Builder, DType, Func, Init, Loc, Module, Opcode, Param, Type};
+use rdc_ir::{Builder, DType, Func, Module, Opcode, Param, Type};
 use rows::{scalar_input, view};
 
 /// The prefix of a gradient's name.
@@ -94,8 +94,7 @@ fn add_state(module: &mut Module, prefix: &str, param: &Trained) {
     if module.param(&name).is_some() {
         return;
     }
-    let (ty, init, loc) = (param.ty.clone(), Init::Constant(0.0), Loc::default());
-    module.params.push(Param { name, aliases: Vec::new(), ty, init, decay: false, in_stack: false, state: true, loc });
+    module.params.push(Param::training_state(name, param.ty.clone()));
 }
 
 fn accumulate(trained: &[Trained]) -> Func {

@@ -11,7 +11,7 @@ pub fn reshape(b: &mut Builder, value: ValueId, shape: &[usize]) -> ValueId {
     if b.func.ty(value).shape == shape {
         return value;
     }
-    b.op(Opcode::Reshape, &[value], vec![Attr::Ints(shape.iter().map(|&n| n as i64).collect())])
+    b.op(Opcode::Reshape, &[value], vec![Attr::shape(shape)])
 }
 
 /// A tensor's rows and columns: one row if it has one axis, or columns of one element, which row kernels do not see as rows.

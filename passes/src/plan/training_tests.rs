@@ -6,8 +6,8 @@ use super::tests::kinds;
 use crate::{Error, Options, Remat, Training};
 use rdc_ir::interp::{self, Inputs, Tensor};
 use rdc_ir::program::{LoopStep, Offset, Place, Program, Step};
-use rdc_ir::testing::{Config, convert, random_inputs, random_module};
-use rdc_ir::{ArgRole, Attr, Builder, DType, Module, Opcode};
+use rdc_ir::testing::{convert, most_steps, random_inputs, random_loss};
+use rdc_ir::{ArgRole, Module};
 use std::rc::Rc;
 
 /// Runs an entry as planned and as the interpreter does. `steps` are the numbers of the step arguments, in order.
@@ -300,27 +300,6 @@ fn training_runs_as_planned() {
     }
 }
 
-/// A random function that returns one number, from all of its outputs.
-fn random_loss(seed: u64) -> Module {
-    let config = Config { ops: 20, caches: false, jumps: false, ..Config::default() };
-    let mut module = random_module(seed, &config);
-    let func = &mut module.funcs[0];
-    func.name = "loss".into();
-    let yields = std::mem::take(&mut func.regions[func.body].yields);
-    func.outputs.clear();
-    let mut b = Builder::new(func);
-    let mut loss = b.constant(0.0, DType::F32);
-    for value in yields {
-        if b.func.ty(value).dtype == DType::F32 {
-            let bounded = b.op(Opcode::Atan, &[value], vec![]);
-            let sum = b.op(Opcode::SumTo, &[bounded], vec![Attr::Ints(vec![])]);
-            loss = b.op(Opcode::Add, &[loss, sum], vec![]);
-        }
-    }
-    b.output("loss", loss, false);
-    module
-}
-
 #[test]
 fn random_functions_train_as_planned() {
     let mut planned = 0;
@@ -330,8 +309,7 @@ fn random_functions_train_as_planned() {
         let training = Training { max_grad_steps: 3, remat, optimizer, frozen: Vec::new(), losses: false };
         let options = Options { training: Some(training), ..options() };
         let module = random_loss(seed);
-        let loops = module.funcs[0].ops.values().filter(|op| op.opcode == Opcode::Loop);
-        let most = loops.map(|op| op.size("max_steps")).min().unwrap_or(0) as i32;
+        let most = most_steps(&module) as i32;
         let text = module.to_string();
         let module = match crate::optimise(module, &options, &mut |_, _| ()) {
             Ok(module) => module,

@@ -211,7 +211,7 @@ impl Graph {
         if self.shape(x) == shape {
             return Some(x);
         }
-        self.add(Opcode::Reshape, vec![Attr::Ints(shape.iter().map(|&n| n as i64).collect())], &[x])
+        self.add(Opcode::Reshape, vec![Attr::shape(shape)], &[x])
     }
     /// The type of a class.
     pub fn ty(&self, id: Id) -> &Type {

@@ -1,41 +1,10 @@
 //! Random functions: gradients against differences in a random direction, and policies against each other.
 use super::support::{assert_close, execute, run_gradient, with_gradient};
 use rdc_ir::interp::{Inputs, Tensor};
-use rdc_ir::testing::{Config, Rng, random_inputs, random_module};
-use rdc_ir::{Attr, Builder, DType, Module, Opcode, Output};
+use rdc_ir::testing::{Rng, most_steps, random_inputs, random_loss};
 use rdc_passes::differentiate::{Options, Remat};
 
 const MODULES: u64 = 100;
-
-/// A random module whose function returns one number, from all of its outputs.
-fn random_loss(seed: u64) -> Module {
-    let config = Config { ops: 20, caches: false, jumps: false, ..Config::default() };
-    let mut module = random_module(seed, &config);
-    let func = &mut module.funcs[0];
-    func.name = "loss".into();
-    let yields = std::mem::take(&mut func.regions[func.body].yields);
-    func.outputs.clear();
-    let mut b = Builder::new(func);
-    let mut loss = b.constant(0.0, DType::F32);
-    for value in yields {
-        if b.func.ty(value).dtype == DType::F32 {
-            let bounded = b.op(Opcode::Atan, &[value], vec![]);
-            let sum = b.op(Opcode::SumTo, &[bounded], vec![Attr::Ints(vec![])]);
-            loss = b.op(Opcode::Add, &[loss, sum], vec![]);
-        }
-    }
-    b.func.outputs.push(Output { name: "loss".into(), stacked: false, updates: false });
-    let body = b.func.body;
-    b.func.regions[body].yields = vec![loss];
-    module
-}
-
-/// The largest number of steps that every loop allows.
-fn most_steps(module: &Module) -> usize {
-    let func = &module.funcs[0];
-    let loops = func.walk().into_iter().map(|(_, op)| &func.ops[op]).filter(|op| op.opcode == Opcode::Loop);
-    loops.map(|op| op.size("max_steps")).min().unwrap_or(0)
-}
 
 /// The parameters, moved along a direction.
 fn moved(inputs: &Inputs<f64>, direction: &[(String, Vec<f64>)], by: f64) -> Inputs<f64> {

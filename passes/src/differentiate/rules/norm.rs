@@ -15,13 +15,26 @@ pub(super) fn rms_norm(cx: &mut Reverse<'_, '_>, op: &Op, dy: ValueId) {
     let mean = cx.row_mean(square);
     let r = inverse_root(cx, mean, op.float("eps"));
     let normed = cx.mul(x, r);
+    normalised(cx, op, dy, w, (normed, r), false);
+}
+/// What x and w get of n w, where n is x times r or, if `centred`, x less its mean times r. With g = dy w: x gets
+/// r (g - n mean(g n)), centred r (g - mean(g) - n mean(g n)); w gets the sum of dy n.
+fn normalised(
+    cx: &mut Reverse<'_, '_>,
+    op: &Op,
+    dy: ValueId,
+    w: ValueId,
+    (normed, r): (ValueId, ValueId),
+    centred: bool,
+) {
     if cx.wants(op.operands[0]) {
         let g = cx.mul(dy, w);
-        // With n = x r, that is r (g - n mean(g n)).
         let product = cx.mul(g, normed);
+        let g_mean = centred.then(|| cx.row_mean(g));
         let mean = cx.row_mean(product);
         let along = cx.mul(normed, mean);
-        let rest = cx.sub(g, along);
+        let rest = g_mean.map_or(g, |mean| cx.sub(g, mean));
+        let rest = cx.sub(rest, along);
         let dx = cx.mul(rest, r);
         cx.give(op.operands[0], dx);
     }
@@ -40,20 +53,7 @@ pub(super) fn layer_norm(cx: &mut Reverse<'_, '_>, op: &Op, dy: ValueId) {
     let variance = cx.row_mean(square);
     let r = inverse_root(cx, variance, op.float("eps"));
     let normed = cx.mul(centred, r);
-    if cx.wants(op.operands[0]) {
-        let g = cx.mul(dy, w);
-        let product = cx.mul(g, normed);
-        let (g_mean, mean) = (cx.row_mean(g), cx.row_mean(product));
-        let along = cx.mul(normed, mean);
-        let rest = cx.sub(g, g_mean);
-        let rest = cx.sub(rest, along);
-        let dx = cx.mul(rest, r);
-        cx.give(op.operands[0], dx);
-    }
-    if cx.wants(op.operands[1]) {
-        let dw = cx.mul(dy, normed);
-        cx.give(op.operands[1], dw);
-    }
+    normalised(cx, op, dy, w, (normed, r), true);
     cx.give(op.operands[2], dy);
 }
 /// y = softmax(x): y (dy - sum(dy y))

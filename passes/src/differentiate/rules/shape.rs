@@ -1,6 +1,5 @@
 //! Operations that move or copy elements: cotangents go the way back.
 use super::super::cotangent::{Contribution, Range};
-use super::super::emit::shape_attr;
 use super::Reverse;
 use rdc_ir::{Attr, DType, Op, Opcode, ValueId};
 
@@ -86,6 +85,6 @@ pub(super) fn scatter_add(cx: &mut Reverse<'_, '_>, op: &Op, dy: ValueId) {
 /// dy repeated to the shape of the operand (of a reduction).
 pub(super) fn repeat(cx: &mut Reverse<'_, '_>, operand: ValueId, dy: ValueId) {
     let shape = cx.old_ty(operand).shape.clone();
-    let d = if cx.shape(dy) == shape { dy } else { cx.op(Opcode::Broadcast, &[dy], vec![shape_attr(&shape)]) };
+    let d = if cx.shape(dy) == shape { dy } else { cx.op(Opcode::Broadcast, &[dy], vec![Attr::shape(&shape)]) };
     cx.give(operand, d);
 }

@@ -129,7 +129,7 @@ fn of_elementwise(g: &mut Graph, _: Opcode, node: &Node) -> Vec<Id> {
         if opcode == Opcode::Broadcast {
             let mut shape = inner.sizes(0);
             shape[cut.axis] = cut.end - cut.start;
-            attrs = vec![Attr::Ints(shape.iter().map(|&n| n as i64).collect())];
+            attrs = vec![Attr::shape(&shape)];
         }
         // An elementwise operation all of whose operands broadcast along the axis has size 1 there: the slice is whole.
         let part = operands.and_then(|operands| g.add(opcode, attrs, &operands));

@@ -1,7 +1,7 @@
 //! The words of the command line. Scripts depend on them: add, don't rename.
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use rdc_ir::program::KvPolicy;
-use rdc_runtime::train::Bytes;
+use rdc_runtime::train::{Bytes, OptimizerKind, Remat};
 use std::path::PathBuf;
 
 /// The compiler for recurrent-depth language models.
@@ -129,6 +129,9 @@ pub struct CompileArgs {
     pub training: TrainFlags,
 }
 
+/// Iterations with gradient unless something says otherwise: the paper's.
+pub const GRAD_STEPS: usize = 8;
+
 /// How losses are compiled for training.
 #[derive(Args, Debug, Default, Clone)]
 pub struct TrainFlags {
@@ -167,6 +170,16 @@ pub enum RematFlag {
     Auto,
 }
 
+impl From<RematFlag> for Remat {
+    fn from(flag: RematFlag) -> Remat {
+        match flag {
+            RematFlag::None => Remat::None,
+            RematFlag::Iteration => Remat::Iteration,
+            RematFlag::Auto => Remat::Auto,
+        }
+    }
+}
+
 /// An optimiser.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OptimizerFlag {
@@ -176,6 +189,15 @@ pub enum OptimizerFlag {
     /// The variant of the Huginn run.
     #[value(name = "ellis-adam")]
     EllisAdam,
+}
+
+impl From<OptimizerFlag> for OptimizerKind {
+    fn from(flag: OptimizerFlag) -> OptimizerKind {
+        match flag {
+            OptimizerFlag::AdamW => OptimizerKind::Adamw,
+            OptimizerFlag::EllisAdam => OptimizerKind::EllisAdam,
+        }
+    }
 }
 
 /// Arguments of `grad`.

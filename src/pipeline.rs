@@ -12,12 +12,12 @@ use rdc_frontend::{Diagnostic, LossSelection, Lowered};
 use rdc_ir::program::Program;
 use rdc_ir::{Func, Module, Opcode, Type};
 use rdc_passes::optimizer::Optimizer;
-use rdc_passes::{Observer, Remat, WeightType};
+use rdc_passes::{Observer, WeightType};
 use rdc_runtime::artifact::{self, Contents, LossInfo, Meta, ParamInfo, Readout, TrainMeta};
 use rdc_runtime::checkpoint::Checkpoint;
 use rdc_runtime::code::Code;
 use rdc_runtime::model::Model;
-use rdc_runtime::train::Trainer;
+use rdc_runtime::train::{OptimizerKind, Remat, Trainer};
 use rdc_runtime::weights::{CheckpointSource, DrawnSource, ParamSource};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
@@ -77,8 +77,10 @@ pub struct Training {
     pub max_grad_steps: usize,
     /// What is kept for the way back.
     pub remat: Remat,
+    /// Bytes that [`Remat::Auto`] may plan for.
+    pub memory: usize,
     /// The optimiser to compile, if any.
-    pub optimizer: Option<Optimizer>,
+    pub optimizer: Option<OptimizerKind>,
     /// Whether gradients are summed over several batches before an update.
     pub accumulate: bool,
     /// Patterns (`*` and `?`) of parameters that are not trained.
@@ -220,11 +222,18 @@ pub fn build(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
         expected_trips: lowered.default_steps.max(1),
         training: training.as_ref().map(|t| rdc_passes::Training {
             max_grad_steps: t.max_grad_steps,
-            remat: t.remat,
-            optimizer: t.optimizer.map(|optimizer| rdc_passes::optimizer::Options {
-                optimizer,
-                frozen: frozen.clone(),
+            remat: match t.remat {
+                Remat::None => rdc_passes::Remat::None,
+                Remat::Iteration => rdc_passes::Remat::Iteration,
+                Remat::Auto => rdc_passes::Remat::Auto { memory: t.memory },
+            },
+            optimizer: t.optimizer.map(|kind| rdc_passes::optimizer::Options {
+                optimizer: match kind {
+                    OptimizerKind::Adamw => Optimizer::AdamW,
+                    OptimizerKind::EllisAdam => Optimizer::EllisAdam,
+                },
                 accumulate: t.accumulate,
+                ..Default::default()
             }),
             frozen,
             losses: t.evaluate,
@@ -290,12 +299,9 @@ pub fn build(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
 fn frozen(module: &Module, patterns: &[String]) -> Result<Vec<String>> {
     let mut names = BTreeSet::new();
     for pattern in patterns {
-        let before = names.len();
-        names.extend(module.params.values().map(|p| p.name.clone()).filter(|name| matches(pattern, name)));
-        anyhow::ensure!(
-            names.len() > before || module.params.values().any(|p| matches(pattern, &p.name)),
-            "--freeze {pattern}: no parameter has such a name"
-        );
+        let mut found = module.params.values().filter(|p| matches(pattern, &p.name)).peekable();
+        anyhow::ensure!(found.peek().is_some(), "--freeze {pattern}: no parameter has such a name");
+        names.extend(found.map(|p| p.name.clone()));
     }
     Ok(names.into_iter().collect())
 }
@@ -324,18 +330,8 @@ fn train_meta(training: &Training, lowered: &Lowered, frozen: &[String]) -> Trai
         batch: lowered.batch,
         seq: lowered.train_seq,
         max_grad_steps: training.max_grad_steps,
-        remat: match training.remat {
-            Remat::None => "none",
-            Remat::Iteration => "iteration",
-            Remat::Auto { .. } => "auto",
-        }
-        .into(),
-        optimizer: match training.optimizer {
-            Some(Optimizer::AdamW) => "adamw",
-            Some(Optimizer::EllisAdam) => "ellis-adam",
-            None => "none",
-        }
-        .into(),
+        remat: training.remat.name().into(),
+        optimizer: training.optimizer.map_or("none", OptimizerKind::name).into(),
         accumulate: training.accumulate,
         frozen: frozen.to_vec(),
         config: lowered.config.iter().cloned().collect(),

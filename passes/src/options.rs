@@ -50,7 +50,7 @@ pub struct Training {
     pub max_grad_steps: usize,
     /// What is kept for the way back.
     pub remat: Remat,
-    /// The optimiser's functions, if they are wanted.
+    /// The optimiser's functions, if they are wanted; they leave out `frozen` too.
     pub optimizer: Option<optimizer::Options>,
     /// Names of the parameters that get no gradient and are not updated.
     pub frozen: Vec<String>,

@@ -6,7 +6,7 @@ use crate::memory::{Buffer, Shared};
 use crate::validate;
 use crate::weights::{self, DrawnSource, ParamSource};
 use memmap2::Mmap;
-use rdc_ir::program::{Program, Target, WeightSource};
+use rdc_ir::program::{Program, Target};
 use std::sync::Arc;
 
 /// A loaded model. Its weights are written by entries that update them, and by [`Model::weight_mut`].
@@ -104,10 +104,7 @@ impl Model {
     }
     /// The index of the weight that holds a parameter, or training state of that name, as it is.
     pub fn find_weight(&self, name: &str) -> Option<usize> {
-        self.meta.program.weights.iter().position(|w| match &w.source {
-            WeightSource::Param { name: own, via_bf16: false } | WeightSource::State { name: own } => own == name,
-            _ => false,
-        })
+        self.meta.program.weights.iter().position(|w| w.source.as_is() == Some(name))
     }
     /// The addresses of the weights, for kernels that only read them.
     pub(crate) fn weight_addresses(&self) -> Vec<Shared> {

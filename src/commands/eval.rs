@@ -4,9 +4,10 @@ use crate::plot::{Chart, Curve};
 use crate::progress::Progress;
 use crate::table::Table;
 use anyhow::{Context, Result, ensure};
+use rdc_ir::IGNORED_LABEL;
 use rdc_runtime::artifact::{Artifact, Verify};
 use rdc_runtime::data::tasks::Task;
-use rdc_runtime::data::{Dataset, Generated, IGNORED};
+use rdc_runtime::data::{Dataset, Generated};
 use rdc_runtime::model::Model;
 use rdc_runtime::threads::default_threads;
 use rdc_runtime::train::Config;
@@ -183,7 +184,7 @@ fn measure(session: &mut Session, set: &Rows, steps: usize, seed: u64) -> Result
             let (mut all, mut final_one) = (true, false);
             for position in row * set.length..(row + 1) * set.length {
                 let label = labels[position];
-                if label == IGNORED {
+                if label == IGNORED_LABEL {
                     continue;
                 }
                 ensure!(

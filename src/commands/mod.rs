@@ -36,12 +36,6 @@ pub fn run(cli: Cli) -> Result<()> {
     }
 }
 
-/// Bytes of weights, of the state of training, and of the largest arena: what the plan says a program needs.
-fn planned(meta: &Meta) -> usize {
-    let weights = meta.program.weights.iter().fold(0usize, |sum, w| sum.saturating_add(w.ty.bytes()));
-    weights.saturating_add(meta.program.entries.iter().map(|e| e.arena).max().unwrap_or(0))
-}
-
 /// Whether a file is a model text by its name.
 fn is_text(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "rdm")

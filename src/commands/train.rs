@@ -1,5 +1,5 @@
 //! `rdc train`: a run from a configuration.
-use crate::cli::{OptimizerFlag, RematFlag, TrainArgs};
+use crate::cli::TrainArgs;
 use crate::plot::{Chart, Curve};
 use crate::progress::Progress;
 use crate::table::{self, SI, short};
@@ -9,9 +9,9 @@ use rdc_runtime::artifact::{Artifact, Verify};
 use rdc_runtime::checkpoint::Checkpoint;
 use rdc_runtime::data::Feed;
 use rdc_runtime::model::Model;
-use rdc_runtime::probe::Ceilings;
+use rdc_runtime::probe::fma_peak;
 use rdc_runtime::threads::default_threads;
-use rdc_runtime::train::{self, Batch, Batches, Config, Event, METRICS, OptimizerKind, Parts, Rows, Run, Trainer};
+use rdc_runtime::train::{Batch, Batches, Config, Event, METRICS, Parts, Rows, Run, Trainer};
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
@@ -44,11 +44,11 @@ pub fn run(args: TrainArgs, quiet: bool) -> Result<()> {
         .collect::<Result<Vec<_>, _>>()?;
     progress.stage("measuring the machine");
     let threads = config.train.threads.unwrap_or_else(default_threads);
-    let peak = Ceilings::measure(threads)?.flops;
+    let peak = fma_peak(threads)?;
     let files = files(&config, base)?;
     std::fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
     crate::interrupt::watch(&args.out.join(METRICS));
-    let planned = super::planned(trainer.meta());
+    let planned = trainer.meta().program.memory();
     let parts =
         Parts { trainer, config: config.clone(), batches: Box::new(batches), validation, out: args.out.clone(), files };
     let mut run = if args.resume { Run::resume(parts, false)? } else { Run::start(parts)? };
@@ -90,18 +90,9 @@ fn config(args: &TrainArgs) -> Result<Config> {
     train.threads = args.threads.or(train.threads);
     train.accumulate = args.training.accumulate.unwrap_or(train.accumulate);
     train.memory = args.training.memory.or(train.memory);
-    train.remat = match args.training.remat {
-        Some(RematFlag::None) => train::Remat::None,
-        Some(RematFlag::Iteration) => train::Remat::Iteration,
-        Some(RematFlag::Auto) => train::Remat::Auto,
-        None => train.remat,
-    };
+    train.remat = args.training.remat.map_or(train.remat, Into::into);
     config.optimizer.lr = args.lr.unwrap_or(config.optimizer.lr);
-    config.optimizer.kind = match args.training.optimizer {
-        Some(OptimizerFlag::AdamW) => OptimizerKind::Adamw,
-        Some(OptimizerFlag::EllisAdam) => OptimizerKind::EllisAdam,
-        None => config.optimizer.kind,
-    };
+    config.optimizer.kind = args.training.optimizer.map_or(config.optimizer.kind, Into::into);
     // A path on the command line is relative to where the command runs, one of the file to the file.
     let finetune = args.finetune.as_deref().map(std::path::absolute).transpose()?;
     let model = &mut config.model;

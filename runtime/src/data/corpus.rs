@@ -1,8 +1,9 @@
 //! One long sequence of tokens, cut into rows.
 use super::tokenizer::{self, Tokenizer};
-use super::{BadLines, Dataset, IGNORED};
+use super::{BadLines, Dataset};
 use crate::Error;
 use memmap2::Mmap;
+use rdc_ir::IGNORED_LABEL;
 use std::path::{Path, PathBuf};
 
 /// Tokens one after the other. Row i is tokens `i * length ..`, and the label of each is the token after it.
@@ -162,7 +163,7 @@ impl Dataset for Tokens {
         for (i, (id, label)) in ids.iter_mut().zip(labels).enumerate() {
             let at = first + i as u64;
             *id = self.token(at.min(self.total - 1));
-            *label = if at + 1 < self.total { self.token(at + 1) } else { IGNORED };
+            *label = if at + 1 < self.total { self.token(at + 1) } else { IGNORED_LABEL };
         }
         Ok(())
     }

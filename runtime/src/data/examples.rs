@@ -1,7 +1,8 @@
 //! JSONL: one example per line, packed into rows.
 use super::tokenizer::{self, Tokenizer};
-use super::{BadLines, Dataset, IGNORED};
+use super::{BadLines, Dataset};
 use crate::Error;
+use rdc_ir::IGNORED_LABEL;
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -80,7 +81,7 @@ impl Examples {
     fn end_row(&mut self) {
         let full = self.ids.len().next_multiple_of(self.length);
         self.ids.resize(full, 0);
-        self.labels.resize(full, IGNORED);
+        self.labels.resize(full, IGNORED_LABEL);
     }
 }
 
@@ -97,7 +98,7 @@ fn encode(line: &str, tokenizer: &Tokenizer) -> Result<(Vec<i32>, Vec<i32>), Str
             _ => Err(format!("{c:?} is not one token, as aligned labels need")),
         };
         let ids = input_chars.into_iter().map(one).collect::<Result<_, _>>()?;
-        let target = |c: char| if c == '.' { Ok(IGNORED) } else { one(c) };
+        let target = |c: char| if c == '.' { Ok(IGNORED_LABEL) } else { one(c) };
         return Ok((ids, label_chars.into_iter().map(target).collect::<Result<_, _>>()?));
     }
     let prompt = line.prompt.or(line.input);
@@ -111,7 +112,8 @@ fn encode(line: &str, tokenizer: &Tokenizer) -> Result<(Vec<i32>, Vec<i32>), Str
     ids.extend(answer);
     ids.extend(tokenizer.end());
     // The last token of the prompt predicts the first of the answer.
-    let labels = (1..=ids.len()).map(|i| if i >= begin.max(1) && i < ids.len() { ids[i] } else { IGNORED }).collect();
+    let labels =
+        (1..=ids.len()).map(|i| if i >= begin.max(1) && i < ids.len() { ids[i] } else { IGNORED_LABEL }).collect();
     Ok((ids, labels))
 }
 

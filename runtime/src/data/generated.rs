@@ -1,7 +1,8 @@
 //! Rows of a built-in task.
-use super::tasks::{Draws, IGNORED, Problem, START, Task, id};
+use super::tasks::{Draws, Problem, START, Task, id};
 use super::{Dataset, tasks};
 use crate::Error;
+use rdc_ir::IGNORED_LABEL;
 
 /// Rows made on the fly. A row is filled with problems; in an aligned task a problem may end at any place and the next begin
 /// (`restart`), which teaches more than one length, and where a problem begins.
@@ -41,7 +42,7 @@ impl Dataset for Generated {
             let mut sum = 0;
             for (i, (id_, label)) in ids.iter_mut().zip(labels).enumerate() {
                 if i == 0 || draws.chance(self.restart) {
-                    (*id_, *label, sum) = (id(START), IGNORED, 0);
+                    (*id_, *label, sum) = (id(START), IGNORED_LABEL, 0);
                 } else {
                     let value = draws.below(modulus as usize) as i32;
                     sum = (sum + value) % modulus;
@@ -52,7 +53,7 @@ impl Dataset for Generated {
         }
         // Problems that fit, one after the other; a row has at most as many as tokens.
         let (mut at, length) = (0, ids.len());
-        labels.fill(IGNORED);
+        labels.fill(IGNORED_LABEL);
         ids.fill(id(START));
         for k in 0..length as u64 {
             let problem = self.problem(index.wrapping_mul(length as u64).wrapping_add(k));

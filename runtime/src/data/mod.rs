@@ -19,15 +19,12 @@ use crate::Error;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// The label of a position without target.
-pub const IGNORED: i32 = tasks::IGNORED;
-
 /// Rows of training data.
 pub trait Dataset: Send + Sync {
     /// Rows of an epoch; `None` if rows are made without end.
     fn rows(&self) -> Option<u64>;
     /// Fills row `index`: `ids` and `labels` have the row's length, and `labels[i]` is what position i is to predict, or
-    /// [`IGNORED`].
+    /// [`rdc_ir::IGNORED_LABEL`].
     ///
     /// # Errors
     /// If a file cannot be read.

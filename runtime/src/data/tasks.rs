@@ -6,13 +6,12 @@
 //! the target of the character before it. Characters are ids by their place in [`ALPHABET`].
 use crate::Error;
 use crate::random::philox4x32;
+use rdc_ir::IGNORED_LABEL;
 
 /// The characters of all tasks, by id. The first 40 are enough for the tasks of bits, digits and letters.
 pub const ALPHABET: &str = "0123456789abcdefghijklmnopqrstuvwxyz^=;?+|.[] MAXINEDS#GRLU\n";
 /// Begins a problem.
 pub const START: char = '^';
-/// The label of a position without target.
-pub const IGNORED: i32 = -100;
 
 /// A task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +39,7 @@ pub enum Task {
 pub struct Problem {
     /// Its characters as ids.
     pub ids: Vec<i32>,
-    /// For each, the id that is to be predicted there, or [`IGNORED`].
+    /// For each, the id that is to be predicted there, or [`IGNORED_LABEL`].
     pub labels: Vec<i32>,
     /// How many steps in sequence the hardest answer takes.
     pub hops: u32,
@@ -160,7 +159,7 @@ fn digits(values: &[usize]) -> String {
 }
 
 fn aligned(draws: &mut Draws, size: usize, modulus: usize) -> Problem {
-    let (mut ids, mut labels, mut sum) = (vec![id(START)], vec![IGNORED], 0);
+    let (mut ids, mut labels, mut sum) = (vec![id(START)], vec![IGNORED_LABEL], 0);
     for _ in 0..size {
         let value = draws.below(modulus);
         sum = (sum + value) % modulus;
@@ -175,7 +174,7 @@ fn aligned(draws: &mut Draws, size: usize, modulus: usize) -> Problem {
 fn question(prompt: &str, answer: &str, hops: u32) -> Problem {
     let ids: Vec<i32> = std::iter::once(START).chain(prompt.chars()).chain(answer.chars()).map(id).collect();
     let (prompt, total) = (1 + prompt.chars().count(), ids.len());
-    let mut labels = vec![IGNORED; total];
+    let mut labels = vec![IGNORED_LABEL; total];
     labels[prompt - 1..total - 1].copy_from_slice(&ids[prompt..]);
     Problem { ids, labels, hops }
 }
@@ -339,7 +338,7 @@ mod tests {
     fn shown(task: Task, size: usize, index: u64) -> (String, String) {
         let problem = task.problem(size, 1, index);
         assert_eq!(problem.ids.len(), problem.labels.len());
-        let targets: Vec<i32> = problem.labels.iter().copied().filter(|&l| l != IGNORED).collect();
+        let targets: Vec<i32> = problem.labels.iter().copied().filter(|&l| l != IGNORED_LABEL).collect();
         (text(&problem.ids), text(&targets))
     }
 

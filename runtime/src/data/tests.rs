@@ -1,4 +1,5 @@
 use super::*;
+use rdc_ir::IGNORED_LABEL;
 use std::io::Write;
 
 fn write(dir: &Path, name: &str, bytes: &[u8]) -> PathBuf {
@@ -44,7 +45,7 @@ fn answers_alone_have_labels_and_bad_lines_are_named() {
     let (ids, labels) = row(&*split.train, 0, 8);
     let bytes = |s: &str| s.bytes().map(i32::from).collect::<Vec<_>>();
     assert_eq!(ids, [bytes("abcdxyz"), vec![0]].concat());
-    let x = IGNORED;
+    let x = IGNORED_LABEL;
     assert_eq!(labels, [x, 99, 100, x, 49, x, 50, x]);
     let long = config(r#"{"files": ["a.jsonl"], "bad_lines": "skip"}"#).open(dir.path(), 2, 0);
     assert!(long.err().unwrap().to_string().contains("no example"));
@@ -96,7 +97,7 @@ fn rows_of_tasks_hold_several_problems() {
         for (&id, &label) in ids.iter().zip(&labels) {
             if id == tasks::id('^') {
                 (starts, sum) = (starts + 1, 0);
-                assert_eq!(label, IGNORED);
+                assert_eq!(label, IGNORED_LABEL);
             } else {
                 sum = (sum + id) % 2;
                 assert_eq!(label, sum);
@@ -109,7 +110,7 @@ fn rows_of_tasks_hold_several_problems() {
     let split = config(r#"{"task": "add", "size": 3}"#).open(Path::new("."), 40, 5).unwrap();
     let (ids, labels) = row(&*split.train, 0, 40);
     assert!(ids.iter().filter(|&&i| i == tasks::id('+')).count() >= 2);
-    assert!(labels.iter().filter(|&&l| l != IGNORED).count() >= 4);
+    assert!(labels.iter().filter(|&&l| l != IGNORED_LABEL).count() >= 4);
     for (text, part) in [
         (r#"{"task": "parity", "files": ["a"]}"#, "choose one"),
         (r#"{"task": "no"}"#, "there is no task"),

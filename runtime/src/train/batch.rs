@@ -1,15 +1,14 @@
 //! Batches, and where they come from.
 use crate::Error;
 use crate::data::{Dataset, Feed};
-
-pub use crate::data::IGNORED;
+use rdc_ir::IGNORED_LABEL;
 
 /// Rows of tokens with what is to be predicted. Filled anew for each call; a source of batches keeps its memory.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// Token ids, `[rows, tokens]` row-major.
     pub ids: Vec<i32>,
-    /// For each position the id that it is to predict (already shifted), or [`IGNORED`].
+    /// For each position the id that it is to predict (already shifted), or [`IGNORED_LABEL`].
     pub labels: Vec<i32>,
     /// States given by name, `[rows, tokens, dim]` row-major, instead of drawn ones: for tests against known numbers.
     pub states: Vec<(String, Vec<f32>)>,
@@ -18,7 +17,7 @@ pub struct Batch {
 impl Batch {
     /// Positions that something is predicted at.
     pub fn targets(&self) -> usize {
-        self.labels.iter().filter(|l| **l != IGNORED).count()
+        self.labels.iter().filter(|l| **l != IGNORED_LABEL).count()
     }
 }
 
@@ -50,7 +49,7 @@ pub struct Rows {
 impl Batches for Rows {
     fn fill(&mut self, index: u64, batch: &mut Batch) -> Result<(), Error> {
         batch.ids.resize(self.batch * self.seq, 0);
-        batch.labels.resize(self.batch * self.seq, IGNORED);
+        batch.labels.resize(self.batch * self.seq, IGNORED_LABEL);
         self.feed.batch(&*self.data, index, self.seq, &mut batch.ids, &mut batch.labels)
     }
     fn describe(&self) -> String {

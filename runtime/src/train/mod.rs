@@ -14,7 +14,7 @@ mod schedule;
 pub mod state;
 mod trainer;
 
-pub use batch::{Batch, Batches, IGNORED, Rows};
+pub use batch::{Batch, Batches, Rows};
 pub use config::{Bytes, CheckpointConfig, Config, ModelConfig, Remat, TrainConfig, ValidateConfig};
 pub use optimizer::{Hyper, Optimizer, OptimizerKind};
 pub use recurrence::{Depth, Kind, Recurrence};

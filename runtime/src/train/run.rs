@@ -1,9 +1,10 @@
 //! A run: steps, validation, checkpoints, metrics.
 use super::metrics::Metrics;
 use super::state::{self, Checkpoints, State};
-use super::{Batch, Batches, Config, Depth, Draw, IGNORED, Recurrence, Trainer};
+use super::{Batch, Batches, Config, Depth, Draw, Recurrence, Trainer};
 use crate::Error;
 use crate::random::fold;
+use rdc_ir::IGNORED_LABEL;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -281,7 +282,7 @@ impl<'a> Run<'a> {
             loss += f64::from(output.loss) * batch.targets() as f64;
             targets += batch.targets();
             let right = output.get("correct").filter(|c| c.len() == batch.labels.len()).map(|c| {
-                let marked = batch.labels.iter().zip(c).filter(|(label, _)| **label != IGNORED);
+                let marked = batch.labels.iter().zip(c).filter(|(label, _)| **label != IGNORED_LABEL);
                 marked.map(|(_, correct)| f64::from(*correct)).sum::<f64>()
             });
             correct = correct.zip(right).map(|(sum, right)| sum + right);

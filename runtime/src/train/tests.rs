@@ -3,6 +3,7 @@ use super::testing::{self, DIM, FLOPS, MAX_GRAD, MAX_STEPS, SEQ, VOCABULARY};
 use super::*;
 use crate::Error;
 use crate::random::Draws;
+use rdc_ir::IGNORED_LABEL;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -20,7 +21,7 @@ impl Batches for Drawn {
             for _ in 0..SEQ {
                 let id = draws.below(VOCABULARY as u64) as i32;
                 batch.ids.push(id);
-                batch.labels.push(if draws.below(4) == 0 { IGNORED } else { (id + 1) % VOCABULARY as i32 });
+                batch.labels.push(if draws.below(4) == 0 { IGNORED_LABEL } else { (id + 1) % VOCABULARY as i32 });
             }
         }
         Ok(())
@@ -136,7 +137,7 @@ fn drawn_states() {
     // The second half of four rows has the states of rows 2 and 3.
     let mut four = testing::trainer(4, false);
     let mut whole = batch(4, 3);
-    whole.labels[..2 * SEQ].fill(IGNORED);
+    whole.labels[..2 * SEQ].fill(IGNORED_LABEL);
     let half = Batch { ids: whole.ids[2 * SEQ..].into(), labels: whole.labels[2 * SEQ..].into(), states: Vec::new() };
     assert_eq!(loss(&mut four, &whole, draw), loss(&mut two, &half, Draw { row: 2, ..draw }));
     let states = vec![("initial_state".to_string(), vec![0.0; 2 * SEQ * DIM])];

@@ -1,6 +1,6 @@
 //! The compiled functions of training, called with batches and numbers.
 use super::flops::flops;
-use super::{Batch, Depth, Hyper, IGNORED};
+use super::{Batch, Depth, Hyper};
 use crate::Error;
 use crate::artifact::{LossInfo, Meta, TrainMeta};
 use crate::checkpoint::Checkpoint;
@@ -11,7 +11,7 @@ use crate::random::{Stream, fold_step};
 use crate::session::vocabulary;
 use crate::weights::{DrawnSource, ParamSource};
 use rdc_ir::program::{Input, OutputBuffer};
-use rdc_ir::{ArgRole, DType, Type};
+use rdc_ir::{ArgRole, DType, IGNORED_LABEL, Type};
 use std::collections::{BTreeMap, HashMap};
 
 /// A model in training: its parameters, gradients and moments, with the threads and memory to run its functions.
@@ -322,10 +322,10 @@ impl Trainer {
             let id = batch.ids[i];
             return Err(Error::Input(format!("id {id} {} is outside the vocabulary of {vocabulary}", place(i))));
         }
-        if let Some(i) = batch.labels.iter().position(|&label| label != IGNORED && outside(label)) {
+        if let Some(i) = batch.labels.iter().position(|&label| label != IGNORED_LABEL && outside(label)) {
             let label = batch.labels[i];
             return Err(Error::Input(format!(
-                "label {label} {} is neither {IGNORED} nor in the vocabulary of {vocabulary}",
+                "label {label} {} is neither {IGNORED_LABEL} nor in the vocabulary of {vocabulary}",
                 place(i)
             )));
         }

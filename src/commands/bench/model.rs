@@ -1,15 +1,29 @@
 //! Prefill and one-token decode of the standard model.
 use super::measure::{Label, Line, Need, measure};
 use super::sizes::Size;
-use crate::cli::{BenchArgs, Dtype, ModelArgs, Work};
+use crate::cli::{BenchArgs, Dtype, GRAD_STEPS, ModelArgs, Work};
 use crate::pipeline::{self, Shapes, Text};
 use crate::progress::Progress;
+use crate::training;
 use anyhow::Result;
 use rdc_runtime::{RunOptions, Session, Tensor, TensorMap};
 use std::sync::Arc;
 
 /// The standard model.
 const TEXT: &str = include_str!("../../../examples/huginn.rdm");
+
+fn text() -> Text {
+    Text { name: "the standard model".into(), source: TEXT.into() }
+}
+
+/// What a size is compiled with, for whatever work.
+fn options(size: &Size, max_steps: usize) -> ModelArgs {
+    ModelArgs { set: size.settings(), context: Some(size.seq), max_steps: Some(max_steps), ..ModelArgs::default() }
+}
+
+fn most_steps(args: &BenchArgs) -> usize {
+    args.steps.iter().copied().max().unwrap_or(0).max(1)
+}
 
 /// Measures a size; lines go to `add` as they come.
 pub fn measure_size(
@@ -20,18 +34,9 @@ pub fn measure_size(
     progress: &Progress,
     add: &mut dyn FnMut(Line) -> Result<()>,
 ) -> Result<()> {
-    let most = args.steps.iter().copied().max().unwrap_or(0).max(1);
-    let options = ModelArgs {
-        set: size.settings(),
-        context: Some(size.seq),
-        max_steps: Some(most),
-        dtype: Some(dtype),
-        last_only: true,
-        ..ModelArgs::default()
-    };
-    let text = Text { name: "the standard model".into(), source: TEXT.into() };
+    let options = ModelArgs { dtype: Some(dtype), last_only: true, ..options(size, most_steps(args)) };
     let shapes = Shapes { chunks: Some(vec![size.seq, 1]), ..Shapes::default() };
-    let model = Arc::new(pipeline::compile_in_memory(text, &options, &shapes, args.seed, progress)?);
+    let model = Arc::new(pipeline::compile_in_memory(text(), &options, &shapes, args.seed, progress)?);
     for &threads in threads {
         let mut session = Session::new(model.clone(), threads)?;
         for &steps in &args.steps {
@@ -67,19 +72,11 @@ pub fn measure_training(
     progress: &Progress,
     add: &mut dyn FnMut(Line) -> Result<()>,
 ) -> Result<()> {
-    let most = args.steps.iter().copied().max().unwrap_or(0).max(1);
-    let options = ModelArgs {
-        set: size.settings(),
-        context: Some(size.seq),
-        max_steps: Some(most),
-        batch: Some(size.train_batch),
-        seq: Some(size.seq),
-        ..ModelArgs::default()
-    };
-    let text = Text { name: "the standard model".into(), source: TEXT.into() };
-    let training = crate::training::of_flags(&args.training, Some(super::train::GRAD_STEPS.min(most)))?;
+    let most = most_steps(args);
+    let options = ModelArgs { batch: Some(size.train_batch), seq: Some(size.seq), ..options(size, most) };
+    let training = training::of_flags(&args.training, Some(GRAD_STEPS.min(most)))?;
     let shapes = Shapes { training: Some(training), ..Shapes::default() };
-    let mut trainer = pipeline::compile_trainer(text, &options, &shapes, args.seed, threads, progress)?;
+    let mut trainer = pipeline::compile_trainer(text(), &options, &shapes, args.seed, threads, progress)?;
     let need = |depth: rdc_runtime::train::Depth| size.flops_train(depth.no_grad, depth.grad);
     super::train::measure_trainer(args, &mut trainer, size.name, threads, Some(&need), progress, add)
 }

@@ -1,14 +1,11 @@
 //! A training step: gradient and update.
 use super::measure::{Label, Line, Memory, Need, measure};
-use crate::cli::BenchArgs;
+use crate::cli::{BenchArgs, GRAD_STEPS};
 use crate::progress::Progress;
 use anyhow::{Result, bail};
 use rdc_runtime::artifact::{Artifact, Verify};
 use rdc_runtime::model::Model;
 use rdc_runtime::train::{Batch, Depth, Draw, Optimizer, Trainer};
-
-/// The paper's number of iterations with gradient.
-pub const GRAD_STEPS: usize = 8;
 
 /// r iterations as the benchmark trains them: the last 8 with gradient.
 fn depth(steps: usize, most: usize) -> Depth {
@@ -31,7 +28,7 @@ pub fn measure_trainer(
     let ids = |add: usize| (0..train.batch * train.seq).map(|i| ((i * 7919 + add) % vocabulary) as i32).collect();
     let batch = Batch { ids: ids(13), labels: ids(7932), states: Vec::new() };
     let optimizer = Optimizer { lr: 1e-4, ..Optimizer::default() };
-    let planned = super::super::planned(trainer.meta());
+    let planned = trainer.meta().program.memory();
     for &steps in &args.steps {
         let depth = depth(steps, train.max_grad_steps);
         progress.stage(&format!("train {size} n={} k={}", depth.no_grad, depth.grad));

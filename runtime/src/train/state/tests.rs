@@ -146,12 +146,9 @@ fn another_model_is_refused() {
 const CHILD: &str = "RDC_TEST_CHECKPOINTS";
 
 /// The process that is killed below: it writes checkpoints and drops old ones for ever.
-#[test]
-#[ignore = "a process of the test below"]
-fn writes_for_ever() {
-    let dir = PathBuf::from(std::env::var_os(CHILD).unwrap());
-    let checkpoints = Checkpoints::open(&dir).unwrap();
-    let first = list(&dir).unwrap().last().map_or(1, |(step, _)| step + 1);
+fn write_for_ever(dir: &Path) {
+    let checkpoints = Checkpoints::open(dir).unwrap();
+    let first = list(dir).unwrap().last().map_or(1, |(step, _)| step + 1);
     for step in first.. {
         let trainer = filled(step as f32);
         checkpoints.save(&trainer, &state(&trainer, step), &BTreeMap::new()).unwrap();
@@ -159,14 +156,18 @@ fn writes_for_ever() {
     }
 }
 
-/// `kill -9` at any moment leaves a checkpoint that loads, no older than the newest that was there before.
+/// `kill -9` at any moment leaves a checkpoint that loads, no older than the newest that was there before. The process that is
+/// killed is this test again, with [`CHILD`] set.
 #[test]
 fn a_killed_process_leaves_whole_checkpoints() {
+    if let Some(dir) = std::env::var_os(CHILD) {
+        return write_for_ever(Path::new(&dir));
+    }
     let dir = tempfile::tempdir().unwrap();
     let (mut newest, mut hidden) = (0, 0);
     for round in 0..25u64 {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "train::state::tests::writes_for_ever", "--ignored", "--test-threads", "1"])
+            .args(["--exact", "train::state::tests::a_killed_process_leaves_whole_checkpoints", "--test-threads", "1"])
             .env(CHILD, dir.path())
             .stdout(Stdio::null())
             .spawn()

@@ -141,11 +141,11 @@ pub struct TrainFlags {
     /// Most iterations with gradient (default 8, at most the text's max_steps)
     #[arg(long, value_name = "K", value_parser = positive)]
     pub max_grad_steps: Option<usize>,
-    /// What is kept of the iterations for the way back: none recomputes nothing that costs, iteration keeps the state only, auto
-    /// what fits into --memory (default none)
+    /// What is kept of the iterations for the way back: auto what costs more to compute again and fits into --memory, none all
+    /// but elementwise operations, iteration the state only (default auto)
     #[arg(long, value_enum)]
     pub remat: Option<RematFlag>,
-    /// Bytes for weights, gradients, moments and activations, with --remat auto: 2GB, 500MB, …
+    /// Bytes for weights, gradients, moments and activations, with --remat auto: 2GB, 500MB, … (default: as many as it takes)
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Bytes>,
     /// The optimiser to compile (default adamw)
@@ -162,12 +162,12 @@ pub struct TrainFlags {
 /// What is kept for the way back.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RematFlag {
-    /// Everything whose recomputation costs.
+    /// What costs more to compute again than to keep, if it fits.
+    Auto,
+    /// Everything but elementwise operations.
     None,
     /// The carried state only.
     Iteration,
-    /// What fits.
-    Auto,
 }
 
 impl From<RematFlag> for Remat {

@@ -4,20 +4,16 @@ use crate::pipeline::Training;
 use anyhow::{Result, ensure};
 use rdc_runtime::train::{Config, OptimizerKind, Remat};
 
-/// Memory for `auto` unless something says otherwise.
-const MEMORY: usize = 4_000_000_000;
-
 /// What the flags ask for, for `grad_steps` iterations with gradient at least.
 pub fn of_flags(flags: &TrainFlags, grad_steps: Option<usize>) -> Result<Training> {
-    let unless_given = if flags.memory.is_some() { Remat::Auto } else { Remat::None };
-    let remat = flags.remat.map_or(unless_given, Into::into);
+    let remat = flags.remat.map_or(Remat::default(), Into::into);
     ensure!(flags.memory.is_none() || remat == Remat::Auto, "--memory belongs to --remat auto");
     Ok(Training {
         losses: flags.loss.iter().cloned().collect(),
         seq: None,
         max_grad_steps: flags.max_grad_steps.or(grad_steps).unwrap_or(GRAD_STEPS).max(grad_steps.unwrap_or(1)),
         remat,
-        memory: flags.memory.map_or(MEMORY, |m| m.0 as usize),
+        memory: flags.memory.map_or(usize::MAX, |m| m.0 as usize),
         optimizer: Some(flags.optimizer.map_or(OptimizerKind::Adamw, Into::into)),
         accumulate: flags.accumulate.is_some_and(|n| n > 1),
         freeze: flags.freeze.clone(),
@@ -35,7 +31,7 @@ pub fn of_config(config: &Config) -> Result<Training> {
         seq: Some(train.seq),
         max_grad_steps: config.recurrence.max_grad().max(1),
         remat: train.remat,
-        memory: train.memory.map_or(MEMORY, |m| m.0 as usize),
+        memory: train.memory.map_or(usize::MAX, |m| m.0 as usize),
         optimizer: Some(config.optimizer.kind),
         accumulate: train.accumulate > 1,
         freeze: config.model.freeze.clone(),

@@ -1,6 +1,7 @@
 //! Matmul kernels against what the machine can do: f32 multiply-adds per second for many rows, read bandwidth for few.
 //!
-//!     cargo run --release -p rdc-backend-cpu --features testing --example matmul_bench [-- gemm | gemv | product | memory | compile | asm]
+//!     cargo run --release -p rdc-backend-cpu --features testing --example matmul_bench \
+//!         [-- gemm | gemv | product | memory | compile | asm [TARGET]]
 use rdc_backend_cpu::testing::{Aligned, Runner, kernel, pack, program, quantise, random};
 use rdc_backend_cpu::{Error, Stage, emit_stage, target};
 use rdc_ir::program::{Kernel, KernelKind, Target};
@@ -8,8 +9,8 @@ use rdc_ir::{ArgRole, Attr, Builder, DType, Func, Opcode, Type};
 use std::hint::black_box;
 use std::time::Instant;
 
-/// Longest inner block.
-const INNER: usize = 384;
+/// Longest inner block of a matmul, as the passes plan it.
+const INNER: usize = 256;
 
 /// What surrounds the product in a case.
 #[derive(Clone, Copy, PartialEq)]
@@ -106,7 +107,8 @@ fn product_case(target: &Target, (m, n, k): (usize, usize, usize), (rows, column
     b.output("c", out, false);
     let rows_per_task = m.div_ceil(m.div_ceil(rows)).next_multiple_of(target.mr);
     let columns_per_task = n.div_ceil(n.div_ceil(columns)).next_multiple_of(target.nr);
-    let kc = k.div_ceil(k.div_ceil(128)).next_multiple_of(4);
+    let inner = target.l1 / (16 * target.nr);
+    let kc = k.div_ceil(k.div_ceil(inner)).next_multiple_of(4);
     let kind = KernelKind::Product { m, n, k, rows_per_task, columns_per_task, kc };
     kernel("k", kind, func, m.div_ceil(rows_per_task) * n.div_ceil(columns_per_task))
 }
@@ -210,6 +212,11 @@ fn gemm(target: &Target) -> Result<(), Error> {
         ((512, 5632, 1024), Around::Nothing),
         ((512, 5632, 1024), Around::NormGate),
         ((512, 1024, 2816), Around::Residual),
+        ((4096, 704, 128), Around::Nothing),
+        ((4096, 704, 128), Around::Norm),
+        ((4096, 704, 128), Around::NormGate),
+        ((4096, 128, 128), Around::Nothing),
+        ((4096, 128, 128), Around::Residual),
     ];
     for dtype in [DType::F32, DType::BF16, DType::I8] {
         for (shape, around) in shapes {
@@ -386,8 +393,9 @@ fn compile(target: &Target) -> Result<(), Error> {
 }
 
 fn main() -> Result<(), Error> {
-    let target = target("native")?;
-    let what = std::env::args().nth(1).unwrap_or_default();
+    let mut args = std::env::args().skip(1);
+    let what = args.next().unwrap_or_default();
+    let target = target(args.next().as_deref().unwrap_or("native"))?;
     if what == "asm" {
         assembly(&target)?;
     }

@@ -182,8 +182,9 @@ pub enum KernelKind {
         rows_per_task: usize,
     },
     /// One `packed_matmul`. Before it, row operations on its left operand (the prologue); after it elementwise operations
-    /// (the epilogue), which, if the weight has `parts` > 1, begin with slices into the parts and work on them.
-    /// Results may also be prologue values. Tasks are row blocks, and within a row block column blocks
+    /// (the epilogue), which, if the weight has `parts` > 1, begin with slices into the parts and work on them. Values of the
+    /// epilogue may be joined along the last axis at its end. Results may also be prologue values, and other row operations of
+    /// as many rows on arguments and prologue values. Tasks are row blocks, and within a row block column blocks
     /// (`task = row_block * column_blocks + column_block`); prologue results are written by column block 0.
     Matmul {
         /// Rows of the left operand.
@@ -219,7 +220,7 @@ pub enum KernelKind {
     /// chains of all three. Task = (batch, group).
     DecodeAttention,
     /// One `matmul` of two row-major operands of rank 2, either transposed: a weight's gradient, `trans_a` with the tokens as
-    /// inner size. After it elementwise operations (the epilogue). Tasks are row blocks times column blocks
+    /// inner size. After it elementwise operations (the epilogue), whose values may be joined. Tasks are row blocks times column blocks
     /// (`task = row_block * column_blocks + column_block`); a task packs pieces of both operands into its scratch.
     Product {
         /// Rows of the result.

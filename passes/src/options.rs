@@ -29,18 +29,24 @@ pub struct Options {
 }
 
 /// What is kept of the iterations with gradient for the way back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remat {
-    /// Everything whose recomputation costs.
-    #[default]
+    /// Everything that is not an elementwise operation of what is kept.
     None,
     /// The carried state only.
     Iteration,
-    /// As much as lets weights and the largest arena fit into that many bytes.
+    /// What costs more to compute again than to keep, and of that as much as lets weights and the largest arena fit into that
+    /// many bytes.
     Auto {
         /// Bytes.
         memory: usize,
     },
+}
+
+impl Default for Remat {
+    fn default() -> Remat {
+        Remat::Auto { memory: usize::MAX }
+    }
 }
 
 /// How a module is compiled for training: `grad.NAME` for each `loss.NAME`.

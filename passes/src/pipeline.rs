@@ -31,8 +31,8 @@ pub const TRAINING_POINTS: &[&str] = &[
     "plan",
 ];
 
-/// Parts of what everything that is kept takes, tried as budgets where it does not fit.
-const BUDGETS: &[f64] = &[1.0, 0.85, 0.7, 0.5, 0.3, 0.15];
+/// Parts of what would be left for values that are kept, tried as budgets where they do not fit.
+const BUDGETS: &[f64] = &[1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.15];
 
 /// What there is after a pass. What hoisting saves shows in `rdc_ir::cost::func_cost` at `lower` and `hoist`.
 #[derive(Clone, Copy, Debug)]
@@ -173,11 +173,15 @@ fn what_fits(module: &Module, options: &Options, training: &Training, memory: us
         run.train(options, training, keep)?;
         Ok(plan::build(&run.module, options)?.memory())
     };
-    let all = bytes(Keep::None)?;
-    if all <= memory {
-        return Ok(Keep::None);
+    let worth_it = Keep::Budget(usize::MAX);
+    if memory == usize::MAX {
+        return Ok(worth_it);
     }
-    let everything = gradients(module, training, Keep::None);
+    let all = bytes(worth_it)?;
+    if all <= memory {
+        return Ok(worth_it);
+    }
+    let everything = gradients(module, training, worth_it);
     let losses = module.funcs.iter().filter(|f| differentiate::loss_suffix(&f.name).is_some());
     let kept = losses.map(|f| Ok(differentiate::kept(module, f, &everything)?.bytes()));
     let kept = kept.collect::<Result<Vec<usize>, Error>>()?.into_iter().max().unwrap_or(0);

@@ -156,9 +156,12 @@ fn training_keeps_the_gradients_of_differentiation() {
 fn auto_takes_the_first_policy_that_fits() {
     let bytes = |remat| compile(loss(), &training(remat), &mut |_, _| {}).map(|(_, program)| memory(&program));
     let (all, least) = (bytes(Remat::None).unwrap(), bytes(Remat::Iteration).unwrap());
-    assert!(least < all);
-    assert_eq!(bytes(Remat::Auto { memory: all }), Ok(all));
-    for memory in [(all + least) / 2, least] {
+    let worth_it = bytes(Remat::default()).unwrap();
+    assert!(least < worth_it && worth_it < all);
+    for memory in [all, worth_it] {
+        assert_eq!(bytes(Remat::Auto { memory }), Ok(worth_it));
+    }
+    for memory in [(worth_it + least) / 2, least] {
         assert!(bytes(Remat::Auto { memory }).unwrap() <= memory);
     }
     let Err(Error::Unsupported { message, .. }) = bytes(Remat::Auto { memory: least / 2 }) else { panic!() };

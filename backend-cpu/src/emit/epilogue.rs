@@ -1,5 +1,5 @@
 //! Elementwise operations on the accumulators of a matmul, while they are in registers.
-use super::row::{Chunk, Row, store};
+use super::row::{Chunk, Row};
 use super::rowgraph::{Class, Graph, Kind, NodeId};
 use super::{Emitter, Error, Val};
 use rdc_ir::{Func, OpId, Opcode, ValueId};
@@ -7,17 +7,40 @@ use rdc_ir::{Func, OpId, Opcode, ValueId};
 /// Elementwise operations after a matmul, on accumulators still in registers.
 pub struct Epilogue<'k> {
     graph: Graph<'k>,
-    /// Nodes stored, with the pointer argument of their memory.
-    results: Vec<(NodeId, usize)>,
+    results: Vec<Stored>,
     columns: usize,
+}
+
+/// A node that is stored.
+#[derive(Clone, Copy)]
+struct Stored {
+    node: NodeId,
+    /// The pointer argument of its memory.
+    pointer: usize,
+    /// Its first column there.
+    first: usize,
+    /// Columns of a row there.
+    width: usize,
+}
+
+impl Stored {
+    /// The address of column `col` of the node in row `row`.
+    fn place(&self, e: &mut Emitter, graph: &Graph, row: Val, col: Val) -> Val {
+        let bytes = graph.nodes[self.node].dtype.bytes();
+        let place = e.at(e.arg(self.pointer), row, self.width * bytes);
+        let place = e.offset_const(place, self.first * bytes);
+        e.at(place, col, bytes)
+    }
 }
 
 impl<'k> Epilogue<'k> {
     /// Plans the epilogue of `matmul`, a `matmul` or a `packed_matmul` of `rows` rows with a weight of `parts` parts.
-    /// `results` pairs each value to store, all of shape `[.., n / parts]`, with the index of its pointer argument.
+    /// `results` pairs each value to store, of shape `[.., n / parts]` or several such values joined along the last axis, with
+    /// the index of its pointer argument.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if a result is anything but elementwise operations on parts of the matmul and arguments.
+    /// [`Error::Unsupported`] if a result is anything but elementwise operations on parts of the matmul and arguments, or such
+    /// values joined.
     pub fn new(
         kernel: &'k str,
         func: &'k Func,
@@ -31,12 +54,17 @@ impl<'k> Epilogue<'k> {
         let mut graph = Graph::new(kernel, func, rows, &op.results);
         let mut nodes = Vec::new();
         for &(value, pointer) in results {
-            let node = graph.result(value)?;
-            if graph.nodes[node].class.width().unwrap_or(1) != columns {
-                let what = format!("a result of {} after a matmul of {columns} columns", func.ty(value));
-                return Err(Error::unsupported(kernel, what));
+            let (joined, width) = (joined(func, value), func.ty(value).last());
+            let mut first = 0;
+            for &part in joined.unwrap_or(&[value]) {
+                let node = graph.result(part)?;
+                if graph.nodes[node].class.width().unwrap_or(1) != columns {
+                    let what = format!("a result of {} after a matmul of {columns} columns", func.ty(part));
+                    return Err(Error::unsupported(kernel, what));
+                }
+                nodes.push(Stored { node, pointer, first, width: if joined.is_some() { width } else { columns } });
+                first += columns;
             }
-            nodes.push((node, pointer));
         }
         let epilogue = Epilogue { graph, results: nodes, columns };
         for (id, n) in epilogue.graph.nodes.iter().enumerate() {
@@ -50,7 +78,7 @@ impl<'k> Epilogue<'k> {
                     let of_matmul = matches!(epilogue.graph.nodes[*x].kind, Kind::Given(_));
                     !of_matmul || (start % columns == 0 && n.class.width().unwrap_or(1) == columns)
                 }
-                Kind::Given(_) => parts == 1 || !epilogue.results.iter().any(|r| r.0 == id),
+                Kind::Given(_) => parts == 1 || !epilogue.results.iter().any(|r| r.node == id),
                 _ => false,
             };
             if !fits {
@@ -60,17 +88,30 @@ impl<'k> Epilogue<'k> {
         Ok(epilogue)
     }
 
-    /// Asks for the cache lines of the arguments and results at a column of a row (both `i64`).
-    pub fn prefetch(&self, e: &mut Emitter, row: Val, col: Val) {
-        let args = self.graph.nodes.iter().filter_map(|n| match (&n.kind, n.class) {
-            (Kind::Arg(pointer), Class::Rows(_)) => Some((*pointer, n.dtype)),
+    /// Asks for the cache lines of the arguments and results at `columns` columns, from `col` on, of a row (both `i64`): those of
+    /// one of `parts` parts. Unless `due` (`i1`), for those at another address: there is no branch, so that it can stand between
+    /// steps that leave no register free.
+    pub fn prefetch(
+        &self,
+        e: &mut Emitter,
+        row: Val,
+        (col, columns): (Val, usize),
+        (part, parts): (usize, usize),
+        (due, otherwise): (Val, Val),
+    ) {
+        let args = self.graph.nodes.iter().enumerate().filter_map(|(node, n)| match (&n.kind, n.class) {
+            (Kind::Arg(pointer), Class::Rows(width)) => Some(Stored { node, pointer: *pointer, first: 0, width }),
             _ => None,
         });
-        let results = self.results.iter().map(|&(node, pointer)| (pointer, self.graph.nodes[node].dtype));
-        for (pointer, dtype) in args.chain(results) {
-            let place = e.at(e.arg(pointer), row, self.columns * dtype.bytes());
-            let place = e.at(place, col, dtype.bytes());
-            e.prefetch(place, 1);
+        let lines = args.chain(self.results.iter().copied()).flat_map(|stored| {
+            let bytes = columns * self.graph.nodes[stored.node].dtype.bytes();
+            (0..bytes).step_by(64).map(move |line| (stored, line))
+        });
+        for (stored, line) in lines.skip(part).step_by(parts) {
+            let place = stored.place(e, &self.graph, row, col);
+            let place = e.select(due, place, otherwise);
+            let line = e.offset_const(place, line);
+            e.prefetch(line, 1);
         }
     }
 
@@ -84,11 +125,17 @@ impl<'k> Epilogue<'k> {
         let lanes = accumulators[0].lanes();
         let chunk = Chunk { col, offset: 0, lanes };
         let values: Vec<Val> =
-            self.results.iter().map(|&(node, _)| self.graph.evaluate(e, &mut ctx, node, chunk)).collect();
-        for (&(node, pointer), value) in self.results.iter().zip(values) {
-            let n = &self.graph.nodes[node];
-            let base = e.at(e.arg(pointer), row, self.columns * n.dtype.bytes());
-            store(e, base, n.dtype, chunk, value);
+            self.results.iter().map(|stored| self.graph.evaluate(e, &mut ctx, stored.node, chunk)).collect();
+        for (stored, value) in self.results.iter().zip(values) {
+            let place = stored.place(e, &self.graph, row, col);
+            e.store(place, self.graph.nodes[stored.node].dtype, value);
         }
     }
+}
+
+/// The values that a value joins along the last axis.
+fn joined(func: &Func, value: ValueId) -> Option<&[ValueId]> {
+    let op = &func.ops[func.def_op(value)?];
+    let along_rows = op.opcode == Opcode::Concat && op.size("axis") + 1 == func.ty(value).rank();
+    along_rows.then_some(&op.operands)
 }

@@ -32,7 +32,7 @@ struct Scratch {
 
 fn layout(form: &Form, prologue: &Prologue) -> Scratch {
     let left = (form.m * form.nr * 4).next_multiple_of(64);
-    let computed = if form.x_argument().is_some() { 0 } else { form.m * form.left_stride() };
+    let computed = if form.x_in_place().is_some() { 0 } else { form.m * form.left_stride() };
     let rows = left + computed;
     Scratch { left, rows, bytes: rows + prologue.scratch() }
 }
@@ -53,7 +53,7 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     let finish = Finish::new(&form)?;
     let scratch = layout(&form, &prologue);
     let mut e = Emitter::new(form.name, form.pointers(), target.lanes);
-    let (left, stride) = match form.x_argument() {
+    let (left, stride) = match form.x_in_place() {
         Some(x) => (e.arg(x), form.k * 4),
         None => (e.offset_const(e.scratch, scratch.left), form.left_stride()),
     };

@@ -3,14 +3,16 @@
 //! A task is a block of rows times a range of panels, taken a few panels at a time. For each block of `kc` of the inner
 //! size (whose piece of the left operand stays in the second-level cache), for each panel, the micro-kernel multiplies `mr`
 //! rows at a time with a `kc × nr` piece of the panel, which stays in the first-level cache; `mr × nr` sums stay in
-//! registers and, between inner blocks, in a tile of scratch. The epilogue then runs over the finished tiles. bf16 and
-//! int8 pieces are widened to f32 once per task, into scratch, so there is one micro-kernel.
+//! registers and, between inner blocks, in a tile of scratch. After the last block the epilogue runs on each tile while its sums
+//! are in the first-level cache; what it reads and writes, and the piece of the weight that comes next, the micro-kernel asks
+//! memory for. bf16 and int8 pieces are widened to f32 once per task, into scratch, so there is one micro-kernel.
 //!
 //! The order of additions to an element depends on `kc` only, not on how rows and panels are cut into tasks.
 use super::matmul_form::Form;
 use super::matmul_rowops::{Finish, Prologue, Rows};
 use super::matmul_weights::widen;
-use super::micro::Micro;
+use super::micro::{Ahead, Micro};
+use super::panels::widths;
 use crate::emit::{Cmp, Emitter, Error, Val};
 use rdc_ir::DType;
 use rdc_ir::program::{Kernel, Target};
@@ -38,7 +40,7 @@ fn layout(form: &Form, prologue: &Prologue) -> Scratch {
     let piece = group(form) * tile_bytes(form);
     let widened = if form.dtype == DType::F32 { 0 } else { form.kc * form.nr * 4 };
     let left = piece + widened.next_multiple_of(64);
-    let computed = if form.x_argument().is_some() { 0 } else { form.rows_per_task * form.left_stride() };
+    let computed = if form.x_in_place().is_some() { 0 } else { form.rows_per_task * form.left_stride() };
     let rows = left + computed;
     Scratch { piece, left, rows, bytes: rows + prologue.scratch() }
 }
@@ -72,7 +74,7 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
         let (row_block, column_block) = e.div_rem(task, form.column_blocks);
         let first = e.mul_const(row_block, form.rows_per_task);
         let count = bounded(e, first, form.rows_per_task, form.m);
-        let (left, stride) = match form.x_argument() {
+        let (left, stride) = match form.x_in_place() {
             Some(x) => (e.at(e.arg(x), first, form.k * 4), form.k * 4),
             None => (e.offset_const(e.scratch, gemm.scratch.left), form.left_stride()),
         };
@@ -100,15 +102,6 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     Ok(e.finish())
 }
 
-/// What is left over in tasks of `per_task` of `size` items, the last task shorter, that are taken `unit` at a time.
-pub fn remainders(size: usize, per_task: usize, unit: usize) -> Vec<usize> {
-    let mut out = vec![per_task.min(size) % unit, size % per_task % unit];
-    out.sort_unstable();
-    out.dedup();
-    out.retain(|&rest| rest > 0);
-    out
-}
-
 /// `min(step, size - start)`, as a constant if `step` divides `size`.
 pub fn bounded(e: &mut Emitter, start: Val, step: usize, size: usize) -> Val {
     let whole = e.i64(step);
@@ -120,6 +113,22 @@ pub fn bounded(e: &mut Emitter, start: Val, step: usize, size: usize) -> Val {
     e.min(whole, rest)
 }
 
+/// A piece of a panel, of one inner block.
+#[derive(Clone, Copy)]
+struct Piece {
+    panel: Val,
+    /// Its elements as `f32[length, nr]`.
+    right: Val,
+    length: Val,
+    /// `f32[rows_per_task, nr]`: the sums of the panel.
+    sums: Val,
+    /// Whether (`i1`) the inner block is the first, the last.
+    begins: Val,
+    ends: Val,
+    /// The piece of the weight that comes after this one.
+    next: Val,
+}
+
 struct Gemm<'k> {
     form: &'k Form<'k>,
     mr: usize,
@@ -128,32 +137,23 @@ struct Gemm<'k> {
 }
 
 impl Gemm<'_> {
-    /// A group of `count` panels: all inner blocks, then the epilogue.
+    /// A group of `count` panels: all inner blocks, the epilogue in the last.
     fn group(&self, e: &mut Emitter, rows: Rows, first: Val, count: Val) {
         let form = self.form;
-        let zero = e.i64(0);
+        let (zero, last) = (e.i64(0), e.i64(form.k.div_ceil(form.kc) - 1));
         e.repeat(form.k.div_ceil(form.kc), |e, block| {
             let start = e.mul_const(block, form.kc);
             let length = bounded(e, start, form.kc, form.k);
             let left = e.at(rows.left, start, 4);
-            let begin = e.cmp(Cmp::Eq, block, zero);
+            let (begins, ends) = (e.cmp(Cmp::Eq, block, zero), e.cmp(Cmp::Eq, block, last));
             e.each(zero, count, |e, i| {
                 let panel = e.add(first, i);
                 let weight = form.panel(e, panel);
                 let weight = e.at(weight, start, form.nr * form.dtype.bytes());
-                let piece = self.piece(e, weight, length);
-                let tile = e.at(e.scratch, i, tile_bytes(form));
+                let right = self.piece(e, weight, length);
+                let sums = e.at(e.scratch, i, tile_bytes(form));
                 let next = e.offset_const(weight, form.panel_bytes());
-                self.rows(e, Rows { left, ..rows }, piece, length, tile, begin, next);
-            });
-        });
-        e.each(zero, count, |e, i| {
-            let panel = e.add(first, i);
-            let tile = e.at(e.scratch, i, tile_bytes(form));
-            e.each(zero, rows.count, |e, i| {
-                let row = e.add(rows.first, i);
-                let sums = e.at(tile, i, form.nr * 4);
-                self.finish.row(e, row, panel, sums);
+                self.rows(e, Rows { left, ..rows }, Piece { panel, right, length, sums, begins, ends, next });
             });
         });
     }
@@ -169,40 +169,56 @@ impl Gemm<'_> {
         piece
     }
 
-    /// The micro-kernel over all rows of the task. `next` is the piece of the weight that comes after this one.
-    #[allow(clippy::too_many_arguments)]
-    fn rows(&self, e: &mut Emitter, rows: Rows, piece: Val, length: Val, tile: Val, first: Val, next: Val) {
+    /// The micro-kernel over all rows of the task and, in the last inner block, the epilogue of each tile while its sums are in
+    /// the first-level cache.
+    fn rows(&self, e: &mut Emitter, rows: Rows, piece: Piece) {
         let form = self.form;
-        let (blocks, rest) = e.div_rem(rows.count, self.mr);
-        let micro = |e: &mut Emitter, count: usize, from: Val| {
+        let zero = e.i64(0);
+        let tiles = e.add_const(rows.count, self.mr - 1);
+        let (tiles, _) = e.div_rem(tiles, self.mr);
+        e.each(zero, tiles, |e, tile| {
+            let from = e.mul_const(tile, self.mr);
+            let (rest, most) = (e.sub(rows.count, from), e.i64(self.mr));
+            let count = e.min(rest, most);
+            let first = e.add(rows.first, from);
             let left = e.at(rows.left, from, rows.stride);
-            let sums = e.at(tile, from, form.nr * 4);
-            let even = Micro::is_even(form.k, form.kc);
-            let micro = Micro { rows: count, nr: form.nr, row_stride: rows.stride, step: 4, even };
-            micro.emit(e, left, piece, length, sums, (form.k > form.kc).then_some(first));
-        };
-        if form.rows_per_task >= self.mr {
-            let zero = e.i64(0);
-            e.each(zero, blocks, |e, block| {
-                let from = e.mul_const(block, self.mr);
-                // The weight streams in while the piece before it is in use.
-                let lines = (form.kc * form.nr * form.dtype.bytes()).div_ceil(64);
-                let share = lines.div_ceil(form.rows_per_task / self.mr).min(LINES_AHEAD);
-                let next = e.at(next, block, share * 64);
-                for line in 0..share {
-                    let line = e.offset_const(next, line * 64);
-                    e.prefetch(line, 2);
-                }
-                micro(e, self.mr, from);
+            let sums = e.at(piece.sums, from, form.nr * 4);
+            let parts = Ahead::parts(self.mr, form.k - (form.k - 1) / form.kc * form.kc);
+            let lines = |e: &mut Emitter, round: Val, part: usize| {
+                let row = e.add(first, round);
+                self.prefetch_weight(e, piece.next, (tile, round), (part, parts));
+                self.finish.prefetch(e, row, piece.panel, (part, parts), (piece.ends, sums));
+            };
+            let ahead = Ahead { rounds: self.mr, parts, lines: &lines };
+            let ahead = (parts > 0).then_some(&ahead);
+            let micro = |e: &mut Emitter, count: usize| {
+                let even = Micro::is_even(form.k, form.kc);
+                let micro = Micro { rows: count, nr: form.nr, row_stride: rows.stride, step: 4, even };
+                let begins = (form.k > form.kc).then_some(piece.begins);
+                micro.emit(e, (left, piece.right), piece.length, (sums, begins), ahead.filter(|_| count == self.mr));
+            };
+            widths(e, rest, (form.m, form.rows_per_task, self.mr), micro);
+            e.when(piece.ends, |e| {
+                e.each(zero, count, |e, i| {
+                    let row = e.add(first, i);
+                    let sums = e.at(sums, i, form.nr * 4);
+                    self.finish.row(e, row, piece.panel, sums);
+                });
             });
-        }
-        for count in remainders(form.m, form.rows_per_task, self.mr) {
-            let wanted = e.i64(count);
-            let here = e.cmp(Cmp::Eq, rest, wanted);
-            e.when(here, |e| {
-                let from = e.mul_const(blocks, self.mr);
-                micro(e, count, from);
-            });
+        });
+    }
+
+    /// Asks for a part of what a round of a tile brings of the piece of the weight that is used next: it streams in while the one
+    /// before it is in use.
+    fn prefetch_weight(&self, e: &mut Emitter, next: Val, (tile, round): (Val, Val), (part, parts): (usize, usize)) {
+        let form = self.form;
+        let lines = (form.kc * form.nr * form.dtype.bytes()).div_ceil(64);
+        let share = lines.div_ceil((form.rows_per_task / self.mr).max(1)).min(LINES_AHEAD).div_ceil(self.mr);
+        let next = e.at(next, tile, self.mr * share * 64);
+        let next = e.at(next, round, share * 64);
+        for line in (part..share).step_by(parts) {
+            let line = e.offset_const(next, line * 64);
+            e.prefetch(line, 2);
         }
     }
 }

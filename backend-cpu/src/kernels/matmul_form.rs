@@ -5,6 +5,11 @@ use rdc_ir::program::{Kernel, KernelKind, Target};
 use rdc_ir::{DType, Func, OpId, Opcode, ValueId};
 use std::collections::HashSet;
 
+/// Bytes between addresses that fall into the same set of a first-level cache.
+const SET_STRIDE: usize = 4096;
+/// Rows that fall into one set of a first-level cache and still stay there together.
+const WAYS: usize = 4;
+
 /// A matmul kernel taken apart. Sizes are in elements; `n` counts the columns of the unsliced result.
 pub struct Form<'k> {
     /// The kernel's name, for messages.
@@ -41,7 +46,7 @@ pub struct Form<'k> {
     pub x: ValueId,
     /// The `packed_matmul`.
     pub anchor: OpId,
-    /// The values that depend on the product, itself included.
+    /// The values that are computed after the product, itself included.
     after: HashSet<ValueId>,
 }
 
@@ -93,7 +98,7 @@ impl<'k> Form<'k> {
             scale: scale.flatten(),
             x,
             anchor: anchor_id,
-            after: dependents(func, product),
+            after: after(func, product, x),
         };
         Ok(form)
     }
@@ -106,15 +111,17 @@ impl<'k> Form<'k> {
     fn results(&self) -> &'k [ValueId] {
         &self.func.regions[self.func.body].yields
     }
-    /// The pointer index of the left operand, if it is an argument and not computed.
-    pub fn x_argument(&self) -> Option<usize> {
-        pointer(self.func, self.x)
+    /// The pointer index of the left operand, if it is read where it lies: it is an argument, and neither few enough rows nor
+    /// an odd enough stride keeps a register tile of rows out of one set of the first-level cache.
+    pub fn x_in_place(&self) -> Option<usize> {
+        let collide = self.m > WAYS && (self.k * 4).is_multiple_of(SET_STRIDE);
+        pointer(self.func, self.x).filter(|_| !collide)
     }
-    /// Results that do not depend on the product, with their pointer indices.
+    /// Results that are computed before the product, with their pointer indices.
     pub fn prologue_results(&self) -> Vec<(ValueId, usize)> {
         self.numbered_results().filter(|(v, _)| !self.after.contains(v)).collect()
     }
-    /// Results that depend on the product, with their pointer indices.
+    /// Results that are computed after the product, with their pointer indices.
     pub fn epilogue_results(&self) -> Vec<(ValueId, usize)> {
         self.numbered_results().filter(|(v, _)| self.after.contains(v)).collect()
     }
@@ -143,12 +150,34 @@ impl<'k> Form<'k> {
     }
 }
 
-fn dependents(func: &Func, root: ValueId) -> HashSet<ValueId> {
-    let mut after = HashSet::from([root]);
-    for &op in &func.regions[func.body].ops {
+/// What depends on the product, and elementwise operations of its shape that the left operand `x` does not need and that need
+/// nothing else from before it: they may share their operands with the epilogue.
+fn after(func: &Func, product: ValueId, x: ValueId) -> HashSet<ValueId> {
+    let ops = &func.regions[func.body].ops;
+    let mut before = HashSet::from([x]);
+    for &op in ops.iter().rev() {
+        if func.ops[op].results.iter().any(|v| before.contains(v)) {
+            before.extend(&func.ops[op].operands);
+        }
+    }
+    let args = &func.regions[func.body].args;
+    let mut after = HashSet::from([product]);
+    let mut shapes: HashSet<&[usize]> = HashSet::from([&func.ty(product).shape[..]]);
+    for &op in ops {
         let op = &func.ops[op];
         if op.operands.iter().any(|v| after.contains(v)) {
             after.extend(&op.results);
+            shapes.extend(op.results.iter().map(|&v| &func.ty(v).shape[..]));
+        }
+    }
+    for &op in ops {
+        let op = &func.ops[op];
+        let Some(&result) = op.results.first() else { continue };
+        let constant = |v: ValueId| func.def_op(v).is_some_and(|op| func.ops[op].opcode == Opcode::Constant);
+        let is_free = |&v: &ValueId| args.contains(&v) || after.contains(&v) || constant(v);
+        let alike = shapes.contains(&func.ty(result).shape[..]) && !before.contains(&result);
+        if op.opcode.is_elementwise() && alike && op.operands.iter().all(is_free) {
+            after.insert(result);
         }
     }
     after

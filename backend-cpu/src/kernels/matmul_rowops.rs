@@ -30,7 +30,7 @@ pub struct Prologue<'k> {
 impl<'k> Prologue<'k> {
     /// Plans the prologue of a kernel.
     pub fn new(form: &'k Form<'k>) -> Result<Prologue<'k>, Error> {
-        let left: Vec<ValueId> = form.x_argument().map_or(vec![form.x], |_| vec![]);
+        let left: Vec<ValueId> = form.x_in_place().map_or(vec![form.x], |_| vec![]);
         let results = form.prologue_results();
         let program = |targets: &[ValueId]| match targets {
             [] => Ok(None),
@@ -121,6 +121,13 @@ impl<'k> Finish<'k> {
             vec![]
         };
         e.branch(is_last, &[], short, whole);
+    }
+
+    /// Asks for one of the parts of what [`Finish::row`] reads and writes, or for another address if it is not due.
+    pub fn prefetch(&self, e: &mut Emitter, row: Val, panel: Val, part: (usize, usize), due: (Val, Val)) {
+        let width = self.form.nr / self.form.parts;
+        let column = e.mul_const(panel, width);
+        self.epilogue.prefetch(e, row, (column, width), part, due);
     }
 
     fn columns(&self, e: &mut Emitter, row: Val, panel: Val, sums: Val, columns: usize) {

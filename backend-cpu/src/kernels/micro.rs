@@ -19,6 +19,24 @@ pub struct Micro {
     pub even: bool,
 }
 
+/// What a micro-kernel asks memory for while it computes: requests one after the other between its steps, since a core can wait
+/// for a dozen cache lines at a time and stands still beyond that.
+pub struct Ahead<'a> {
+    /// Rounds, in each of which `lines` is called for every part.
+    pub rounds: usize,
+    /// Parts of a round; each goes with some steps of the inner size.
+    pub parts: usize,
+    /// Asks for the lines of a part (of a round, `i64`).
+    pub lines: &'a dyn Fn(&mut Emitter, Val, usize),
+}
+
+impl Ahead<'_> {
+    /// Into how many parts rounds fall that are spread over an inner block of so many steps.
+    pub fn parts(rounds: usize, steps: usize) -> usize {
+        (steps / UNROLL / rounds.max(1)).min(4)
+    }
+}
+
 impl Micro {
     /// Whether every inner block has a length that is a multiple of the unrolled steps.
     pub fn is_even(k: usize, kc: usize) -> bool {
@@ -26,8 +44,15 @@ impl Micro {
     }
 
     /// Emits the tile. Sums begin at zero where `first` (`i1`) is true or absent, else at those at `sums: f32[rows, nr]`,
-    /// where they are stored.
-    pub fn emit(&self, e: &mut Emitter, left: Val, right: Val, length: Val, sums: Val, first: Option<Val>) {
+    /// where they are stored. The length has room for `ahead`.
+    pub fn emit(
+        &self,
+        e: &mut Emitter,
+        (left, right): (Val, Val),
+        length: Val,
+        (sums, first): (Val, Option<Val>),
+        ahead: Option<&Ahead>,
+    ) {
         let lanes = e.lanes;
         let vectors = self.nr / lanes;
         let total = self.rows * vectors;
@@ -47,7 +72,21 @@ impl Micro {
                 e.branch(first, &vec![Ty::f32(lanes); total], |_| vec![zero; total], load)
             }
         };
-        let start = e.i64(0);
+        let mut start = e.i64(0);
+        if let Some(ahead) = ahead {
+            let steps = ahead.parts * UNROLL;
+            let end = e.i64(ahead.rounds * steps);
+            tile = e.for_range(start, end, steps, &tile, |e, k, tile| {
+                let (round, mut tile) = (e.div_rem(k, steps).0, tile.to_vec());
+                for part in 0..ahead.parts {
+                    (ahead.lines)(e, round, part);
+                    let k = e.add_const(k, part * UNROLL);
+                    tile = self.steps(e, (left, right), k, &tile, UNROLL);
+                }
+                tile
+            });
+            start = end;
+        }
         let whole = if self.even {
             length
         } else {

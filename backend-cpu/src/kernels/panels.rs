@@ -1,6 +1,6 @@
 //! Copies of row-major matrices into panels `f32[length, pitch]`, whose inner steps lie one after the other.
 use super::heads::all_pieces;
-use crate::emit::{Emitter, Ty, Val};
+use crate::emit::{Cmp, Emitter, Ty, Val};
 
 /// Some columns of a panel, as they lie in a matrix.
 #[derive(Clone, Copy)]
@@ -104,4 +104,37 @@ pub fn clear(e: &mut Emitter, columns: std::ops::Range<usize>, length: Val, to: 
             e.store_raw(place, none);
         }
     });
+}
+
+/// What is left over in tasks of `per_task` of `size` items, the last task shorter, that are taken `unit` at a time.
+fn remainders(size: usize, per_task: usize, unit: usize) -> Vec<usize> {
+    let mut out = vec![per_task.min(size) % unit, size % per_task % unit];
+    out.sort_unstable();
+    out.dedup();
+    out.retain(|&rest| rest > 0);
+    out
+}
+
+/// Runs `body` with the size of a unit where `left_over` (`i64`) items of a task begin with it; tasks are cut from `size` items,
+/// `per_task` each, and taken `unit` at a time.
+pub fn widths(
+    e: &mut Emitter,
+    left_over: Val,
+    (size, per_task, unit): (usize, usize, usize),
+    body: impl Fn(&mut Emitter, usize),
+) {
+    let ragged = remainders(size, per_task, unit);
+    if per_task >= unit {
+        if ragged.is_empty() {
+            return body(e, unit);
+        }
+        let whole = e.i64(unit);
+        let whole = e.cmp(Cmp::Ge, left_over, whole);
+        e.when(whole, |e| body(e, unit));
+    }
+    for count in ragged {
+        let wanted = e.i64(count);
+        let here = e.cmp(Cmp::Eq, left_over, wanted);
+        e.when(here, |e| body(e, count));
+    }
 }

@@ -7,7 +7,8 @@
 //! while its sums are in the first-level cache. It reads an element of an argument before it writes that of a result.
 //!
 //! Both pieces are copied to scratch bit by bit while the pieces before them are multiplied. Their cache lines come from far
-//! and, one a row, fall into few sets of the caches, so they are asked for only shortly before; so is what the epilogue reads.
+//! and, one a row, fall into few sets of the caches, so the micro-kernel asks for them only shortly before; so it does for what
+//! the epilogue reads and writes.
 //!
 //! Blocks at the edge are computed as whole tiles. The order of additions to an element depends on `kc` only.
 //!
@@ -16,15 +17,18 @@
 //! (128, 704, 4096) and (1024, 2816, 2048); without the copies it would be 95 to 97 %.
 use super::anchor::{only, pointer};
 use super::heads::all_pieces;
-use super::matmul::{bounded, remainders};
-use super::micro::Micro;
-use super::panels::Strip;
+use super::matmul::bounded;
+use super::micro::{Ahead, Micro};
+use super::panels::{Strip, widths};
 use crate::emit::{Cmp, Emitter, Epilogue, Error, Ty, Val};
 use rdc_ir::program::{Kernel, KernelKind, Target};
 use rdc_ir::{Opcode, ValueId};
 
 /// How many micro-kernels before it is copied a piece of the right operand is asked for.
 const TILES_AHEAD: usize = 2;
+
+/// A part of a round of an [`Ahead`]: the round, and which of how many parts.
+type Share = (Val, (usize, usize));
 
 /// An operand in memory.
 struct Operand {
@@ -112,6 +116,10 @@ impl<'k> Form<'k> {
     /// Bytes of a block of the left operand.
     fn block_bytes(&self) -> usize {
         self.tiles().0 * self.left_bytes()
+    }
+    /// Steps of the shortest block of the inner size.
+    fn shortest(&self) -> usize {
+        self.k - (self.blocks() - 1) * self.kc
     }
     /// Blocks of the inner size.
     fn blocks(&self) -> usize {
@@ -227,19 +235,27 @@ impl Block<'_> {
             let to = e.add_const(from, left_share);
             e.each(zero, tiles, |e, tile| {
                 if form.blocks() > 1 {
-                    self.prefetch_left(e, next, tile, to);
                     self.left(e, next, tile, from, to);
                 }
                 e.when(more, |e| {
-                    self.prefetch_right(e, inner, later, (tile, tiles));
                     let from = e.mul_const(tile, right_share);
                     let to = e.add_const(from, right_share);
                     self.right(e, inner, later, from, to);
                 });
-                e.when(last, |e| self.rows(e, panel, tile, |e, row, _, column| form.epilogue.prefetch(e, row, column)));
                 let left = e.at(block, tile, form.left_bytes());
                 let sums = e.at(sums, tile, form.mr * form.nr * 4);
-                micro.emit(e, left, right, inner.length, sums, (form.blocks() > 1).then_some(first));
+                let parts = Ahead::parts(form.mr, form.shortest());
+                let lines = |e: &mut Emitter, round: Val, part: usize| {
+                    let share = (round, (part, parts));
+                    if form.blocks() > 1 {
+                        self.prefetch_left(e, next, (tile, to), share);
+                    }
+                    self.prefetch_right(e, inner, later, (tile, tiles), share);
+                    self.prefetch_epilogue(e, (tile, panel), share, (last, sums));
+                };
+                let ahead = Ahead { rounds: form.mr, parts, lines: &lines };
+                let first = (form.blocks() > 1).then_some(first);
+                micro.emit(e, (left, right), inner.length, (sums, first), (parts > 0).then_some(&ahead));
                 e.when(last, |e| self.finish(e, panel, tile, sums));
             });
             // The last block of rows has fewer tiles.
@@ -296,19 +312,44 @@ impl Block<'_> {
         });
     }
 
-    /// Asks for a tile's rows of the share of the left operand that begins at step `from`.
-    fn prefetch_left(&self, e: &mut Emitter, inner: Inner, tile: Val, from: Val) {
+    /// Asks for a part of a round of a tile's rows of the share of the left operand that begins at step `from`.
+    fn prefetch_left(&self, e: &mut Emitter, inner: Inner, (tile, from): (Val, Val), (round, part): Share) {
         let form = self.form;
         if form.left.inner_last {
             return;
         }
         let offset = e.mul_const(tile, form.mr);
         let (outer, step) = (e.add(self.row, offset), e.add(inner.start, from));
-        let from = Self::element(e, &form.left, outer, step);
-        for line in 0..form.left_share(e.lanes) {
-            let line = e.offset_const(from, line * form.left.stride);
+        self.prefetch(e, &form.left, (outer, step), (form.left_share(e.lanes), 1), (round, part));
+    }
+
+    /// Asks for a part of a round of some steps of an operand, from an element on: so many cache lines of each.
+    fn prefetch(
+        &self,
+        e: &mut Emitter,
+        operand: &Operand,
+        (outer, step): (Val, Val),
+        (steps, lines): (usize, usize),
+        (round, (part, parts)): Share,
+    ) {
+        let each = steps.div_ceil(self.form.mr);
+        let first = e.mul_const(round, each);
+        let step = e.add(step, first);
+        let from = Self::element(e, operand, outer, step);
+        for line in (part..each * lines).step_by(parts) {
+            let line = e.offset_const(from, line / lines * operand.stride + line % lines * 64);
             e.prefetch(line, 2);
         }
+    }
+
+    /// Asks for a part of what the epilogue of a tile reads and writes in the row of a round, or for another address if it is not
+    /// due.
+    fn prefetch_epilogue(&self, e: &mut Emitter, (tile, panel): (Val, Val), (round, part): Share, due: (Val, Val)) {
+        let form = self.form;
+        let (first, column) = (e.mul_const(tile, form.mr), e.mul_const(panel, form.nr));
+        let (row, column) = (e.add(self.row, first), e.add(self.column, column));
+        let row = e.add(row, round);
+        form.epilogue.prefetch(e, row, (column, form.nr), part, due);
     }
 
     /// Where a panel of the right operand is copied to: two take turns.
@@ -335,26 +376,22 @@ impl Block<'_> {
         });
     }
 
-    /// Asks for what is copied some micro-kernels later than the share of `panel` at `tile` (of `tiles`): of that panel or of
-    /// the one after it.
-    fn prefetch_right(&self, e: &mut Emitter, inner: Inner, panel: Val, (tile, tiles): (Val, Val)) {
+    /// Asks for a part of a round of what is copied some micro-kernels later than the share of `panel` at `tile` (of `tiles`):
+    /// of that panel or of the one after it.
+    fn prefetch_right(&self, e: &mut Emitter, inner: Inner, panel: Val, (tile, tiles): (Val, Val), share: Share) {
         let form = self.form;
         if form.right.inner_last {
             return;
         }
-        let share = form.right_share(e.lanes);
+        let steps = form.right_share(e.lanes);
         let ahead = e.add_const(tile, TILES_AHEAD);
         let wrapped = e.sub(ahead, tiles);
         let beyond = e.cmp(Cmp::Ge, ahead, tiles);
         let later = e.add_const(panel, 1);
         let (panel, tile) = (e.select(beyond, later, panel), e.select(beyond, wrapped, ahead));
-        let (offset, step) = (e.mul_const(panel, form.nr), e.mul_const(tile, share));
+        let (offset, step) = (e.mul_const(panel, form.nr), e.mul_const(tile, steps));
         let (outer, step) = (e.add(self.column, offset), e.add(inner.start, step));
-        let from = Self::element(e, &form.right, outer, step);
-        for line in 0..share {
-            let line = e.offset_const(from, line * form.right.stride);
-            e.prefetch(line, 2);
-        }
+        self.prefetch(e, &form.right, (outer, step), (steps, form.nr * 4 / 64), share);
     }
 
     /// Runs `body` with the rows of a tile (row of the result, row within the tile) and the column of its first element.
@@ -393,28 +430,4 @@ impl Block<'_> {
 fn ceil_div(e: &mut Emitter, a: Val, b: usize) -> Val {
     let a = e.add_const(a, b - 1);
     e.div_rem(a, b).0
-}
-
-/// Runs `body` with the size of a unit where `left_over` (`i64`) items of a task begin with it; tasks are cut from `size` items,
-/// `per_task` each, and taken `unit` at a time.
-fn widths(
-    e: &mut Emitter,
-    left_over: Val,
-    (size, per_task, unit): (usize, usize, usize),
-    body: impl Fn(&mut Emitter, usize),
-) {
-    let ragged = remainders(size, per_task, unit);
-    if per_task >= unit {
-        if ragged.is_empty() {
-            return body(e, unit);
-        }
-        let whole = e.i64(unit);
-        let whole = e.cmp(Cmp::Ge, left_over, whole);
-        e.when(whole, |e| body(e, unit));
-    }
-    for count in ragged {
-        let wanted = e.i64(count);
-        let here = e.cmp(Cmp::Eq, left_over, wanted);
-        e.when(here, |e| body(e, count));
-    }
 }

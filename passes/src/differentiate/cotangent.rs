@@ -104,7 +104,7 @@ pub(super) fn sum(cx: &mut Reverse<'_, '_>, ty: &Type, terms: &[Contribution]) -
 }
 
 /// Whether parts that do not overlap leave nothing out.
-fn covers(parts: &[(Range, ValueId)], ty: &Type) -> bool {
+pub(super) fn covers(parts: &[(Range, ValueId)], ty: &Type) -> bool {
     let size: usize = parts.iter().map(|(range, _)| range.end - range.start).sum();
     size == ty.shape[parts[0].0.axis]
 }

@@ -65,9 +65,9 @@ pub enum Remat {
     /// Of a loop, the carried values at the start of each iteration; the body runs again. Outside loops, results of
     /// products and attention.
     Iteration,
-    /// As `None`, without the values that are the cheapest to compute again for the bytes that they take, until the stacks
-    /// and what the two directions share take at most this many bytes. Never takes more than `Iteration`; takes that if
-    /// nothing else is small enough.
+    /// As `None`, without the values that cost less to compute again than to keep, and without the cheapest for the bytes that
+    /// they take, until the stacks and what the two directions share take at most this many bytes. Never takes more than
+    /// `Iteration`; takes that if nothing else is small enough.
     Budget(usize),
 }
 

@@ -11,6 +11,9 @@ use std::collections::{HashMap, HashSet};
 
 /// Moving a byte takes as long as about this many floating-point operations, on a CPU whose cores share their caches.
 const FLOPS_PER_BYTE: u64 = 4;
+/// Keeping a byte until the way back takes as long as about this many: it is fetched and written back where it is made, and
+/// fetched again where it is used, from memory that is further away than any cache.
+const FLOPS_PER_BYTE_KEPT: f64 = 32.0;
 
 /// Differentiates under the policy that the options choose.
 pub(super) fn differentiate(problem: &Problem<'_>) -> (Func, Kept) {
@@ -77,16 +80,19 @@ fn products_outside(problem: &Problem<'_>) -> HashSet<ValueId> {
     ops.flat_map(|op| op.results.iter().copied()).collect()
 }
 
-/// `Budget`: drops value after value from what `None` takes.
+/// `Budget`: drops value after value from what `None` takes, as long as that costs less than keeping it or the budget demands it.
 fn within(problem: &Problem<'_>, bytes: usize) -> (Func, Record) {
     let (mut func, mut record) = reverse(problem, &all(problem));
     // From now on only what was taken: dropping a value must not bring in its operands.
     let mut keep: HashSet<ValueId> = record.taken.iter().copied().collect();
-    while record.kept.bytes() > bytes {
+    loop {
         let candidates = record.taken.iter().copied().filter(|v| is_repeatable(problem, *v));
         let ratio = |&v: &ValueId| repeat_cost(problem, &keep, &record, v) as f64 / stored(problem, v) as f64;
         let cheapest = candidates.map(|v| (ratio(&v), v)).min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        let Some((_, cheapest)) = cheapest else { break };
+        let Some((ratio, cheapest)) = cheapest else { break };
+        if record.kept.bytes() <= bytes && ratio > FLOPS_PER_BYTE_KEPT {
+            break;
+        }
         keep.remove(&cheapest);
         (func, record) = reverse(problem, &keep);
     }

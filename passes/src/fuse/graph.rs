@@ -113,6 +113,12 @@ impl<'f> UseGraph<'f> {
         ops.retain(|op| self.node.contains_key(op));
         ops
     }
+    /// Whether a loop stands between two operations of the region, the earlier one first.
+    pub fn loop_between(&self, first: OpId, second: OpId) -> bool {
+        let ops = &self.func.regions[self.region].ops;
+        let between = ops.iter().skip_while(|&&op| op != first).take_while(|&&op| op != second);
+        between.into_iter().any(|&op| self.func.ops[op].opcode == Opcode::Loop)
+    }
     /// The operations that are nodes, in the region's order.
     pub fn ops(&self) -> Vec<OpId> {
         self.graph.node_weights().copied().collect()

@@ -4,6 +4,7 @@ use super::graph::{GroupId, GroupKind, UseGraph};
 use super::rows;
 use super::uses::User;
 use rdc_ir::{Func, OpId, Opcode, ValueId};
+use std::collections::BTreeSet;
 
 /// Longest rows that are worth computing again for each block of columns.
 const WIDEST: usize = 8192;
@@ -85,6 +86,8 @@ fn take_operands(graph: &mut UseGraph, group: GroupId, anchor: OpId) {
     }
 }
 
+/// Not beyond a loop: results would be kept across it, beside the value that they are made of, perhaps although the way back
+/// computes them again so that they need not be.
 fn epilogue(graph: &mut UseGraph, group: GroupId, anchor: OpId) {
     let func = graph.func;
     let result = func.ops[anchor].results[0];
@@ -98,7 +101,7 @@ fn epilogue(graph: &mut UseGraph, group: GroupId, anchor: OpId) {
         }
         work.clear();
         for slice in users {
-            if let Some(other) = graph.group(slice)
+            if let Some(other) = graph.group(slice).filter(|_| !graph.loop_between(anchor, slice))
                 && graph.try_join(group, other)
             {
                 work.push(func.ops[slice].results[0]);
@@ -107,7 +110,7 @@ fn epilogue(graph: &mut UseGraph, group: GroupId, anchor: OpId) {
     }
     while let Some(value) = work.pop() {
         for op in graph.users_here(value) {
-            let Some(other) = graph.group(op) else { continue };
+            let Some(other) = graph.group(op).filter(|_| !graph.loop_between(anchor, op)) else { continue };
             let (from, to) = (func.ty(value), func.ops[op].results.first().map(|&v| func.ty(v)));
             let fits = match graph.kind(other) {
                 GroupKind::Open => rows::is_elementwise(func, op) && to.is_some_and(|to| to.shape == from.shape),
@@ -121,6 +124,20 @@ fn epilogue(graph: &mut UseGraph, group: GroupId, anchor: OpId) {
             if fits && graph.try_join(group, other) {
                 work.push(func.ops[op].results[0]);
             }
+        }
+    }
+    // Results side by side in one.
+    let users = graph.members(group).iter().flat_map(|&op| graph.users_here(func.ops[op].results[0]));
+    for op in users.collect::<Vec<_>>() {
+        let joined = &func.ops[op];
+        let width = func.ty(result).last() / parts;
+        let is_made_here = |&v: &ValueId| graph.group_of_value(v) == Some(group) && func.ty(v).last() == width;
+        if joined.opcode == Opcode::Concat
+            && joined.size("axis") + 1 == func.ty(joined.results[0]).rank()
+            && joined.operands.iter().all(is_made_here)
+            && let Some(other) = graph.group(op).filter(|&g| graph.kind(g) == GroupKind::Open)
+        {
+            graph.try_join(group, other);
         }
     }
 }
@@ -176,17 +193,8 @@ pub fn tails(graph: &mut UseGraph) {
     for anchor in anchors {
         let Some(group) = graph.group(anchor) else { continue };
         let x = func.ops[anchor].operands[0];
-        let mut before = vec![x];
-        let mut next = 0;
-        while let Some(&value) = before.get(next) {
-            next += 1;
-            if graph.group_of_value(value) == Some(group)
-                && let Some(op) = func.def_op(value)
-            {
-                before.extend(&func.ops[op].operands);
-            }
-        }
-        before.retain(|&v| v == x || graph.group_of_value(v) == Some(group));
+        let mut before = made_before(graph, group, anchor);
+        before.insert(x);
         let users: Vec<OpId> = before.iter().flat_map(|&v| graph.users_here(v)).collect();
         for op in users {
             let Some(other) = graph.group(op).filter(|&g| graph.kind(g) == GroupKind::Open) else { continue };
@@ -196,6 +204,104 @@ pub fn tails(graph: &mut UseGraph) {
             }
         }
     }
+}
+
+/// The values that a group makes for the left operand of its matmul, that one included.
+fn made_before(graph: &UseGraph, group: GroupId, anchor: OpId) -> BTreeSet<ValueId> {
+    let (mut before, mut work) = (BTreeSet::new(), vec![graph.func.ops[anchor].operands[0]]);
+    while let Some(value) = work.pop() {
+        if graph.group_of_value(value) == Some(group)
+            && before.insert(value)
+            && let Some(op) = graph.func.def_op(value)
+        {
+            work.extend(&graph.func.ops[op].operands);
+        }
+    }
+    before
+}
+
+/// Row operations whose result only products of two activations take, which need it in memory, become results of a matmul that
+/// reads what they are made of: what the way back computes again, beside the derivative of it.
+pub fn companions(graph: &mut UseGraph) {
+    let func = graph.func;
+    let products: Vec<OpId> = graph.ops().into_iter().filter(|&op| func.ops[op].opcode == Opcode::Matmul).collect();
+    let anchors: Vec<OpId> = graph.ops().into_iter().filter(|&op| func.ops[op].opcode == Opcode::PackedMatmul).collect();
+    for operand in products.iter().flat_map(|&op| func.ops[op].operands[..2].to_vec()) {
+        let value = through_reshapes(func, operand);
+        for &anchor in &anchors {
+            let Some(group) = graph.group(anchor) else { continue };
+            let Some(set) = recomputed(graph, group, anchor, value) else { continue };
+            let groups: Vec<GroupId> = [group].into_iter().chain(set.iter().filter_map(|&op| graph.group(op))).collect();
+            if graph.can_join(&groups) {
+                groups.into_iter().for_each(|other| graph.join(group, other));
+                break;
+            }
+        }
+    }
+}
+
+/// The operations in no group yet that make a value over `rows` rows of what a group reads or makes, if products, the group and
+/// these operations are all that take what they make.
+fn recomputed(graph: &UseGraph, group: GroupId, anchor: OpId, value: ValueId) -> Option<Vec<OpId>> {
+    let func = graph.func;
+    let members = graph.members(group);
+    let rows = func.ty(func.ops[anchor].operands[0]).rows();
+    let before = made_before(graph, group, anchor);
+    let is_there = |v: ValueId| {
+        let made_here = graph.group_of_value(v) == Some(group);
+        before.contains(&v) || !made_here && members.iter().any(|&op| func.ops[op].operands.contains(&v))
+    };
+    let (mut set, mut work, mut shares) = (Vec::new(), vec![value], false);
+    while let Some(value) = work.pop() {
+        let def = func.def_op(value).filter(|&op| graph.group(op).is_some());
+        let own = def.filter(|&op| {
+            let open = graph.group(op).is_some_and(|g| graph.kind(g) == GroupKind::Open);
+            let repeatable = rows::is_elementwise(func, op) || func.ops[op].opcode == Opcode::RmsNorm;
+            let used_here = |user: &User| match *user {
+                User::Op(user) => set.contains(&user) || members.contains(&user) || feeds_products(graph, user),
+                User::Yield(_) => false,
+            };
+            open && repeatable
+                && rows::fits(func, op, rows)
+                && func.ops[op].results.iter().all(|&v| graph.uses.of(v).iter().all(used_here))
+        });
+        if let Some(op) = own {
+            set.push(op);
+            work.extend(&func.ops[op].operands);
+        } else if is_there(value) {
+            shares |= func.ty(value).elements() > func.ty(value).last();
+        } else if def.is_some() || func.ty(value).elements() > func.ty(value).last() {
+            return None;
+        }
+    }
+    // What the epilogue takes is computed in it, element by element.
+    let for_members = |op: &OpId| {
+        let mut users = func.ops[*op].results.iter().flat_map(|&v| graph.users_here(v));
+        users.any(|user| members.contains(&user))
+    };
+    let elementwise = set.iter().all(|&op| func.ops[op].opcode.is_elementwise());
+    (shares && !set.is_empty() && (elementwise || !set.iter().any(for_members))).then_some(set)
+}
+
+/// Whether an operation is a product of two activations, or the reshape of an operand of products only.
+fn feeds_products(graph: &UseGraph, op: OpId) -> bool {
+    match graph.func.ops[op].opcode {
+        Opcode::Matmul => true,
+        Opcode::Reshape => {
+            let result = graph.func.ops[op].results[0];
+            let users = graph.uses.of(result);
+            users.iter().all(|u| matches!(*u, User::Op(user) if feeds_products(graph, user)))
+        }
+        _ => false,
+    }
+}
+
+/// The value that a value is another shape of.
+fn through_reshapes(func: &Func, mut value: ValueId) -> ValueId {
+    while let Some(op) = func.def_op(value).map(|op| &func.ops[op]).filter(|op| op.opcode == Opcode::Reshape) {
+        value = op.operands[0];
+    }
+    value
 }
 
 /// Whether an operation of this region that may become part of a row kernel uses a result.

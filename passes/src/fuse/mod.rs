@@ -47,6 +47,7 @@ pub fn groups(func: &Func, uses: &Uses, leaves: &HashSet<OpId>, region: RegionId
     attention::group(&mut graph);
     matmul::prologues(&mut graph);
     matmul::tails(&mut graph);
+    matmul::companions(&mut graph);
     row_groups(&mut graph);
     for op in graph.ops() {
         if let Some(group) = graph.group(op)

@@ -151,3 +151,55 @@ fn a_one_hot_needs_no_memory() {
     assert_eq!(found.matches("one_hot").count(), 2, "{found}");
     assert!(found.contains("Rows: one_hot mul reduce_sum"), "{found}");
 }
+
+#[test]
+fn what_is_computed_again_for_a_product_is_computed_beside_its_derivative() {
+    let gated = "
+  %active = silu %gate : f32[6, 8]
+  %again = mul %active, %up : f32[6, 8]
+  %d = packed_matmul %g, %w {n = 8, k = 8, parts = 1} : f32[6, 8]
+  %dup = mul %d, %active : f32[6, 8]
+  %slope = sigmoid %gate : f32[6, 8]
+  %along = mul %d, %up : f32[6, 8]
+  %dgate = mul %along, %slope : f32[6, 8]
+  %dw = matmul %g, %again {trans_a = true, trans_b = false} : f32[8, 8]";
+    let args = [("gate", "f32[6, 8]"), ("up", "f32[6, 8]"), ("g", "f32[6, 8]"), ("w", W)];
+    assert_eq!(
+        kernels(&func(&args, gated, &["dup", "dgate", "dw"])),
+        "Matmul: silu mul packed_matmul mul sigmoid mul mul\nProduct: matmul"
+    );
+    let normed = "
+  %normed = rms_norm %x, %scale {eps = 1e-6} : f32[6, 8]
+  %dx = mul %x, %g : f32[6, 8]
+  %d = packed_matmul %dx, %w {n = 8, k = 8, parts = 1} : f32[6, 8]
+  %dw = matmul %g, %normed {trans_a = true, trans_b = false} : f32[8, 8]";
+    let args = [("x", "f32[6, 8]"), ("scale", "f32[8]"), ("g", "f32[6, 8]"), ("w", W)];
+    assert_eq!(
+        kernels(&func(&args, normed, &["d", "dw"])),
+        "Matmul: rms_norm mul packed_matmul\nProduct: matmul"
+    );
+    assert_eq!(
+        kernels(&func(&args, normed, &["d", "dw", "normed"])),
+        "Matmul: mul packed_matmul\nRows: rms_norm\nProduct: matmul",
+        "what others need too is a kernel of its own"
+    );
+}
+
+#[test]
+fn an_epilogue_ends_at_a_loop() {
+    let body = "
+  %y = packed_matmul %x, %w {n = 8, k = 8, parts = 1} : f32[6, 8]
+  %now = silu %y : f32[6, 8]
+  %last, %trips = loop %r, %now {max_steps = 4, exit = false, stacked = 0, reverse = false} : f32[6, 8], i32[] {
+    (%step: i32[], %end: bool[], %s: f32[6, 8])
+    %next = sigmoid %s : f32[6, 8]
+    yield %next
+  }
+  %again = silu %y : f32[6, 8]
+  %out = mul %again, %last : f32[6, 8]";
+    let args = [("x", "f32[6, 8]"), ("w", W), ("r", "i32[]")];
+    assert_eq!(
+        kernels(&func(&args, body, &["out"])),
+        "Matmul: packed_matmul silu\nLoop: loop\nRows: silu mul"
+    );
+}

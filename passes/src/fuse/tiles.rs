@@ -6,8 +6,6 @@ use rdc_ir::program::{Dispatch, KernelKind, Target};
 const FEW_ROWS: usize = 4;
 /// Longest inner block of a matmul: `256 * nr` f32 weights and a micro-tile of the left operand share a 32 KiB cache.
 const INNER: usize = 256;
-/// Longest inner block of a product: two pieces of the right operand, one being copied, share the cache with a micro-tile.
-const PRODUCT_INNER: usize = 128;
 /// Tasks aimed at where the work has no natural grain.
 const TASKS: usize = 32;
 
@@ -67,7 +65,9 @@ pub fn matmul(m: usize, n: usize, k: usize, nr: usize, target: &Target) -> Tiled
 /// two or four threads must be able to share the tasks evenly, and both packed pieces must stay in the second-level cache.
 pub fn product(m: usize, n: usize, k: usize, target: &Target) -> Tiled {
     let (mr, nr) = (target.mr.max(1), target.nr.max(1));
-    let blocks = k.div_ceil(PRODUCT_INNER).max(1);
+    // Two pieces of the right operand, one being copied, take half of the first-level cache.
+    let inner = (target.l1 / (4 * nr * 4)).max(32);
+    let blocks = k.div_ceil(inner).max(1);
     let kc = k.div_ceil(blocks).next_multiple_of(4);
     let even = |size: usize, unit: usize, most: usize| {
         let mut sizes: Vec<usize> = (1..=size.div_ceil(unit).min(64))

@@ -5,6 +5,10 @@ use crate::analysis;
 use rdc_ir::{Attr, Builder, Func, Module, OpId, Opcode, ValueId};
 use std::collections::HashMap;
 
+/// The largest weight, in bytes, of which there is a packed transpose. That of a large vocabulary would be a good part of all
+/// memory, for a product that repacks what it reads of it in the caches at little cost.
+const LARGEST_TRANSPOSE: usize = 64 << 20;
+
 /// Products with weights as they are become products with the packed transpose. Of other products with one right operand for
 /// all rows, the left one becomes rank 2.
 pub fn products(module: &mut Module, nr: usize) {
@@ -32,7 +36,8 @@ fn product(b: &mut Builder, module: &Module, op: OpId, nr: usize) -> Option<Valu
         return None;
     }
     let (x, w) = (data.operands[0], data.operands[1]);
-    if let Some(weight) = Weight::read(b.func, w).filter(|w| w.is_block() && !data.flag("trans_b")) {
+    let transposes = |w: &Weight| w.is_block() && !data.flag("trans_b") && w.n() * w.k() * 4 <= LARGEST_TRANSPOSE;
+    if let Some(weight) = Weight::read(b.func, w).filter(transposes) {
         let packed = weight.pack_transposed(b, module, nr);
         return Some(b.op(Opcode::PackedMatmul, &[x, packed], shape(weight.k(), weight.n(), 1)));
     }

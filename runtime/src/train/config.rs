@@ -69,7 +69,7 @@ pub struct TrainConfig {
     /// What is kept for the derivative.
     #[serde(default)]
     pub remat: Remat,
-    /// Memory that `remat = "auto"` may plan for, as `"2GB"` or in bytes.
+    /// Memory that `remat = "auto"` may plan for, as `"2GB"` or in bytes; by default as much as it takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Bytes>,
 }
@@ -82,11 +82,11 @@ fn one() -> usize {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Remat {
-    /// Nothing that costs is computed again.
+    /// Only elementwise operations are computed again.
     None,
     /// Only the carried state is kept.
     Iteration,
-    /// The least is computed again that makes the plan fit the memory.
+    /// What costs less to compute again than to keep is, and the least of the rest that makes the plan fit the memory.
     #[default]
     Auto,
 }

@@ -1,5 +1,5 @@
 //! Matrix products.
-use super::super::cotangent::{Range, parts};
+use super::super::cotangent::{Range, covers, parts};
 use super::Reverse;
 use rdc_ir::{Attr, Op, Opcode, ValueId};
 
@@ -8,10 +8,8 @@ pub(super) fn matmul(cx: &mut Reverse<'_, '_>, op: &Op, dy: ValueId) {
     columns(cx, op, dy, None);
 }
 
-/// If all that is known about the cotangent of a product's result is the cotangents of at most two ranges of its columns,
-/// differentiates the product as that many products, of as many parts of b: the ranges need not be joined. Says whether it did.
-///
-/// This is the case for an MLP whose gate and other half are one matrix.
+/// If all that is known about the cotangent of a product's result is the cotangents of at most two ranges of its columns that
+/// leave some out, differentiates the product as that many products, of as many parts of b. Says whether it did.
 pub(in super::super) fn in_parts(cx: &mut Reverse<'_, '_>, op: &Op) -> bool {
     let is_plain = op.opcode == Opcode::Matmul && cx.old_ty(op.operands[1]).rank() == 2;
     if !is_plain {
@@ -20,7 +18,11 @@ pub(in super::super) fn in_parts(cx: &mut Reverse<'_, '_>, op: &Op) -> bool {
     let result = op.results[0];
     let last = cx.old_ty(result).rank() - 1;
     let terms = cx.take(result);
-    match parts(cx, &terms).filter(|p| p.len() <= 2 && p.iter().all(|(range, _)| range.axis == last)) {
+    let ty = cx.old_ty(result).clone();
+    let some = |p: &Vec<(Range, ValueId)>| {
+        p.len() <= 2 && p.iter().all(|(range, _)| range.axis == last) && !covers(p, &ty)
+    };
+    match parts(cx, &terms).filter(some) {
         Some(parts) => {
             for (range, dy) in parts {
                 columns(cx, op, dy, Some((range.start, range.end)));

@@ -172,7 +172,7 @@ fn what_is_kept_changes_no_gradient() {
     let inputs = huginn_inputs(&case, false);
     let with = |args: &[&str]| grad("examples/huginn.rdm", "huginn-odd", &inputs, (3, 2), args);
     let kept = with(&["--remat", "none"]);
-    for args in [&["--remat", "iteration"][..], &["--remat", "auto", "--memory", "40MB"]] {
+    for args in [&["--remat", "iteration"][..], &["--remat", "auto"], &["--remat", "auto", "--memory", "40MB"]] {
         let actual = with(args);
         for (name, expected) in &kept {
             let largest = expected.data.iter().fold(1e-30, |m: f64, x| m.max(x.abs()));

@@ -225,13 +225,15 @@ fn made_before(graph: &UseGraph, group: GroupId, anchor: OpId) -> BTreeSet<Value
 pub fn companions(graph: &mut UseGraph) {
     let func = graph.func;
     let products: Vec<OpId> = graph.ops().into_iter().filter(|&op| func.ops[op].opcode == Opcode::Matmul).collect();
-    let anchors: Vec<OpId> = graph.ops().into_iter().filter(|&op| func.ops[op].opcode == Opcode::PackedMatmul).collect();
+    let anchors: Vec<OpId> =
+        graph.ops().into_iter().filter(|&op| func.ops[op].opcode == Opcode::PackedMatmul).collect();
     for operand in products.iter().flat_map(|&op| func.ops[op].operands[..2].to_vec()) {
         let value = through_reshapes(func, operand);
         for &anchor in &anchors {
             let Some(group) = graph.group(anchor) else { continue };
             let Some(set) = recomputed(graph, group, anchor, value) else { continue };
-            let groups: Vec<GroupId> = [group].into_iter().chain(set.iter().filter_map(|&op| graph.group(op))).collect();
+            let groups: Vec<GroupId> =
+                [group].into_iter().chain(set.iter().filter_map(|&op| graph.group(op))).collect();
             if graph.can_join(&groups) {
                 groups.into_iter().for_each(|other| graph.join(group, other));
                 break;

@@ -174,13 +174,10 @@ fn what_is_computed_again_for_a_product_is_computed_beside_its_derivative() {
   %d = packed_matmul %dx, %w {n = 8, k = 8, parts = 1} : f32[6, 8]
   %dw = matmul %g, %normed {trans_a = true, trans_b = false} : f32[8, 8]";
     let args = [("x", "f32[6, 8]"), ("scale", "f32[8]"), ("g", "f32[6, 8]"), ("w", W)];
-    assert_eq!(
-        kernels(&func(&args, normed, &["d", "dw"])),
-        "Matmul: rms_norm mul packed_matmul\nProduct: matmul"
-    );
+    assert_eq!(kernels(&func(&args, normed, &["d", "dw"])), "Matmul: rms_norm mul packed_matmul\nProduct: matmul");
     assert_eq!(
         kernels(&func(&args, normed, &["d", "dw", "normed"])),
-        "Matmul: mul packed_matmul\nRows: rms_norm\nProduct: matmul",
+        "Rows: rms_norm\nMatmul: mul packed_matmul\nProduct: matmul",
         "what others need too is a kernel of its own"
     );
 }
@@ -198,8 +195,5 @@ fn an_epilogue_ends_at_a_loop() {
   %again = silu %y : f32[6, 8]
   %out = mul %again, %last : f32[6, 8]";
     let args = [("x", "f32[6, 8]"), ("w", W), ("r", "i32[]")];
-    assert_eq!(
-        kernels(&func(&args, body, &["out"])),
-        "Matmul: packed_matmul silu\nLoop: loop\nRows: silu mul"
-    );
+    assert_eq!(kernels(&func(&args, body, &["out"])), "Matmul: packed_matmul silu\nLoop: loop\nRows: silu mul");
 }

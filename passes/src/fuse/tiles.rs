@@ -162,7 +162,7 @@ fn blocks_of(m: usize, panels: usize, kc: usize, target: &Target) -> (usize, usi
             let ragged = (column_blocks * columns) as f64 / panels as f64 * (row_blocks * rows) as f64 / m as f64;
             let few = (16.0 / tasks as f64).max(1.0);
             let uneven = 1.0 + (ragged - 1.0) / row_blocks.max(column_blocks) as f64;
-            let cost = padding * (round(2) + 0.5 * round(4)) * few * uneven * (1.0 + 0.004 * column_blocks as f64)
+            let cost = padding * (round(2) + 0.5 * round(4)) * few * uneven * (1.0 + 0.02 * column_blocks as f64)
                 + 0.1 * mr as f64 / rows as f64;
             if cost < best.0 {
                 best = (cost, rows, columns);

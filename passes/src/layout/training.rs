@@ -5,9 +5,9 @@ use crate::analysis;
 use rdc_ir::{Attr, Builder, Func, Module, OpId, Opcode, ValueId};
 use std::collections::HashMap;
 
-/// The largest weight, in bytes, of which there is a packed transpose. That of a large vocabulary would be a good part of all
-/// memory, for a product that repacks what it reads of it in the caches at little cost.
-const LARGEST_TRANSPOSE: usize = 64 << 20;
+/// The largest weight, in bytes, of which there is a packed transpose. Copies of larger ones would be a good part of all memory,
+/// for products that take as long if they pack what they read in the caches.
+const LARGEST_TRANSPOSE: usize = 12_000_000;
 
 /// Products with weights as they are become products with the packed transpose. Of other products with one right operand for
 /// all rows, the left one becomes rank 2.

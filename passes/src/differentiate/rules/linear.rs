@@ -19,9 +19,8 @@ pub(in super::super) fn in_parts(cx: &mut Reverse<'_, '_>, op: &Op) -> bool {
     let last = cx.old_ty(result).rank() - 1;
     let terms = cx.take(result);
     let ty = cx.old_ty(result).clone();
-    let some = |p: &Vec<(Range, ValueId)>| {
-        p.len() <= 2 && p.iter().all(|(range, _)| range.axis == last) && !covers(p, &ty)
-    };
+    let some =
+        |p: &Vec<(Range, ValueId)>| p.len() <= 2 && p.iter().all(|(range, _)| range.axis == last) && !covers(p, &ty);
     match parts(cx, &terms).filter(some) {
         Some(parts) => {
             for (range, dy) in parts {

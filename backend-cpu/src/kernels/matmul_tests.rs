@@ -55,10 +55,11 @@ struct Case {
 }
 
 impl Case {
-    /// `n` is rounded up where the weight has parts. A norm that is a result has rows, not columns of one element.
+    /// `n` is rounded up where the weight has parts. Rows that are normed have more than one element, as fusion
+    /// sees to.
     fn new(target: &Target, (m, n, k): (usize, usize, usize), dtype: DType, before: Before, after: After) -> Case {
         let n = if after.parts() > 1 { n.next_multiple_of(target.nr) } else { n };
-        let k = if before == Before::BesideNorm { k.max(2) } else { k };
+        let k = if before == Before::Reshape { k } else { k.max(2) };
         Case { m, n, k, dtype, before, after, rows_per_task: 2 * target.mr, panels_per_task: 2, kc: 64 }
     }
 

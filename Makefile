@@ -48,7 +48,7 @@ test: setup ## All tests
 bless: setup ## Accept changed snapshots; read the diff
 	BLESS=1 INSTA_UPDATE=always INSTA_FORCE_PASS=1 cargo test --workspace
 
-demo: setup ## Train a small model from scratch (2 to 4 minutes) and watch accuracy rise with the number of iterations
+demo: setup ## Train a small model from scratch (1 to 4 minutes) and watch accuracy rise with the number of iterations
 	cargo build --release --bins
 	rm -rf $(TARGET_DIR)/demo
 	$(TARGET_DIR)/release/rdc train examples/huginn.rdm --config examples/parity/train.toml --out $(TARGET_DIR)/demo

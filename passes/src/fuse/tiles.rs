@@ -9,8 +9,8 @@ const INNER: usize = 256;
 /// Tasks aimed at where the work has no natural grain.
 const TASKS: usize = 32;
 
-/// What packing an element costs, in multiplications with additions.
-const PACKING: f64 = 6.0;
+/// What packing an element costs, in vectors of multiplications with additions.
+const PACKING: f64 = 1.5;
 
 /// A kind with its tiles, the number of tasks and how they are handed out.
 pub struct Tiled {
@@ -85,7 +85,7 @@ pub fn product(m: usize, n: usize, k: usize, target: &Target) -> Tiled {
             }
             let tasks = m.div_ceil(rows) * n.div_ceil(columns);
             let share = |threads: usize| (tasks.div_ceil(threads) * threads * rows * columns) as f64 / (m * n) as f64;
-            let packing = 1.0 + PACKING * (1.0 / rows as f64 + 1.0 / columns as f64);
+            let packing = 1.0 + PACKING * target.lanes as f64 * (1.0 / rows as f64 + 1.0 / columns as f64);
             let cost = (share(2) + 0.25 * share(4)) * packing;
             if cost < best.0 {
                 best = (cost, rows, columns);

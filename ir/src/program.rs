@@ -220,8 +220,8 @@ pub enum KernelKind {
     /// chains of all three. Task = (batch, group).
     DecodeAttention,
     /// One `matmul` of two row-major operands of rank 2, either transposed: a weight's gradient, `trans_a` with the tokens as
-    /// inner size. After it elementwise operations (the epilogue), whose values may be joined. Tasks are row blocks times column blocks
-    /// (`task = row_block * column_blocks + column_block`); a task packs pieces of both operands into its scratch.
+    /// inner size. After it elementwise operations (the epilogue), whose values may be joined. Tasks are row blocks times column
+    /// blocks (`task = row_block * column_blocks + column_block`); a task packs pieces of both operands into its scratch.
     Product {
         /// Rows of the result.
         m: usize,

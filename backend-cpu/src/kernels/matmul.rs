@@ -11,7 +11,7 @@
 use super::matmul_form::Form;
 use super::matmul_rowops::{Finish, Prologue, Rows};
 use super::matmul_weights::widen;
-use super::micro::{Ahead, Micro};
+use super::micro::{Ahead, Micro, Share};
 use super::panels::widths;
 use crate::emit::{Cmp, Emitter, Error, Val};
 use rdc_ir::DType;
@@ -102,6 +102,12 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     Ok(e.finish())
 }
 
+/// `ceil(a / b)`.
+pub fn ceil_div(e: &mut Emitter, a: Val, b: usize) -> Val {
+    let a = e.add_const(a, b - 1);
+    e.div_rem(a, b).0
+}
+
 /// `min(step, size - start)`, as a constant if `step` divides `size`.
 pub fn bounded(e: &mut Emitter, start: Val, step: usize, size: usize) -> Val {
     let whole = e.i64(step);
@@ -174,8 +180,7 @@ impl Gemm<'_> {
     fn rows(&self, e: &mut Emitter, rows: Rows, piece: Piece) {
         let form = self.form;
         let zero = e.i64(0);
-        let tiles = e.add_const(rows.count, self.mr - 1);
-        let (tiles, _) = e.div_rem(tiles, self.mr);
+        let tiles = ceil_div(e, rows.count, self.mr);
         e.each(zero, tiles, |e, tile| {
             let from = e.mul_const(tile, self.mr);
             let (rest, most) = (e.sub(rows.count, from), e.i64(self.mr));
@@ -183,19 +188,23 @@ impl Gemm<'_> {
             let first = e.add(rows.first, from);
             let left = e.at(rows.left, from, rows.stride);
             let sums = e.at(piece.sums, from, form.nr * 4);
-            let parts = Ahead::parts(self.mr, form.k - (form.k - 1) / form.kc * form.kc);
-            let lines = |e: &mut Emitter, round: Val, part: usize| {
+            let lines = |e: &mut Emitter, (round, part): Share| {
                 let row = e.add(first, round);
-                self.prefetch_weight(e, piece.next, (tile, round), (part, parts));
-                self.finish.prefetch(e, row, piece.panel, (part, parts), (piece.ends, sums));
+                self.prefetch_weight(e, piece.next, tile, (round, part));
+                self.finish.prefetch(e, row, piece.panel, part, (piece.ends, sums));
             };
-            let ahead = Ahead { rounds: self.mr, parts, lines: &lines };
-            let ahead = (parts > 0).then_some(&ahead);
+            let ahead = Ahead::over(self.mr, (form.k, form.kc), &lines);
             let micro = |e: &mut Emitter, count: usize| {
                 let even = Micro::is_even(form.k, form.kc);
                 let micro = Micro { rows: count, nr: form.nr, row_stride: rows.stride, step: 4, even };
                 let begins = (form.k > form.kc).then_some(piece.begins);
-                micro.emit(e, (left, piece.right), piece.length, (sums, begins), ahead.filter(|_| count == self.mr));
+                micro.emit(
+                    e,
+                    (left, piece.right),
+                    piece.length,
+                    (sums, begins),
+                    ahead.as_ref().filter(|_| count == self.mr),
+                );
             };
             widths(e, rest, (form.m, form.rows_per_task, self.mr), micro);
             e.when(piece.ends, |e| {
@@ -210,7 +219,7 @@ impl Gemm<'_> {
 
     /// Asks for a part of what a round of a tile brings of the piece of the weight that is used next: it streams in while the one
     /// before it is in use.
-    fn prefetch_weight(&self, e: &mut Emitter, next: Val, (tile, round): (Val, Val), (part, parts): (usize, usize)) {
+    fn prefetch_weight(&self, e: &mut Emitter, next: Val, tile: Val, (round, (part, parts)): Share) {
         let form = self.form;
         let lines = (form.kc * form.nr * form.dtype.bytes()).div_ceil(64);
         let share = lines.div_ceil((form.rows_per_task / self.mr).max(1)).min(LINES_AHEAD).div_ceil(self.mr);

@@ -1,5 +1,5 @@
 //! The shape of a matmul kernel: its anchor, what comes before and after, and how its tasks are cut.
-use super::anchor::{only, pointer, see_through};
+use super::anchor::{defined_by, only, pointer, see_through};
 use crate::emit::{Emitter, Error, Val};
 use rdc_ir::program::{Kernel, KernelKind, Target};
 use rdc_ir::{DType, Func, OpId, Opcode, ValueId};
@@ -98,7 +98,7 @@ impl<'k> Form<'k> {
             scale: scale.flatten(),
             x,
             anchor: anchor_id,
-            after: after(func, product, x),
+            after: after(func, product, x, (m, n / parts)),
         };
         Ok(form)
     }
@@ -150,9 +150,9 @@ impl<'k> Form<'k> {
     }
 }
 
-/// What depends on the product, and elementwise operations of its shape that the left operand `x` does not need and that need
-/// nothing else from before it: they may share their operands with the epilogue.
-fn after(func: &Func, product: ValueId, x: ValueId) -> HashSet<ValueId> {
+/// What depends on the product, and elementwise operations over `m` rows of the epilogue's `columns` that the left operand `x` does
+/// not need and that need nothing else from before it: they may share their operands with the epilogue.
+fn after(func: &Func, product: ValueId, x: ValueId, (m, columns): (usize, usize)) -> HashSet<ValueId> {
     let ops = &func.regions[func.body].ops;
     let mut before = HashSet::from([x]);
     for &op in ops.iter().rev() {
@@ -160,23 +160,21 @@ fn after(func: &Func, product: ValueId, x: ValueId) -> HashSet<ValueId> {
             before.extend(&func.ops[op].operands);
         }
     }
-    let args = &func.regions[func.body].args;
     let mut after = HashSet::from([product]);
-    let mut shapes: HashSet<&[usize]> = HashSet::from([&func.ty(product).shape[..]]);
     for &op in ops {
         let op = &func.ops[op];
         if op.operands.iter().any(|v| after.contains(v)) {
             after.extend(&op.results);
-            shapes.extend(op.results.iter().map(|&v| &func.ty(v).shape[..]));
         }
     }
     for &op in ops {
         let op = &func.ops[op];
         let Some(&result) = op.results.first() else { continue };
-        let constant = |v: ValueId| func.def_op(v).is_some_and(|op| func.ops[op].opcode == Opcode::Constant);
-        let is_free = |&v: &ValueId| args.contains(&v) || after.contains(&v) || constant(v);
-        let alike = shapes.contains(&func.ty(result).shape[..]) && !before.contains(&result);
-        if op.opcode.is_elementwise() && alike && op.operands.iter().all(is_free) {
+        let is_constant = |v: ValueId| defined_by(func, v, Opcode::Constant).is_some();
+        let is_free = |&v: &ValueId| pointer(func, v).is_some() || after.contains(&v) || is_constant(v);
+        let ty = func.ty(result);
+        let alike = ty.rank() > 0 && (ty.rows(), ty.last()) == (m, columns);
+        if op.opcode.is_elementwise() && alike && !before.contains(&result) && op.operands.iter().all(is_free) {
             after.insert(result);
         }
     }

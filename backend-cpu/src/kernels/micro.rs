@@ -19,21 +19,25 @@ pub struct Micro {
     pub even: bool,
 }
 
+/// A part of what is asked for in a round of an [`Ahead`]: the round (`i64`), and which of how many parts.
+pub type Share = (Val, (usize, usize));
+
 /// What a micro-kernel asks memory for while it computes: requests one after the other between its steps, since a core can wait
 /// for a dozen cache lines at a time and stands still beyond that.
 pub struct Ahead<'a> {
-    /// Rounds, in each of which `lines` is called for every part.
-    pub rounds: usize,
-    /// Parts of a round; each goes with some steps of the inner size.
-    pub parts: usize,
-    /// Asks for the lines of a part (of a round, `i64`).
-    pub lines: &'a dyn Fn(&mut Emitter, Val, usize),
+    rounds: usize,
+    /// Each goes with some steps of the inner size.
+    parts: usize,
+    lines: &'a dyn Fn(&mut Emitter, Share),
 }
 
-impl Ahead<'_> {
-    /// Into how many parts rounds fall that are spread over an inner block of so many steps.
-    pub fn parts(rounds: usize, steps: usize) -> usize {
-        (steps / UNROLL / rounds.max(1)).min(4)
+impl<'a> Ahead<'a> {
+    /// Rounds spread over any inner block of `kc` of `k` steps, in which `lines` asks for the cache lines of a share; `None` if the
+    /// shortest block has too few steps.
+    pub fn over(rounds: usize, (k, kc): (usize, usize), lines: &'a dyn Fn(&mut Emitter, Share)) -> Option<Ahead<'a>> {
+        let shortest = k - (k - 1) / kc * kc;
+        let parts = (shortest / UNROLL / rounds).min(4);
+        (parts > 0).then_some(Ahead { rounds, parts, lines })
     }
 }
 
@@ -79,7 +83,7 @@ impl Micro {
             tile = e.for_range(start, end, steps, &tile, |e, k, tile| {
                 let (round, mut tile) = (e.div_rem(k, steps).0, tile.to_vec());
                 for part in 0..ahead.parts {
-                    (ahead.lines)(e, round, part);
+                    (ahead.lines)(e, (round, (part, ahead.parts)));
                     let k = e.add_const(k, part * UNROLL);
                     tile = self.steps(e, (left, right), k, &tile, UNROLL);
                 }

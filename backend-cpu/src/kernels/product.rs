@@ -17,8 +17,8 @@
 //! with AVX-512, but 62 % for the last, whose operands come from memory. Without the copies it would be 95 to 97 %.
 use super::anchor::{only, pointer};
 use super::heads::all_pieces;
-use super::matmul::bounded;
-use super::micro::{Ahead, Micro};
+use super::matmul::{bounded, ceil_div};
+use super::micro::{Ahead, Micro, Share};
 use super::panels::{Strip, widths};
 use crate::emit::{Cmp, Emitter, Epilogue, Error, Ty, Val};
 use rdc_ir::program::{Kernel, KernelKind, Target};
@@ -26,9 +26,6 @@ use rdc_ir::{Opcode, ValueId};
 
 /// How many micro-kernels before it is copied a piece of the right operand is asked for.
 const TILES_AHEAD: usize = 2;
-
-/// A part of a round of an [`Ahead`]: the round, and which of how many parts.
-type Share = (Val, (usize, usize));
 
 /// An operand in memory.
 struct Operand {
@@ -116,10 +113,6 @@ impl<'k> Form<'k> {
     /// Bytes of a block of the left operand.
     fn block_bytes(&self) -> usize {
         self.tiles().0 * self.left_bytes()
-    }
-    /// Steps of the shortest block of the inner size.
-    fn shortest(&self) -> usize {
-        self.k - (self.blocks() - 1) * self.kc
     }
     /// Blocks of the inner size.
     fn blocks(&self) -> usize {
@@ -244,18 +237,16 @@ impl Block<'_> {
                 });
                 let left = e.at(block, tile, form.left_bytes());
                 let sums = e.at(sums, tile, form.mr * form.nr * 4);
-                let parts = Ahead::parts(form.mr, form.shortest());
-                let lines = |e: &mut Emitter, round: Val, part: usize| {
-                    let share = (round, (part, parts));
+                let lines = |e: &mut Emitter, share: Share| {
                     if form.blocks() > 1 {
                         self.prefetch_left(e, next, (tile, to), share);
                     }
                     self.prefetch_right(e, inner, later, (tile, tiles), share);
                     self.prefetch_epilogue(e, (tile, panel), share, (last, sums));
                 };
-                let ahead = Ahead { rounds: form.mr, parts, lines: &lines };
+                let ahead = Ahead::over(form.mr, (form.k, form.kc), &lines);
                 let first = (form.blocks() > 1).then_some(first);
-                micro.emit(e, (left, right), inner.length, (sums, first), (parts > 0).then_some(&ahead));
+                micro.emit(e, (left, right), inner.length, (sums, first), ahead.as_ref());
                 e.when(last, |e| self.finish(e, panel, tile, sums));
             });
             // The last block of rows has fewer tiles.
@@ -345,11 +336,9 @@ impl Block<'_> {
     /// Asks for a part of what the epilogue of a tile reads and writes in the row of a round, or for another address if it is not
     /// due.
     fn prefetch_epilogue(&self, e: &mut Emitter, (tile, panel): (Val, Val), (round, part): Share, due: (Val, Val)) {
-        let form = self.form;
-        let (first, column) = (e.mul_const(tile, form.mr), e.mul_const(panel, form.nr));
-        let (row, column) = (e.add(self.row, first), e.add(self.column, column));
+        let (row, column) = self.corner(e, tile, panel);
         let row = e.add(row, round);
-        form.epilogue.prefetch(e, row, (column, form.nr), part, due);
+        self.form.epilogue.prefetch(e, row, (column, self.form.nr), part, due);
     }
 
     /// Where a panel of the right operand is copied to: two take turns.
@@ -394,17 +383,10 @@ impl Block<'_> {
         self.prefetch(e, &form.right, (outer, step), (steps, form.nr * 4 / 64), share);
     }
 
-    /// Runs `body` with the rows of a tile (row of the result, row within the tile) and the column of its first element.
-    fn rows(&self, e: &mut Emitter, panel: Val, tile: Val, body: impl FnOnce(&mut Emitter, Val, Val, Val)) {
-        let form = self.form;
-        let (first, offset) = (e.mul_const(tile, form.mr), e.mul_const(panel, form.nr));
-        let (row, column) = (e.add(self.row, first), e.add(self.column, offset));
-        let (left_over, most, zero) = (e.sub(self.rows, first), e.i64(form.mr), e.i64(0));
-        let count = e.min(left_over, most);
-        e.each(zero, count, |e, i| {
-            let row = e.add(row, i);
-            body(e, row, i, column);
-        });
+    /// The row and column of the result at which a tile begins.
+    fn corner(&self, e: &mut Emitter, tile: Val, panel: Val) -> (Val, Val) {
+        let (row, column) = (e.mul_const(tile, self.form.mr), e.mul_const(panel, self.form.nr));
+        (e.add(self.row, row), e.add(self.column, column))
     }
 
     /// The epilogue of a tile of finished sums.
@@ -413,7 +395,12 @@ impl Block<'_> {
         let offset = e.mul_const(panel, form.nr);
         let left_over = e.sub(self.columns, offset);
         widths(e, left_over, (form.n, form.columns_per_task, form.nr), |e, columns| {
-            self.rows(e, panel, tile, |e, row, i, column| {
+            let (row, column) = self.corner(e, tile, panel);
+            let done = e.mul_const(tile, form.mr);
+            let (left_over, most, zero) = (e.sub(self.rows, done), e.i64(form.mr), e.i64(0));
+            let count = e.min(left_over, most);
+            e.each(zero, count, |e, i| {
+                let row = e.add(row, i);
                 let sums = e.at(sums, i, form.nr * 4);
                 for (start, lanes) in all_pieces(columns, e.lanes) {
                     let from = e.offset_const(sums, start * 4);
@@ -424,10 +411,4 @@ impl Block<'_> {
             });
         });
     }
-}
-
-/// `ceil(a / b)`.
-fn ceil_div(e: &mut Emitter, a: Val, b: usize) -> Val {
-    let a = e.add_const(a, b - 1);
-    e.div_rem(a, b).0
 }

@@ -47,7 +47,7 @@ fn update_of(graph: &UseGraph, value: ValueId) -> Option<OpId> {
 /// One causal query per row over two caches that this attention alone reads.
 fn is_decode(graph: &UseGraph, attention: OpId, k: OpId, v: OpId) -> bool {
     let (func, op) = (graph.func, &graph.func.ops[attention]);
-    let open = |update: OpId| graph.group(update).is_some_and(|g| graph.kind(g) == GroupKind::Open);
+    let open = |update: OpId| graph.open(update).is_some();
     let own = |update: OpId| {
         let op = &func.ops[update];
         open(update) && graph.uses.of(op.results[1]).len() == 1 && func.ty(op.operands[1]).shape[1] == 1

@@ -116,8 +116,8 @@ impl<'f> UseGraph<'f> {
     /// Whether a loop stands between two operations of the region, the earlier one first.
     pub fn loop_between(&self, first: OpId, second: OpId) -> bool {
         let ops = &self.func.regions[self.region].ops;
-        let between = ops.iter().skip_while(|&&op| op != first).take_while(|&&op| op != second);
-        between.into_iter().any(|&op| self.func.ops[op].opcode == Opcode::Loop)
+        let mut between = ops.iter().skip_while(|&&op| op != first).take_while(|&&op| op != second);
+        between.any(|&op| self.func.ops[op].opcode == Opcode::Loop)
     }
     /// The operations that are nodes, in the region's order.
     pub fn ops(&self) -> Vec<OpId> {
@@ -130,6 +130,10 @@ impl<'f> UseGraph<'f> {
     /// The group that defines a value, if it is defined here.
     pub fn group_of_value(&self, value: ValueId) -> Option<GroupId> {
         self.func.def_op(value).and_then(|op| self.group(op))
+    }
+    /// The group of an operation if what it becomes is not decided yet.
+    pub fn open(&self, op: OpId) -> Option<GroupId> {
+        self.group(op).filter(|&group| self.kind(group) == GroupKind::Open)
     }
     /// What a group becomes.
     pub fn kind(&self, group: GroupId) -> GroupKind {
@@ -178,10 +182,9 @@ impl<'f> UseGraph<'f> {
     }
     /// Whether some elementwise operation of this region, in no group yet, uses a result of an operation.
     pub fn feeds_elementwise(&self, op: OpId) -> bool {
-        let open = |user: &OpId| self.group(*user).is_some_and(|g| self.kind(g) == GroupKind::Open);
         let results = &self.func.ops[op].results;
         let mut users = results.iter().flat_map(|&v| self.users_here(v));
-        users.any(|user| self.func.ops[user].opcode.is_elementwise() && open(&user))
+        users.any(|user| self.func.ops[user].opcode.is_elementwise() && self.open(user).is_some())
     }
     /// Moves the operations of `other` into `group`.
     pub fn join(&mut self, group: GroupId, other: GroupId) {

@@ -50,10 +50,7 @@ fn give_back(graph: &mut UseGraph, group: GroupId, anchor: OpId) {
             !made_here || graph.uses.of(*v).iter().any(elsewhere)
         };
         let for_rows = |user: &User| match *user {
-            User::Op(user) => {
-                let open = graph.group(user).is_some_and(|g| graph.kind(g) == GroupKind::Open);
-                open && rows::natural_rows(func, user).is_some()
-            }
+            User::Op(user) => graph.open(user).is_some() && rows::natural_rows(func, user).is_some(),
             User::Yield(_) => false,
         };
         let users: Vec<&User> = data.results.iter().flat_map(|&v| graph.uses.of(v)).collect();
@@ -135,7 +132,7 @@ fn epilogue(graph: &mut UseGraph, group: GroupId, anchor: OpId) {
         if joined.opcode == Opcode::Concat
             && joined.size("axis") + 1 == func.ty(joined.results[0]).rank()
             && joined.operands.iter().all(is_made_here)
-            && let Some(other) = graph.group(op).filter(|&g| graph.kind(g) == GroupKind::Open)
+            && let Some(other) = graph.open(op)
         {
             graph.try_join(group, other);
         }
@@ -189,21 +186,25 @@ pub fn prologues(graph: &mut UseGraph) {
 /// to a sum) is one more result.
 pub fn tails(graph: &mut UseGraph) {
     let func = graph.func;
-    let anchors = graph.ops().into_iter().filter(|&op| func.ops[op].opcode == Opcode::PackedMatmul);
-    for anchor in anchors {
+    for anchor in all(graph, Opcode::PackedMatmul) {
         let Some(group) = graph.group(anchor) else { continue };
         let x = func.ops[anchor].operands[0];
         let mut before = made_before(graph, group, anchor);
         before.insert(x);
         let users: Vec<OpId> = before.iter().flat_map(|&v| graph.users_here(v)).collect();
         for op in users {
-            let Some(other) = graph.group(op).filter(|&g| graph.kind(g) == GroupKind::Open) else { continue };
+            let Some(other) = graph.open(op) else { continue };
             let shape = func.ops[op].results.first().map(|&v| &func.ty(v).shape);
             if rows::is_elementwise(func, op) && shape == Some(&func.ty(x).shape) && !feeds_rows(graph, op) {
                 graph.try_join(group, other);
             }
         }
     }
+}
+
+/// The operations of an opcode.
+fn all(graph: &UseGraph, opcode: Opcode) -> Vec<OpId> {
+    graph.ops().into_iter().filter(|&op| graph.func.ops[op].opcode == opcode).collect()
 }
 
 /// The values that a group makes for the left operand of its matmul, that one included.
@@ -224,9 +225,7 @@ fn made_before(graph: &UseGraph, group: GroupId, anchor: OpId) -> BTreeSet<Value
 /// reads what they are made of: what the way back computes again, beside the derivative of it.
 pub fn companions(graph: &mut UseGraph) {
     let func = graph.func;
-    let products: Vec<OpId> = graph.ops().into_iter().filter(|&op| func.ops[op].opcode == Opcode::Matmul).collect();
-    let anchors: Vec<OpId> =
-        graph.ops().into_iter().filter(|&op| func.ops[op].opcode == Opcode::PackedMatmul).collect();
+    let (products, anchors) = (all(graph, Opcode::Matmul), all(graph, Opcode::PackedMatmul));
     for operand in products.iter().flat_map(|&op| func.ops[op].operands[..2].to_vec()) {
         let value = through_reshapes(func, operand);
         for &anchor in &anchors {
@@ -242,7 +241,7 @@ pub fn companions(graph: &mut UseGraph) {
     }
 }
 
-/// The operations in no group yet that make a value over `rows` rows of what a group reads or makes, if products, the group and
+/// The operations in no group yet that make a value of what a group reads or makes, if products, the group and
 /// these operations are all that take what they make.
 fn recomputed(graph: &UseGraph, group: GroupId, anchor: OpId, value: ValueId) -> Option<Vec<OpId>> {
     let func = graph.func;
@@ -256,14 +255,17 @@ fn recomputed(graph: &UseGraph, group: GroupId, anchor: OpId, value: ValueId) ->
     let (mut set, mut work, mut shares) = (Vec::new(), vec![value], false);
     while let Some(value) = work.pop() {
         let def = func.def_op(value).filter(|&op| graph.group(op).is_some());
+        if def.is_some_and(|op| set.contains(&op)) {
+            continue;
+        }
         let own = def.filter(|&op| {
-            let open = graph.group(op).is_some_and(|g| graph.kind(g) == GroupKind::Open);
             let repeatable = rows::is_elementwise(func, op) || func.ops[op].opcode == Opcode::RmsNorm;
             let used_here = |user: &User| match *user {
                 User::Op(user) => set.contains(&user) || members.contains(&user) || feeds_products(graph, user),
                 User::Yield(_) => false,
             };
-            open && repeatable
+            graph.open(op).is_some()
+                && repeatable
                 && rows::fits(func, op, rows)
                 && func.ops[op].results.iter().all(|&v| graph.uses.of(v).iter().all(used_here))
         });
@@ -310,8 +312,5 @@ fn through_reshapes(func: &Func, mut value: ValueId) -> ValueId {
 fn feeds_rows(graph: &UseGraph, op: OpId) -> bool {
     let func = graph.func;
     let mut users = func.ops[op].results.iter().flat_map(|&v| graph.users_here(v));
-    users.any(|user| {
-        let open = graph.group(user).is_some_and(|g| graph.kind(g) == GroupKind::Open);
-        open && rows::natural_rows(func, user).is_some()
-    })
+    users.any(|user| graph.open(user).is_some() && rows::natural_rows(func, user).is_some())
 }

@@ -16,9 +16,9 @@ pub(in super::super) fn in_parts(cx: &mut Reverse<'_, '_>, op: &Op) -> bool {
         return false;
     }
     let result = op.results[0];
-    let last = cx.old_ty(result).rank() - 1;
-    let terms = cx.take(result);
     let ty = cx.old_ty(result).clone();
+    let last = ty.rank() - 1;
+    let terms = cx.take(result);
     let some =
         |p: &Vec<(Range, ValueId)>| p.len() <= 2 && p.iter().all(|(range, _)| range.axis == last) && !covers(p, &ty);
     match parts(cx, &terms).filter(some) {

@@ -303,6 +303,12 @@ impl Emitter {
         ));
     }
 
+    /// A constant that the optimiser does not know.
+    pub fn opaque(&mut self, value: usize) -> Val {
+        let known = self.i64(value);
+        self.def(Ty::I64, format_args!("llvm.inline_asm \"\", \"=r,0\" {} : (i64) -> i64", known.name()))
+    }
+
     // ---- arithmetic: floats or integers by the operands' type ----
     fn binary(&mut self, float: &str, int: &str, a: Val, b: Val) -> Val {
         let op = if a.ty.is_float() { float } else { int };

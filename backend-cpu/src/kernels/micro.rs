@@ -79,13 +79,15 @@ impl Micro {
         let mut start = e.i64(0);
         if let Some(ahead) = ahead {
             let steps = ahead.parts * UNROLL;
+            let unit = e.opaque(UNROLL);
             let end = e.i64(ahead.rounds * steps);
             tile = e.for_range(start, end, steps, &tile, |e, k, tile| {
                 let (round, mut tile) = (e.div_rem(k, steps).0, tile.to_vec());
                 for part in 0..ahead.parts {
                     (ahead.lines)(e, (round, (part, ahead.parts)));
                     let k = e.add_const(k, part * UNROLL);
-                    tile = self.steps(e, (left, right), k, &tile, UNROLL);
+                    let end = e.add(k, unit);
+                    tile = e.for_range(k, end, UNROLL, &tile, |e, k, tile| self.steps(e, (left, right), k, tile, UNROLL));
                 }
                 tile
             });

@@ -13,9 +13,9 @@
 //! on one Zen 3 thread, causal, S = 128, 256, 512, counting visible pairs only, in percent of the multiply-add peak: tiles
 //! (96, 128) 48, 55, 57 for D = 32 and 57, 66, 66 for D = 64 (72 if not causal); tiles (48, 64) 44, 50, 54 and 54, 62, 64.
 use super::attention_tile::{Block, Left, Scratch, Seen, Tile, clear_row, load, scale_row, store};
-use super::heads::{Attend, Token};
+use super::heads::{Attend, Token, prefetch_row};
 use super::panels::Strip;
-use crate::emit::{Emitter, Error, Ty, Val, math};
+use crate::emit::{Cmp, Emitter, Error, Ty, Val, math};
 use rdc_ir::program::{Kernel, KernelKind, Target};
 
 /// Sizes, and byte offsets into scratch.
@@ -122,8 +122,10 @@ fn block_of_queries(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, first
     let block = Block::new(e, l.tile, count, position, a.inputs.context);
     let group = e.div_rem(head, a.inputs.heads_per_group()).0;
     let (key_slab, value_slab) = (a.inputs.keys.slab(e, batch, group), a.inputs.values.slab(e, batch, group));
+    let query = first;
     e.for_range(zero, block.limit, l.kv_block, &[], |e, key, _| {
         let block = block.beginning_at(e, key, l.kv_block);
+        let begins = e.cmp(Cmp::Eq, key, zero);
         let end = e.add(key, block.limit);
         l.tile.transpose(e, (key_slab, a.inputs.keys, a.inputs.context), (key, end), l.dim, keys);
         block.scores(e, l.tile, l.dim, (queries, keys), (scores, l.stride));
@@ -135,6 +137,8 @@ fn block_of_queries(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, first
             let seen = e.max(seen, zero);
             let seen = e.min(seen, block.limit);
             online_softmax(e, l, row, seen);
+            let step = e.add(query, row);
+            e.when(begins, |e| ask_for_next(e, a, l, (batch, head, step)));
         });
         let value_rows = e.at(value_slab, key, a.inputs.values.stride * 4);
         add_values(e, a, l, &block, value_rows);
@@ -153,6 +157,21 @@ fn block_of_queries(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, first
         let from = e.at(sums, row, l.dim * 4);
         scale_row(e, l.dim, (from, to), inverse);
     });
+}
+
+/// Asks memory for the rows at token `step` of the head after this one, which the thread takes next: they lie too far apart for the
+/// machine to see them coming.
+fn ask_for_next(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, step): (Val, Val, Val)) {
+    let slab = e.mul_const(batch, a.inputs.query.heads);
+    let slab = e.add(slab, head);
+    let slab = e.add_const(slab, 1);
+    let (batch, head) = e.div_rem(slab, a.inputs.query.heads);
+    let token = Token::of(e, batch, step, a.inputs.steps);
+    a.inputs.prefetch(e, token, head);
+    let slab = e.mul_const(token.index, a.inputs.query.heads);
+    let slab = e.add(slab, head);
+    let row = e.at(e.arg(a.result), slab, l.dim * 4);
+    prefetch_row(e, l.dim, row);
 }
 
 /// Turns the `seen` first scores of a row into weights, with zeros for the hidden ones that are read, and brings the row's

@@ -14,7 +14,7 @@
 //! only: 59, 66, 68 % of the multiply-add peak for D = 32, 65, 73, 73 % for D = 64; about 61 % for S = 4096, whose scratch
 //! of 6.5 MB leaves the second-level cache. Blocks of 96 do the same within the noise.
 use super::attention_tile::{Block, Left, Scratch, Seen, Tile, clear_row, load, scale_row, store};
-use super::heads::{AttendGrad, Token};
+use super::heads::{AttendGrad, Token, prefetch_row};
 use super::panels::Strip;
 use crate::emit::{Emitter, Error, Ty, Val, math};
 use rdc_ir::program::{Kernel, KernelKind, Target};
@@ -177,6 +177,8 @@ fn block_of_queries(e: &mut Emitter, a: &AttendGrad, l: &Layout, (batch, head, f
             let row = e.at(from, row, l.dim * 4);
             scale_row(e, l.dim, (row, row), inverse);
         }
+        let step = e.add(first, row);
+        ask_for_next(e, a, l, (batch, head, step));
     });
     add_to_positions(e, l, &block);
     add_to_queries(e, a, l, &block);
@@ -194,6 +196,29 @@ fn block_of_queries(e: &mut Emitter, a: &AttendGrad, l: &Layout, (batch, head, f
         let factor = e.mul(inverse, scale);
         scale_row(e, l.dim, (from, to), factor);
     });
+}
+
+/// Asks memory for the rows at token `step` that the head in this one's place in the next task reads and writes: they lie too far
+/// apart for the machine to see them coming.
+fn ask_for_next(e: &mut Emitter, a: &AttendGrad, l: &Layout, (batch, head, step): (Val, Val, Val)) {
+    let heads = a.inputs.query.heads;
+    let slab = e.mul_const(batch, heads);
+    let slab = e.add(slab, head);
+    let slab = e.add_const(slab, a.inputs.heads_per_group());
+    let (batch, head) = e.div_rem(slab, heads);
+    let token = Token::of(e, batch, step, a.inputs.steps);
+    a.inputs.prefetch(e, token, head);
+    a.dout.prefetch(e, token, head);
+    let group = e.div_rem(head, a.inputs.heads_per_group()).0;
+    for (result, heads, head) in
+        [(a.dqueries, heads, head), (a.dkeys, a.inputs.groups, group), (a.dvalues, a.inputs.groups, group)]
+    {
+        let Some(result) = result else { continue };
+        let row = e.mul_const(token.index, heads);
+        let row = e.add(row, head);
+        let row = e.at(e.arg(result), row, l.dim * 4);
+        prefetch_row(e, l.dim, row);
+    }
 }
 
 /// Turns a row of scores s into `p = e^(s - max)` and a row dp into `p (dp - delta)`, for the `seen` first keys, and zeros

@@ -107,12 +107,23 @@ impl HeadChain {
         (func.ty(value).dtype == DType::F32).then_some(HeadChain { source, stride, start, biases, rope, heads, dim })
     }
 
+    /// The address of head `head` of a token in the source.
+    fn row(&self, e: &mut Emitter, token: Token, head: Val) -> Val {
+        let row = e.at(e.arg(self.source), token.index, self.stride * 4);
+        let row = e.offset_const(row, self.start * 4);
+        e.at(row, head, self.dim * 4)
+    }
+
+    /// Asks memory for what [`HeadChain::emit`] reads of the source.
+    pub fn prefetch(&self, e: &mut Emitter, token: Token, head: Val) {
+        let row = self.row(e, token, head);
+        prefetch_row(e, self.dim, row);
+    }
+
     /// Writes head `head` of token `batch * S + step` to `to`, times `scale`.
     pub fn emit(&self, e: &mut Emitter, token: Token, head: Val, scale: Option<f32>, to: Val) {
         let first = e.mul_const(head, self.dim * 4);
-        let row = e.at(e.arg(self.source), token.index, self.stride * 4);
-        let row = e.offset_const(row, self.start * 4);
-        let row = e.offset(row, first);
+        let row = self.row(e, token, head);
         let mut rows = vec![row];
         for &(index, offset) in &self.biases {
             let bias = e.offset_const(e.arg(index), offset * 4);
@@ -269,6 +280,14 @@ impl HeadRows {
     }
 }
 
+/// Asks memory for a row of `dim` floats, to be in the second-level cache when it is used.
+pub fn prefetch_row(e: &mut Emitter, dim: usize, row: Val) {
+    for byte in (0..dim * 4).step_by(64) {
+        let line = e.offset_const(row, byte);
+        e.prefetch(line, 2);
+    }
+}
+
 /// What an attention, and its derivative, is of.
 pub struct Inputs {
     /// The queries.
@@ -308,6 +327,17 @@ impl Inputs {
             groups: k.shape[2],
             context: k.shape[1],
         })
+    }
+
+    /// Asks memory for the query of a head of a token, and for the key and the value at its step.
+    pub fn prefetch(&self, e: &mut Emitter, token: Token, head: Val) {
+        self.query.prefetch(e, token, head);
+        let group = e.div_rem(head, self.heads_per_group()).0;
+        for rows in [self.keys, self.values] {
+            let slab = rows.slab(e, token.batch, group);
+            let row = e.at(slab, token.step, rows.stride * 4);
+            prefetch_row(e, self.query.dim, row);
+        }
     }
 
     /// Heads that share a group.

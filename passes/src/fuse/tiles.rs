@@ -86,7 +86,7 @@ pub fn product(m: usize, n: usize, k: usize, target: &Target) -> Tiled {
             let tasks = m.div_ceil(rows) * n.div_ceil(columns);
             let share = |threads: usize| (tasks.div_ceil(threads) * threads * rows * columns) as f64 / (m * n) as f64;
             let packing = 1.0 + PACKING * target.lanes as f64 * (1.0 / rows as f64 + 1.0 / columns as f64);
-            let cost = (share(2) + 0.25 * share(4)) * packing;
+            let cost = (share(2) + 0.15 * share(4)) * packing;
             if cost < best.0 {
                 best = (cost, rows, columns);
             }

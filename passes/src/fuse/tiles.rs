@@ -78,7 +78,7 @@ pub fn product(m: usize, n: usize, k: usize, target: &Target) -> Tiled {
         if sizes.is_empty() { vec![most / unit * unit] } else { sizes }
     };
     let mut best = (f64::INFINITY, mr, nr);
-    for &rows in &even(m, mr, 192) {
+    for &rows in &even(m, mr, 384.min(3 * target.l2 / (64 * kc))) {
         for &columns in &even(n, nr, 512) {
             if (rows + columns) * kc * 4 > target.l2.max((mr + nr) * kc * 4) {
                 continue;

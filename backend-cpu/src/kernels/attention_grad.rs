@@ -14,7 +14,7 @@
 //! only: 59, 66, 68 % of the multiply-add peak for D = 32, 65, 73, 73 % for D = 64; about 61 % for S = 4096, whose scratch
 //! of 6.5 MB leaves the second-level cache. Blocks of 96 do the same within the noise.
 use super::attention_tile::{Block, Left, Scratch, Seen, Tile, clear_row, load, scale_row, store};
-use super::heads::{AttendGrad, Token, prefetch_row};
+use super::heads::{AttendGrad, HeadTarget, Token};
 use super::panels::Strip;
 use crate::emit::{Emitter, Error, Ty, Val, math};
 use rdc_ir::program::{Kernel, KernelKind, Target};
@@ -127,14 +127,14 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
                 vec![]
             });
         });
-        for (result, from) in [(a.dkeys, l.dkeys), (a.dvalues, l.dvalues)] {
-            let Some(result) = result else { continue };
+        for (target, from) in [(&a.dkeys, l.dkeys), (&a.dvalues, l.dvalues)] {
+            let Some(target) = target else { continue };
             let from = e.offset_const(e.scratch, from);
-            let row = a.inputs.groups * l.dim;
-            let to = e.at(e.arg(result), batch, a.inputs.context * row * 4);
-            let to = e.at(to, group, l.dim * 4);
-            let strip = Strip { from, stride: l.dim * 4, transpose: false, columns: l.dim };
-            strip.copy(e, context, to, row);
+            e.each(zero, context, |e, step| {
+                let token = Token::of(e, batch, step, a.inputs.context);
+                let from = e.at(from, step, l.dim * 4);
+                target.emit(e, token, group, from, None);
+            });
         }
     });
     Ok(e.finish())
@@ -178,29 +178,26 @@ fn block_of_queries(e: &mut Emitter, a: &AttendGrad, l: &Layout, (batch, head, f
             scale_row(e, l.dim, (row, row), inverse);
         }
         let step = e.add(first, row);
-        ask_for_next(e, a, l, (batch, head, step));
+        ask_for_next(e, a, (batch, head, step));
     });
     add_to_positions(e, l, &block);
     add_to_queries(e, a, l, &block);
-    let Some(result) = a.dqueries else { return };
+    let Some(target) = &a.dqueries else { return };
     e.each(zero, count, |e, row| {
         let step = e.add(first, row);
         let token = Token::of(e, batch, step, a.inputs.steps);
-        let slab = e.mul_const(token.index, a.inputs.query.heads);
-        let slab = e.add(slab, head);
-        let to = e.at(e.arg(result), slab, l.dim * 4);
         let from = e.at(dqueries, row, l.dim * 4);
         let place = e.at(inverses, row, 4);
         let inverse = e.load_raw(place, Ty::f32(1));
         let scale = e.f32(a.inputs.scale, 1);
         let factor = e.mul(inverse, scale);
-        scale_row(e, l.dim, (from, to), factor);
+        target.emit(e, token, head, from, Some(factor));
     });
 }
 
 /// Asks memory for the rows at token `step` that the head in this one's place in the next task reads and writes: they lie too far
 /// apart for the machine to see them coming.
-fn ask_for_next(e: &mut Emitter, a: &AttendGrad, l: &Layout, (batch, head, step): (Val, Val, Val)) {
+fn ask_for_next(e: &mut Emitter, a: &AttendGrad, (batch, head, step): (Val, Val, Val)) {
     let heads = a.inputs.query.heads;
     let slab = e.mul_const(batch, heads);
     let slab = e.add(slab, head);
@@ -209,16 +206,15 @@ fn ask_for_next(e: &mut Emitter, a: &AttendGrad, l: &Layout, (batch, head, step)
     let token = Token::of(e, batch, step, a.inputs.steps);
     a.inputs.prefetch(e, token, head);
     a.dout.prefetch(e, token, head);
+    let ask = |e: &mut Emitter, target: &Option<HeadTarget>, head: Val| {
+        if let Some(target) = target {
+            target.prefetch(e, token, head);
+        }
+    };
+    ask(e, &a.dqueries, head);
     let group = e.div_rem(head, a.inputs.heads_per_group()).0;
-    for (result, heads, head) in
-        [(a.dqueries, heads, head), (a.dkeys, a.inputs.groups, group), (a.dvalues, a.inputs.groups, group)]
-    {
-        let Some(result) = result else { continue };
-        let row = e.mul_const(token.index, heads);
-        let row = e.add(row, head);
-        let row = e.at(e.arg(result), row, l.dim * 4);
-        prefetch_row(e, l.dim, row);
-    }
+    ask(e, &a.dkeys, group);
+    ask(e, &a.dvalues, group);
 }
 
 /// Turns a row of scores s into `p = e^(s - max)` and a row dp into `p (dp - delta)`, for the `seen` first keys, and zeros

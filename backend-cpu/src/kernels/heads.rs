@@ -31,6 +31,30 @@ struct Rope {
     adjacent: bool,
 }
 
+impl Rope {
+    /// The rotation that a `rope` or `rope_grad` is.
+    fn new(func: &Func, op: &Op) -> Option<Rope> {
+        Some(Rope {
+            table: pointer(func, op.operands[1])?,
+            table_rows: func.ty(op.operands[1]).shape[0],
+            pos: pointer(func, op.operands[2])?,
+            adjacent: op.text("layout") == "adjacent",
+        })
+    }
+
+    /// How it turns a head of `dim`, or turns it back.
+    fn turn(&self, dim: usize, back: bool) -> Turn {
+        Turn { dim, adjacent: self.adjacent, back }
+    }
+
+    /// The row of the table for a token.
+    fn row(&self, e: &mut Emitter, token: Token, dim: usize) -> Val {
+        let position = token.position(e, self.pos);
+        let position = e.index(position, self.table_rows);
+        e.at(e.arg(self.table), position, dim * 4)
+    }
+}
+
 /// A chain slice → reshape to heads → bias → rope, each part optional: gives `f32[B, S, H, D]`.
 pub struct HeadChain {
     source: usize,
@@ -59,12 +83,7 @@ impl HeadChain {
         let mut value = value;
         let mut rope = None;
         if let Some(op) = defined_by(func, value, Opcode::Rope) {
-            rope = Some(Rope {
-                table: pointer(func, op.operands[1])?,
-                table_rows: func.ty(op.operands[1]).shape[0],
-                pos: pointer(func, op.operands[2])?,
-                adjacent: op.text("layout") == "adjacent",
-            });
+            rope = Some(Rope::new(func, op)?);
             value = op.operands[0];
         }
         let mut biases = Vec::new();
@@ -159,10 +178,86 @@ impl HeadChain {
             }
             return;
         };
-        let position = token.position(e, rope.pos);
-        let position = e.index(position, rope.table_rows);
-        let table = e.at(e.arg(rope.table), position, self.dim * 4);
-        Turn { dim: self.dim, adjacent: rope.adjacent, back: false }.emit(e, table, read, write);
+        let table = rope.row(e, token, self.dim);
+        rope.turn(self.dim, false).emit(e, table, read, write);
+    }
+}
+
+/// Where the heads of a derivative go: some columns of rows of tokens, perhaps turned back first.
+pub struct HeadTarget {
+    pointer: usize,
+    /// Columns of a row, and the first one.
+    stride: usize,
+    start: usize,
+    rope: Option<Rope>,
+    dim: usize,
+}
+
+impl HeadTarget {
+    /// Finds the targets of the results of `op` in a value that a kernel yields under a pointer: one of them, perhaps turned back
+    /// and reshaped, or several joined along the last axis. Adds them to `targets`, by result; `None` if the value is anything
+    /// else or a target was known.
+    fn find(func: &Func, op: &Op, value: ValueId, pointer: usize, targets: &mut [Option<HeadTarget>]) -> Option<()> {
+        let value = see_through(func, value);
+        let joined = defined_by(func, value, Opcode::Concat).filter(|op| op.size("axis") + 1 == func.ty(value).rank());
+        let parts = joined.map_or(vec![value], |op| op.operands.clone());
+        let mut found = Vec::new();
+        let mut start = 0;
+        for part in parts {
+            let mut heads = see_through(func, part);
+            let mut rope = None;
+            if let Some(turn) = defined_by(func, heads, Opcode::RopeGrad) {
+                rope = Some(Rope::new(func, turn)?);
+                heads = see_through(func, turn.operands[0]);
+            }
+            let result = op.results.iter().position(|&r| r == heads)?;
+            let &[_, _, count, dim] = func.ty(heads).shape.as_slice() else { return None };
+            found.push((result, HeadTarget { pointer, stride: 0, start, rope, dim }));
+            start += count * dim;
+        }
+        for (result, target) in found {
+            let slot = targets.get_mut(result).filter(|slot| slot.is_none())?;
+            *slot = Some(HeadTarget { stride: start, ..target });
+        }
+        Some(())
+    }
+
+    /// The address of a head of a token.
+    fn row(&self, e: &mut Emitter, token: Token, head: Val) -> Val {
+        let row = e.at(e.arg(self.pointer), token.index, self.stride * 4);
+        let row = e.offset_const(row, self.start * 4);
+        e.at(row, head, self.dim * 4)
+    }
+
+    /// Asks memory for what [`HeadTarget::emit`] writes.
+    pub fn prefetch(&self, e: &mut Emitter, token: Token, head: Val) {
+        let row = self.row(e, token, head);
+        prefetch_row(e, self.dim, row);
+    }
+
+    /// Writes the head of a token that lies at `from`, times `scale` (`f32`).
+    pub fn emit(&self, e: &mut Emitter, token: Token, head: Val, from: Val, scale: Option<Val>) {
+        let to = self.row(e, token, head);
+        let read = |e: &mut Emitter, column: usize, lanes: usize| {
+            let place = e.offset_const(from, column * 4);
+            let value = e.load_raw(place, Ty::f32(lanes));
+            let Some(scale) = scale else { return value };
+            let scale = e.splat(scale, lanes);
+            e.mul(value, scale)
+        };
+        let write = |e: &mut Emitter, column: usize, value: Val| {
+            let place = e.offset_const(to, column * 4);
+            e.store_raw(place, value);
+        };
+        let Some(rope) = &self.rope else {
+            for (column, lanes) in all_pieces(self.dim, e.lanes) {
+                let value = read(e, column, lanes);
+                write(e, column, value);
+            }
+            return;
+        };
+        let table = rope.row(e, token, self.dim);
+        rope.turn(self.dim, true).emit(e, table, read, write);
     }
 }
 
@@ -381,12 +476,12 @@ pub struct AttendGrad {
     pub inputs: Inputs,
     /// The cotangent of the attention's result.
     pub dout: HeadChain,
-    /// Pointer arguments of the results, of those that are wanted.
-    pub dqueries: Option<usize>,
+    /// Where the results go, those that are wanted.
+    pub dqueries: Option<HeadTarget>,
     /// See `dqueries`.
-    pub dkeys: Option<usize>,
+    pub dkeys: Option<HeadTarget>,
     /// See `dqueries`.
-    pub dvalues: Option<usize>,
+    pub dvalues: Option<HeadTarget>,
     /// Pointers of the calling convention.
     pub pointers: usize,
 }
@@ -398,11 +493,10 @@ impl AttendGrad {
         let fail = |what: &str| Error::unsupported(&kernel.name, what);
         let op = &func.ops[only(kernel, Opcode::AttentionGrad)?];
         let yields = &func.regions[func.body].yields;
-        let mut results = [None; 3];
+        let mut results = [None, None, None];
         for (index, &value) in yields.iter().enumerate() {
-            let place = op.results.iter().position(|&r| r == see_through(func, value));
-            let slot = place.and_then(|i| results.get_mut(i)).filter(|slot| slot.is_none());
-            *slot.ok_or_else(|| fail("results besides the derivatives"))? = Some(func.args.len() + index);
+            let found = HeadTarget::find(func, op, value, func.args.len() + index, &mut results);
+            found.ok_or_else(|| fail("results besides the derivatives"))?;
         }
         let [dqueries, dkeys, dvalues] = results;
         Ok(AttendGrad {

@@ -48,16 +48,24 @@ fn before(graph: &mut UseGraph, group: GroupId, sum: OpId, rows: usize, columns:
     let mut work = func.ops[sum].operands.clone();
     while let Some(value) = work.pop() {
         let (Some(op), Some(other)) = (func.def_op(value), graph.group_of_value(value)) else { continue };
+        let slices = is_slice_of_rows(func, op, rows);
         let open = match graph.kind(other) {
-            GroupKind::Open => is_elementwise(func, op),
+            GroupKind::Open => is_elementwise(func, op) || slices,
             GroupKind::Alias => func.ops[op].opcode == Opcode::Reshape,
             _ => false,
         };
         let fits = is_summed(func.ty(value), rows, columns) && open && graph.feeds_only(other, group);
-        if fits && graph.try_join(group, other) {
+        if fits && graph.try_join(group, other) && !slices {
             work.extend(&func.ops[op].operands);
         }
     }
+}
+
+/// Whether an operation takes some columns of so many rows.
+pub fn is_slice_of_rows(func: &Func, op: OpId, rows: usize) -> bool {
+    let op = &func.ops[op];
+    let from = |v: ValueId| func.ty(v);
+    op.opcode == Opcode::Slice && op.size("axis") + 1 == from(op.operands[0]).rank() && from(op.operands[0]).rows() == rows
 }
 
 fn after(graph: &mut UseGraph, group: GroupId, sum: OpId, columns: usize) {

@@ -132,11 +132,12 @@ impl Maker<'_> {
         for &id in &group.ops {
             let op = &func.ops[id];
             let behind = id == sum || op.operands.iter().any(|v| after.contains(v));
-            let operands: Vec<ValueId> = op
-                .operands
-                .iter()
-                .map(|&v| self.value_as(v, columns::canonical(func.ty(v), size, behind && id != sum)))
-                .collect();
+            let slices = columns::is_slice_of_rows(func, id, size.0);
+            let ty = |v: ValueId| match func.ty(v) {
+                ty if slices => ty.with_shape(vec![size.0, ty.last()]),
+                ty => columns::canonical(ty, size, behind && id != sum),
+            };
+            let operands: Vec<ValueId> = op.operands.iter().map(|&v| self.value_as(v, ty(v))).collect();
             let result = op.results[0];
             if behind {
                 after.insert(result);
@@ -145,7 +146,11 @@ impl Maker<'_> {
                 Opcode::Reshape => operands[0],
                 _ => {
                     let ty = columns::canonical(func.ty(result), size, behind);
-                    self.append(op.opcode, operands, op.attrs.clone(), vec![ty])[0]
+                    let mut attrs = op.attrs.clone();
+                    if slices {
+                        attrs[0] = Attr::Int(1);
+                    }
+                    self.append(op.opcode, operands, attrs, vec![ty])[0]
                 }
             };
             self.map.insert(result, new);

@@ -5,7 +5,7 @@
 //! 1. a column sum takes the elementwise operations around it, a pack the transpose before it;
 //! 2. a packed matmul, and a product of two activations, takes the elementwise operations after it (epilogue);
 //! 3. attentions and cache updates take the chains that make their heads; with one query per row, an attention takes the
-//!    updates of its two caches too;
+//!    updates of its two caches too; the derivatives of an attention take their rotation back and the join of their rows;
 //! 4. a packed matmul takes the row operations that make its left operand (prologue). One row per batch is where this pays
 //!    most: every thread recomputes a norm, which costs less than a barrier. What others need too becomes a result;
 //! 5. the row operations left join into row kernels;
@@ -13,6 +13,7 @@
 pub mod attention;
 pub mod columns;
 pub mod duplicate;
+pub mod gradients;
 pub mod graph;
 pub mod kernel;
 pub mod matmul;
@@ -45,6 +46,7 @@ pub fn groups(func: &Func, uses: &Uses, leaves: &HashSet<OpId>, region: RegionId
     single_operations(&mut graph);
     matmul::epilogues(&mut graph);
     attention::group(&mut graph);
+    gradients::group(&mut graph);
     matmul::prologues(&mut graph);
     matmul::tails(&mut graph);
     matmul::companions(&mut graph);

@@ -4,12 +4,13 @@
 //!    lie side by side;
 //! 3. a bias that comes before the split into heads, `reshape(x + b)`, is added after, `reshape(x) + reshape(b)`, if queries
 //!    or a cache are made of the sum, as attention and cache updates expect it. If not, one after the split is added before;
-//! 4. a `one_hot` or `broadcast`, and elementwise operations before a column sum, are computed again for each user where that
+//! 4. what needs a derivative of queries, keys or values whose rows are joined takes it from the joined rows;
+//! 5. a `one_hot` or `broadcast`, and elementwise operations before a column sum, are computed again for each user where that
 //!    saves memory;
-//! 5. operations without use are gone.
+//! 6. operations without use are gone.
 use super::attention::bias_of;
 use super::uses::{User, Uses};
-use super::{columns, duplicate};
+use super::{columns, duplicate, gradients};
 use crate::plan::weights::stored;
 use rdc_ir::{Attr, DType, Func, Loc, OpId, Opcode, RegionId, Type, ValueDef, ValueId};
 use std::collections::{HashMap, HashSet};
@@ -22,6 +23,7 @@ pub fn normalise(func: &Func) -> Func {
     cache_attention(&mut func);
     bias_after_heads(&mut func);
     bias_before_heads(&mut func);
+    gradients::share_rows(&mut func);
     duplicate::own_spreads(&mut func);
     columns::own_operands(&mut func);
     remove_unused(&mut func);

@@ -49,6 +49,8 @@ pub(super) struct Row<'a> {
     pub(super) accumulators: &'a [Val],
     /// Columns of a part.
     pub(super) part: usize,
+    /// Start of the row in memory of the value that a row epilogue is given.
+    pub(super) given: Option<Val>,
 }
 
 impl<'a> Row<'a> {
@@ -64,6 +66,7 @@ impl<'a> Row<'a> {
             chunk: HashMap::new(),
             accumulators: &[],
             part: usize::MAX,
+            given: None,
         }
     }
     pub(super) fn place(&self, e: &mut Emitter, place: Place) -> Val {
@@ -253,10 +256,11 @@ impl Graph<'_> {
             return base;
         }
         let n = &self.nodes[node];
-        let base = match (&n.kind, n.class) {
-            (Kind::Arg(index), Class::Rows(d)) => e.at(e.arg(*index), ctx.index, d * n.dtype.bytes()),
-            (Kind::Arg(index), _) => e.arg(*index),
-            (Kind::Gather { table, rows, ids }, class) => {
+        let base = match (&n.kind, n.class, ctx.given) {
+            (Kind::Arg(index), Class::Rows(d), _) => e.at(e.arg(*index), ctx.index, d * n.dtype.bytes()),
+            (Kind::Arg(index), ..) => e.arg(*index),
+            (Kind::Given(_), _, Some(given)) => given,
+            (Kind::Gather { table, rows, ids }, class, _) => {
                 let id = self.column(e, ctx, *ids);
                 let id = e.index(id, *rows);
                 e.at(e.arg(*table), id, class.width().unwrap_or(1) * 4)
@@ -302,7 +306,10 @@ impl Graph<'_> {
                 let columns = e.add(first, iota);
                 one_where(e, id, columns)
             }
-            Kind::Given(index) => ctx.accumulators[(index + chunk.offset / ctx.part).min(ctx.accumulators.len() - 1)],
+            Kind::Given(index) => match ctx.given {
+                Some(base) => load(e, base, n.dtype, chunk),
+                None => ctx.accumulators[(index + chunk.offset / ctx.part).min(ctx.accumulators.len() - 1)],
+            },
             _ => unreachable!("row programs evaluate these, epilogues refuse them"),
         }
     }

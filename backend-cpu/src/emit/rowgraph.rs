@@ -74,7 +74,8 @@ pub struct Rotation {
 pub enum Kind {
     /// An argument.
     Arg(usize),
-    /// A value given in registers, by its place among those: the matmul that an epilogue follows, a sum over rows.
+    /// A value given, by its place among those: in registers the matmul that an epilogue follows, a sum over rows; in memory the
+    /// row of a matmul that a row epilogue follows.
     Given(usize),
     /// A constant.
     Constant(f64),
@@ -455,7 +456,7 @@ impl<'k> Graph<'k> {
         let n = &self.nodes[node];
         match n.kind {
             _ if n.class.width().is_none() => false,
-            Kind::Arg(_) | Kind::Gather { .. } => true,
+            Kind::Arg(_) | Kind::Given(_) | Kind::Gather { .. } => true,
             Kind::Alias(x) | Kind::Slice { x, .. } => self.is_resident(x),
             _ => n.is_buffered(),
         }

@@ -62,7 +62,21 @@ impl<'k> RowProgram<'k> {
     /// # Errors
     /// [`Error::Unsupported`] if the targets depend on anything but row operations.
     pub fn new(kernel: &'k str, func: &'k Func, rows: usize, targets: &[ValueId]) -> Result<RowProgram<'k>, Error> {
-        let mut graph = Graph::new(kernel, func, rows, &[]);
+        Self::after(kernel, func, rows, &[], targets)
+    }
+
+    /// As [`RowProgram::new`], of targets made of a value whose rows are in memory: [`RowProgram::emit_after`] is given them.
+    ///
+    /// # Errors
+    /// As [`RowProgram::new`].
+    pub fn after(
+        kernel: &'k str,
+        func: &'k Func,
+        rows: usize,
+        given: &[ValueId],
+        targets: &[ValueId],
+    ) -> Result<RowProgram<'k>, Error> {
+        let mut graph = Graph::new(kernel, func, rows, given);
         let nodes = targets.iter().map(|&v| graph.result(v)).collect::<Result<Vec<_>, _>>()?;
         let mut program = RowProgram {
             graph,
@@ -206,7 +220,12 @@ impl<'k> RowProgram<'k> {
     /// `scratch` has [`RowProgram::scratch`] bytes. An element of an argument is read before any target's element at the same
     /// place is written, but again in later sweeps if those need it.
     pub fn emit(&self, e: &mut Emitter, row: Val, targets: &[Val], scratch: Val) {
-        let mut ctx = Row::new(row, targets, scratch);
+        self.emit_after(e, row, None, targets, scratch);
+    }
+
+    /// As [`RowProgram::emit`]; `given` is the address of the row of the given value, if there is one.
+    pub fn emit_after(&self, e: &mut Emitter, row: Val, given: Option<Val>, targets: &[Val], scratch: Val) {
+        let mut ctx = Row { given, ..Row::new(row, targets, scratch) };
         // A target may have the memory of a column.
         for (node, n) in self.graph.nodes.iter().enumerate() {
             if let (Kind::Arg(_), None) = (&n.kind, n.class.width()) {

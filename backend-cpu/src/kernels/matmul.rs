@@ -9,10 +9,10 @@
 //!
 //! The order of additions to an element depends on `kc` only, not on how rows and panels are cut into tasks.
 use super::matmul_form::Form;
-use super::matmul_rowops::{Finish, Prologue, Rows};
+use super::matmul_rowops::{Finish, Prologue, RowEpilogue, Rows};
 use super::matmul_weights::widen;
 use super::micro::{Ahead, Micro, Share};
-use super::panels::widths;
+use super::panels::{copy_floats, widths};
 use crate::emit::{Cmp, Emitter, Error, Val};
 use rdc_ir::DType;
 use rdc_ir::program::{Kernel, Target};
@@ -30,19 +30,23 @@ struct Scratch {
     piece: usize,
     /// `f32[rows_per_task, stride]`: the left operand, if it is computed.
     left: usize,
-    /// Intermediate rows of the prologue.
+    /// `f32[rows_per_task, stride]`: complete rows of the product, if row operations follow.
+    complete: usize,
+    /// Intermediate rows of the row operations before or after.
     rows: usize,
     /// Bytes in all.
     bytes: usize,
 }
 
-fn layout(form: &Form, prologue: &Prologue) -> Scratch {
+fn layout(form: &Form, prologue: &Prologue, after: Option<&RowEpilogue>) -> Scratch {
     let piece = group(form) * tile_bytes(form);
     let widened = if form.dtype == DType::F32 { 0 } else { form.kc * form.nr * 4 };
     let left = piece + widened.next_multiple_of(64);
     let computed = if form.x_in_place().is_some() { 0 } else { form.rows_per_task * form.left_stride() };
-    let rows = left + computed;
-    Scratch { piece, left, rows, bytes: rows + prologue.scratch() }
+    let complete = left + computed;
+    let rows = complete + after.map_or(0, |_| form.rows_per_task * form.row_stride());
+    let bytes = rows + prologue.scratch().max(after.map_or(0, RowEpilogue::scratch));
+    Scratch { piece, left, complete, rows, bytes }
 }
 
 /// Panels taken together.
@@ -58,7 +62,7 @@ fn tile_bytes(form: &Form) -> usize {
 /// Bytes of scratch.
 pub fn scratch(kernel: &Kernel, target: &Target) -> Result<usize, Error> {
     let form = Form::new(target, kernel)?;
-    Ok(layout(&form, &Prologue::new(&form)?).bytes)
+    Ok(layout(&form, &Prologue::new(&form)?, RowEpilogue::new(&form)?.as_ref()).bytes)
 }
 
 /// The kernel's module.
@@ -66,10 +70,11 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     let form = Form::new(target, kernel)?;
     let prologue = Prologue::new(&form)?;
     let finish = Finish::new(&form)?;
+    let after = RowEpilogue::new(&form)?;
     let mut e = Emitter::new(form.name, form.pointers(), target.lanes);
-    let scratch = layout(&form, &prologue);
+    let scratch = layout(&form, &prologue, after.as_ref());
     let rows_at = scratch.rows;
-    let gemm = Gemm { form: &form, mr: target.mr, finish: &finish, scratch };
+    let gemm = Gemm { form: &form, mr: target.mr, finish: &finish, after: after.as_ref(), scratch };
     e.tasks(|e, task| {
         let (row_block, column_block) = e.div_rem(task, form.column_blocks);
         let first = e.mul_const(row_block, form.rows_per_task);
@@ -98,6 +103,10 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
             gemm.group(e, rows, panel, count);
             vec![]
         });
+        if let Some(after) = &after {
+            let [complete, scratch] = [gemm.scratch.complete, rows_at].map(|offset| e.offset_const(e.scratch, offset));
+            after.emit(e, (first, rows.count), (complete, form.row_stride()), scratch);
+        }
     });
     Ok(e.finish())
 }
@@ -123,6 +132,8 @@ pub fn bounded(e: &mut Emitter, start: Val, step: usize, size: usize) -> Val {
 #[derive(Clone, Copy)]
 struct Piece {
     panel: Val,
+    /// Which inner block.
+    block: Val,
     /// Its elements as `f32[length, nr]`.
     right: Val,
     length: Val,
@@ -139,6 +150,7 @@ struct Gemm<'k> {
     form: &'k Form<'k>,
     mr: usize,
     finish: &'k Finish<'k>,
+    after: Option<&'k RowEpilogue<'k>>,
     scratch: Scratch,
 }
 
@@ -159,7 +171,7 @@ impl Gemm<'_> {
                 let right = self.piece(e, weight, length);
                 let sums = e.at(e.scratch, i, tile_bytes(form));
                 let next = e.offset_const(weight, form.panel_bytes());
-                self.rows(e, Rows { left, ..rows }, Piece { panel, right, length, sums, begins, ends, next });
+                self.rows(e, Rows { left, ..rows }, Piece { panel, block, right, length, sums, begins, ends, next });
             });
         });
     }
@@ -191,6 +203,7 @@ impl Gemm<'_> {
             let lines = |e: &mut Emitter, (round, part): Share| {
                 let row = e.add(first, round);
                 self.prefetch_weight(e, piece.next, tile, (round, part));
+                self.prefetch_complete(e, rows, (piece, tile), (round, part));
                 self.finish.prefetch(e, row, piece.panel, part, (piece.ends, sums));
             };
             let ahead = Ahead::over(self.mr, (form.k, form.kc), &lines);
@@ -209,12 +222,39 @@ impl Gemm<'_> {
             widths(e, rest, (form.m, form.rows_per_task, self.mr), micro);
             e.when(piece.ends, |e| {
                 e.each(zero, count, |e, i| {
-                    let row = e.add(first, i);
                     let sums = e.at(sums, i, form.nr * 4);
-                    self.finish.row(e, row, piece.panel, sums);
+                    if self.after.is_some() {
+                        let row = e.add(from, i);
+                        self.keep(e, row, piece.panel, sums);
+                    } else {
+                        let row = e.add(first, i);
+                        self.finish.row(e, row, piece.panel, sums);
+                    }
                 });
             });
         });
+    }
+
+    /// Copies a panel's sums of a row of the task to where its rows are completed.
+    fn keep(&self, e: &mut Emitter, row: Val, panel: Val, sums: Val) {
+        let form = self.form;
+        let complete = e.offset_const(e.scratch, self.scratch.complete);
+        let to = e.at(complete, row, form.row_stride());
+        let to = e.at(to, panel, form.nr * 4);
+        copy_floats(e, sums, to, form.nr);
+    }
+
+    /// Asks for a part of what a round of a tile brings of the rows that the row epilogue writes: the task's micro-kernels share
+    /// them out.
+    fn prefetch_complete(&self, e: &mut Emitter, rows: Rows, (piece, tile): (Piece, Val), (round, part): Share) {
+        let (form, Some(after)) = (self.form, self.after) else { return };
+        let (tiles, blocks) = (form.rows_per_task.div_ceil(self.mr), form.k.div_ceil(form.kc));
+        let mut index = piece.panel;
+        for (size, next) in [(blocks, piece.block), (tiles, tile), (self.mr, round)] {
+            index = e.mul_const(index, size);
+            index = e.add(index, next);
+        }
+        after.prefetch(e, rows.first, (index, form.panels * blocks * tiles * self.mr), part);
     }
 
     /// Asks for a part of what a round of a tile brings of the piece of the weight that is used next: it streams in while the one

@@ -48,6 +48,8 @@ pub struct Form<'k> {
     pub anchor: OpId,
     /// The values that are computed after the product, itself included.
     after: HashSet<ValueId>,
+    /// Whether row operations are among what computes them.
+    has_row_epilogue: bool,
 }
 
 impl<'k> Form<'k> {
@@ -99,6 +101,7 @@ impl<'k> Form<'k> {
             x,
             anchor: anchor_id,
             after: after(func, product, x, (m, n / parts)),
+            has_row_epilogue: has_row_epilogue(func, product, parts),
         };
         Ok(form)
     }
@@ -106,6 +109,10 @@ impl<'k> Form<'k> {
     /// Pointers of the calling convention: arguments, then results.
     pub fn pointers(&self) -> usize {
         self.func.args.len() + self.results().len()
+    }
+    /// Whether row operations follow on complete rows of the product.
+    pub fn has_row_epilogue(&self) -> bool {
+        self.has_row_epilogue
     }
     /// The results.
     fn results(&self) -> &'k [ValueId] {
@@ -143,11 +150,38 @@ impl<'k> Form<'k> {
     pub fn ragged(&self) -> Option<usize> {
         Some(self.n % self.nr).filter(|&r| r != 0)
     }
-    /// Bytes between rows of a computed left operand: an odd number of cache lines, so that rows do not fall on each
-    /// other in the cache.
+    /// Bytes between rows of a computed left operand.
     pub fn left_stride(&self) -> usize {
-        ((self.k * 4).div_ceil(64) | 1) * 64
+        odd_lines(self.k)
     }
+    /// Bytes between complete rows of the product, padded to whole panels.
+    pub fn row_stride(&self) -> usize {
+        odd_lines(self.panels * self.nr)
+    }
+}
+
+/// Bytes of so many floats and some more: an odd number of cache lines, so that rows do not fall on each other in the cache.
+fn odd_lines(floats: usize) -> usize {
+    ((floats * 4).div_ceil(64) | 1) * 64
+}
+
+/// Whether anything but an epilogue is computed from a product of `parts` parts.
+fn has_row_epilogue(func: &Func, product: ValueId, parts: usize) -> bool {
+    let mut after = HashSet::from([product]);
+    let mut found = false;
+    for &op in &func.regions[func.body].ops {
+        let op = &func.ops[op];
+        if op.operands.iter().any(|v| after.contains(v)) {
+            after.extend(&op.results);
+            found |= !op.opcode.is_elementwise()
+                && match op.opcode {
+                    Opcode::Reshape | Opcode::Concat => false,
+                    Opcode::Slice => parts == 1,
+                    _ => true,
+                };
+        }
+    }
+    found
 }
 
 /// What depends on the product, and elementwise operations over `m` rows of the epilogue's `columns` that the left operand `x` does

@@ -87,6 +87,74 @@ impl<'k> Prologue<'k> {
     }
 }
 
+/// The row operations after a matmul, on its complete rows.
+pub struct RowEpilogue<'k> {
+    form: &'k Form<'k>,
+    program: RowProgram<'k>,
+    results: Vec<(ValueId, usize)>,
+}
+
+impl<'k> RowEpilogue<'k> {
+    /// Plans the row epilogue of a kernel that has one.
+    pub fn new(form: &'k Form<'k>) -> Result<Option<RowEpilogue<'k>>, Error> {
+        if !form.has_row_epilogue() {
+            return Ok(None);
+        }
+        if form.column_blocks != 1 || form.parts != 1 || form.scale.is_some() {
+            return Err(Error::unsupported(form.name, "row operations on a part of a matmul's columns"));
+        }
+        let results = form.epilogue_results();
+        let targets: Vec<ValueId> = results.iter().map(|r| r.0).collect();
+        let product = form.func.ops[form.anchor].results[0];
+        let program = RowProgram::after(form.name, form.func, form.m, &[product], &targets)?;
+        Ok(Some(RowEpilogue { form, program, results }))
+    }
+
+    /// Bytes of scratch for intermediate rows.
+    pub fn scratch(&self) -> usize {
+        self.program.scratch()
+    }
+
+    /// Pointers of the results, and the bytes of a row.
+    fn places(&self) -> impl Iterator<Item = (usize, usize)> {
+        let bytes = |value: ValueId| self.form.func.ty(value).bytes() / self.form.m;
+        self.results.iter().map(move |&(value, pointer)| (pointer, bytes(value)))
+    }
+
+    /// Cache lines of each result that one of `rounds` asks for.
+    fn shares(&self, rounds: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+        let rows = self.form.rows_per_task;
+        self.places().map(move |(pointer, bytes)| (pointer, bytes, (rows * bytes).div_ceil(64).div_ceil(rounds)))
+    }
+
+    /// Asks for a part of what round `round` (`i64`) of `rounds` brings of the results' rows from `first` on.
+    pub fn prefetch(&self, e: &mut Emitter, first: Val, (round, rounds): (Val, usize), (part, parts): (usize, usize)) {
+        let mut slot = 0;
+        for (pointer, bytes, share) in self.shares(rounds) {
+            let from = e.at(e.arg(pointer), first, bytes);
+            let from = e.at(from, round, share * 64);
+            for line in 0..share {
+                if slot % parts == part {
+                    let line = e.offset_const(from, line * 64);
+                    e.prefetch(line, 2);
+                }
+                slot += 1;
+            }
+        }
+    }
+
+    /// Applies them to `count` rows (`i64`) from `first` on, which lie at `from`, `stride` bytes apart.
+    pub fn emit(&self, e: &mut Emitter, (first, count): (Val, Val), (from, stride): (Val, usize), scratch: Val) {
+        let zero = e.i64(0);
+        e.each(zero, count, |e, i| {
+            let row = e.add(first, i);
+            let given = e.at(from, i, stride);
+            let targets: Vec<Val> = self.places().map(|(pointer, bytes)| e.at(e.arg(pointer), row, bytes)).collect();
+            self.program.emit_after(e, row, Some(given), &targets, scratch);
+        });
+    }
+}
+
 /// What follows a matmul: int8 scales, then elementwise operations and stores.
 pub struct Finish<'k> {
     form: &'k Form<'k>,
@@ -96,7 +164,7 @@ pub struct Finish<'k> {
 impl<'k> Finish<'k> {
     /// Plans the epilogue of a kernel.
     pub fn new(form: &'k Form<'k>) -> Result<Finish<'k>, Error> {
-        let results = form.epilogue_results();
+        let results = if form.has_row_epilogue() { vec![] } else { form.epilogue_results() };
         let epilogue = Epilogue::new(form.name, form.func, form.m, form.anchor, &results)?;
         Ok(Finish { form, epilogue })
     }

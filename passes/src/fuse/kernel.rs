@@ -2,6 +2,7 @@
 use super::attention::bias_of;
 use super::columns;
 use super::graph::{Group, GroupKind};
+use super::matmul;
 use super::tiles::{self, Tiled};
 use super::uses::{User, Uses, is_constant};
 use rdc_ir::program::{Dispatch, Kernel, KernelKind, Target};
@@ -208,10 +209,11 @@ fn tile(func: &Func, group: &Group, target: &Target) -> Tiled {
     let generic = Tiled { kind: KernelKind::Generic, tasks: 1, dispatch: Dispatch::Static };
     match group.kind {
         GroupKind::Rows(rows) => tiles::rows(rows),
-        GroupKind::Matmul(op) => {
-            let (op, x) = (&func.ops[op], func.ty(func.ops[op].operands[0]));
+        GroupKind::Matmul(anchor) => {
+            let (op, x) = (&func.ops[anchor], func.ty(func.ops[anchor].operands[0]));
             let nr = func.ty(op.operands[1]).shape[2];
-            tiles::matmul(x.rows(), op.size("n"), op.size("k"), nr, target)
+            let whole = matmul::has_row_epilogue(func, &group.ops, anchor);
+            tiles::matmul((x.rows(), op.size("n"), op.size("k")), nr, whole, target)
         }
         GroupKind::KvWrite => {
             let is_update = |op: &&OpId| func.ops[**op].opcode == Opcode::CacheUpdate;

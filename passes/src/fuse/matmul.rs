@@ -2,12 +2,15 @@
 //! operand.
 use super::graph::{GroupId, GroupKind, UseGraph};
 use super::rows;
+use super::tiles::FEW_ROWS;
 use super::uses::User;
 use rdc_ir::{Func, OpId, Opcode, ValueId};
 use std::collections::BTreeSet;
 
 /// Longest rows that are worth computing again for each block of columns.
 const WIDEST: usize = 8192;
+/// Longest rows of a result of which a task's stay in the second-level cache.
+const WIDEST_WHOLE: usize = 4096;
 
 /// Makes a group of every packed matmul and every matmul of two matrices, with its epilogue. Epilogues go first, so that a
 /// residual addition belongs to the matmul that feeds it and not to the prologue of the next.
@@ -200,6 +203,51 @@ pub fn tails(graph: &mut UseGraph) {
             }
         }
     }
+}
+
+/// The row kernels that alone take a packed matmul's result, cut it up and rotate it, say, join the matmul, which applies them to
+/// its rows as they are complete: the result itself then needs no memory.
+pub fn row_epilogues(graph: &mut UseGraph) {
+    let func = graph.func;
+    for anchor in all(graph, Opcode::PackedMatmul) {
+        let Some(group) = graph.group(anchor) else { continue };
+        let result = func.ops[anchor].results[0];
+        let (rows, width) = (func.ty(result).rows(), func.ty(result).last());
+        let whole = func.ops[anchor].size("parts") <= 1 && rows > FEW_ROWS && width <= WIDEST_WHOLE;
+        let made = graph.members(group).iter().flat_map(|&op| func.ops[op].results.clone()).collect::<Vec<_>>();
+        let mut set = vec![group];
+        let taken = graph.uses.of(result).iter().all(|user| {
+            let User::Op(op) = *user else { return false };
+            let Some(other) = graph.group(op).filter(|&g| graph.kind(g) == GroupKind::Rows(rows)) else { return false };
+            set.extend((!set.contains(&other)).then_some(other));
+            !graph.loop_between(anchor, op)
+        });
+        let from_memory = |op: &OpId| func.ops[*op].operands.iter().all(|&v| v == result || !made.contains(&v));
+        let reads = |graph: &UseGraph| set[1..].iter().all(|&g| graph.members(g).iter().all(from_memory));
+        if whole && taken && set.len() > 1 && reads(graph) && graph.can_join(&set) {
+            set[1..].iter().for_each(|&other| graph.join(group, other));
+        }
+    }
+}
+
+/// Whether a group applies row operations to the complete rows of its matmul's result.
+pub fn has_row_epilogue(func: &Func, ops: &[OpId], anchor: OpId) -> bool {
+    let whole = func.ops[anchor].size("parts") <= 1;
+    let mut after = BTreeSet::from([func.ops[anchor].results[0]]);
+    let mut found = false;
+    for &op in ops {
+        let data = &func.ops[op];
+        if data.operands.iter().any(|v| after.contains(v)) {
+            after.extend(&data.results);
+            found |= !data.opcode.is_elementwise()
+                && match data.opcode {
+                    Opcode::Reshape | Opcode::Concat => false,
+                    Opcode::Slice => whole,
+                    _ => true,
+                };
+        }
+    }
+    found
 }
 
 /// The operations of an opcode.

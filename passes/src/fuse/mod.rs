@@ -8,7 +8,7 @@
 //!    updates of its two caches too; the derivatives of an attention take their rotation back and the join of their rows;
 //! 4. a packed matmul takes the row operations that make its left operand (prologue). One row per batch is where this pays
 //!    most: every thread recomputes a norm, which costs less than a barrier. What others need too becomes a result;
-//! 5. the row operations left join into row kernels;
+//! 5. the row operations left join into row kernels, which join the packed matmul whose result they alone take (row epilogue);
 //! 6. reshapes and contiguous slices that nobody took need no kernel; every other operation is a kernel of its own.
 pub mod attention;
 pub mod columns;
@@ -51,6 +51,7 @@ pub fn groups(func: &Func, uses: &Uses, leaves: &HashSet<OpId>, region: RegionId
     matmul::tails(&mut graph);
     matmul::companions(&mut graph);
     row_groups(&mut graph);
+    matmul::row_epilogues(&mut graph);
     for op in graph.ops() {
         if let Some(group) = graph.group(op)
             && graph.kind(group) == GroupKind::Open

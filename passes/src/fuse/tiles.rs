@@ -3,7 +3,7 @@
 use rdc_ir::program::{Dispatch, KernelKind, Target};
 
 /// Rows up to which a matmul is bound by reading the weight.
-const FEW_ROWS: usize = 4;
+pub const FEW_ROWS: usize = 4;
 /// Longest inner block of a matmul: `256 * nr` f32 weights and a micro-tile of the left operand share a 32 KiB cache.
 const INNER: usize = 256;
 /// Tasks aimed at where the work has no natural grain.
@@ -45,15 +45,16 @@ pub fn attention(queries: usize, heads: usize) -> Tiled {
     Tiled { kind: KernelKind::Attention { q_rows, kv_block: 128 }, tasks, dispatch: Dispatch::Dynamic }
 }
 
-/// A matmul `[m, k] x [k, n]` over panels of `nr` columns.
-pub fn matmul(m: usize, n: usize, k: usize, nr: usize, target: &Target) -> Tiled {
+/// A matmul `[m, k] x [k, n]` over panels of `nr` columns; tasks of `whole` rows have all of their columns.
+pub fn matmul((m, n, k): (usize, usize, usize), nr: usize, whole: bool, target: &Target) -> Tiled {
     let panels = n.div_ceil(nr);
     let blocks = k.div_ceil(INNER).max(1);
     let kc = k.div_ceil(blocks).next_multiple_of(2);
     let (rows_per_task, panels_per_task, dispatch) = if m <= FEW_ROWS {
         (m, even_shares(panels), Dispatch::Static)
     } else {
-        let (rows, columns) = blocks_of(m, panels, kc, target);
+        let splits = if whole { 1 } else { panels.min(8) };
+        let (rows, columns) = blocks_of(m, panels, splits, kc, target);
         (rows, columns, Dispatch::Dynamic)
     };
     let tasks = m.div_ceil(rows_per_task) * panels.div_ceil(panels_per_task);
@@ -138,10 +139,10 @@ fn even_shares(panels: usize) -> usize {
     (least..=(2 * least).min(panels)).min_by_key(cost).unwrap_or(least)
 }
 
-/// Rows and panels of a task. Tall blocks reuse a panel of the weight more often, and a block with all its columns
+/// Rows and panels of a task, with at most `splits` blocks of columns. Tall blocks reuse a panel of the weight more often, and a block with all its columns
 /// computes its prologue once; but a few threads must be able to share the tasks evenly, and an inner block of the rows
 /// must stay in the second-level cache.
-fn blocks_of(m: usize, panels: usize, kc: usize, target: &Target) -> (usize, usize) {
+fn blocks_of(m: usize, panels: usize, splits: usize, kc: usize, target: &Target) -> (usize, usize) {
     let mr = target.mr.max(1);
     let (least, most) = (48usize.next_multiple_of(mr), 96 / mr * mr);
     let fits = |rows: usize| rows * kc * 4 <= target.l2 / 2;
@@ -151,7 +152,7 @@ fn blocks_of(m: usize, panels: usize, kc: usize, target: &Target) -> (usize, usi
     }
     let mut best = (f64::INFINITY, least, panels);
     for rows in heights.into_iter().map(|rows| rows.min(m.next_multiple_of(mr))) {
-        for split in 1..=panels.min(8) {
+        for split in 1..=splits {
             let columns = panels.div_ceil(split);
             let (row_blocks, column_blocks) = (m.div_ceil(rows), panels.div_ceil(columns));
             let tasks = row_blocks * column_blocks;
@@ -179,7 +180,7 @@ mod tests {
 
     fn tiles(m: usize, n: usize, k: usize) -> (usize, usize, usize, usize) {
         let target = target();
-        let tiled = matmul(m, n, k, target.nr, &target);
+        let tiled = matmul((m, n, k), target.nr, false, &target);
         match tiled.kind {
             KernelKind::Matmul { rows_per_task, panels_per_task, kc, .. } => {
                 (rows_per_task, panels_per_task, kc, tiled.tasks)

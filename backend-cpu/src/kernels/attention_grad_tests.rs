@@ -107,3 +107,46 @@ fn every_target_compiles_the_derivative() {
     grad(z, &[0, 0], true, 12, ALL).compile_elsewhere();
     grad(z, &[0, 0], false, 12, ALL).compile_elsewhere();
 }
+
+#[test]
+fn derivatives_turned_back_and_in_joined_rows() {
+    for (b, s, h, g, d, layout) in
+        [(2, 21, 4, 2, 20, "adjacent"), (1, 50, 3, 3, 32, "half"), (2, 13, 2, 1, 6, "adjacent")]
+    {
+        let (q, k) = (format!("f32[{b}, {s}, {h}, {d}]"), format!("f32[{b}, {s}, {g}, {d}]"));
+        let rows = |name: &str, of: &str, heads: usize| {
+            let n = heads * d;
+            format!("%{name} = reshape %{of} {{shape = [{b}, {s}, {n}]}} : f32[{b}, {s}, {n}]\n")
+        };
+        let turned = |name: &str, of: &str, ty: &str| {
+            format!("%{name} = rope_grad %{of}, %table, %pos {{layout = \"{layout}\"}} : {ty}\n")
+        };
+        let width = (h + 2 * g) * d;
+        let text = |join: &str, yields: &str| {
+            format!(
+                r#"func "f"("q" input = %q: {q}, "k" input = %k: {k}, "v" input = %v: {k}, "pos" position = %pos: i32[{b}],
+                "dout" input = %dout: {q}, "table" input = %table: f32[{}, {}, 2]) {{
+                %dq, %dk, %dv = attention_grad %q, %k, %v, %pos, %dout {{causal = true, scale = 0.7}} : {q}, {k}, {k}
+                {}{}{}{}{}{join}
+                yield {yields} }}"#,
+                s + 3,
+                d / 2,
+                turned("tq", "dq", &q),
+                turned("tk", "dk", &k),
+                rows("rq", "tq", h),
+                rows("rk", "tk", g),
+                rows("rv", "dv", g),
+            )
+        };
+        let kind = || KernelKind::AttentionGrad { q_rows: 12 };
+        let pos = if b == 2 { &[0, 3][..] } else { &[0] };
+        for join in ["%rq, %rk, %rv", "%rv, %rq, %rk"] {
+            let text = text(&format!("%y = concat {join} {{axis = 2}} : f32[{b}, {s}, {width}]"), r#""y" = %y"#);
+            Case { tolerance: 4e-6, ..Case::new(&text, kind(), b * g).int("pos", pos) }.check();
+        }
+        let text = text("", r#""k" = %tk, "v" = %rv, "q" = %rq"#);
+        let case = Case { tolerance: 4e-6, ..Case::new(&text, kind(), b * g).int("pos", pos) };
+        case.check();
+        case.compile_elsewhere();
+    }
+}

@@ -103,6 +103,10 @@ impl<'k> Form<'k> {
             after: after(func, product, x, (m, n / parts)),
             has_row_epilogue: has_row_epilogue(func, product, parts),
         };
+        let divided = form.column_blocks != 1 || parts != 1 || form.scale.is_some() || m <= super::GEMV_ROWS;
+        if form.has_row_epilogue && divided {
+            return fail("row operations after a matmul but on whole rows of plain weights");
+        }
         Ok(form)
     }
 

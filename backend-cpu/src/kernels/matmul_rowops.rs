@@ -100,9 +100,6 @@ impl<'k> RowEpilogue<'k> {
         if !form.has_row_epilogue() {
             return Ok(None);
         }
-        if form.column_blocks != 1 || form.parts != 1 || form.scale.is_some() {
-            return Err(Error::unsupported(form.name, "row operations on a part of a matmul's columns"));
-        }
         let results = form.epilogue_results();
         let targets: Vec<ValueId> = results.iter().map(|r| r.0).collect();
         let product = form.func.ops[form.anchor].results[0];

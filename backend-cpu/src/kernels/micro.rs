@@ -94,7 +94,8 @@ impl Micro {
                     tile = match unit {
                         Some(unit) => {
                             let end = e.add(k, unit);
-                            let steps = |e: &mut Emitter, k: Val, tile: &[Val]| self.steps(e, (left, right), k, tile, UNROLL);
+                            let steps =
+                                |e: &mut Emitter, k: Val, tile: &[Val]| self.steps(e, (left, right), k, tile, UNROLL);
                             e.for_range(k, end, UNROLL, &tile, steps)
                         }
                         None => self.steps(e, (left, right), k, &tile, UNROLL),

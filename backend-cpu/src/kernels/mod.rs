@@ -30,6 +30,8 @@ mod panels;
 mod product;
 #[cfg(test)]
 mod product_tests;
+#[cfg(test)]
+mod row_epilogue_tests;
 mod rows;
 #[cfg(test)]
 mod rows_tests;

@@ -140,3 +140,19 @@ fn every_target_compiles_kernels_of_training() {
         yield "y" = %y }"#;
     Case::new(text, KernelKind::ScatterAdd { rows: 11, rows_per_task: 4 }, 3).compile_elsewhere();
 }
+
+#[test]
+fn sums_of_some_columns() {
+    for (r, d, start, n, per_task) in [(9, 40, 16, 24, 16), (6, 12, 3, 7, 4), (5, 9, 0, 4, 8)] {
+        let text = format!(
+            r#"func "f"("x" input = %x: f32[{r}, {d}], "c" input = %c: f32[{r}, 1], "acc" input = %acc: f32[{n}]) {{
+            %part = slice %x {{axis = 1, start = {start}, end = {}}} : f32[{r}, {n}]
+            %a = mul %part, %c : f32[{r}, {n}]
+            %s = sum_to %a {{shape = [{n}]}} : f32[{n}]
+            %p = add %acc, %s : f32[{n}]
+            yield "p" = %p }}"#,
+            start + n
+        );
+        columns(&text, (r, n), per_task).check();
+    }
+}

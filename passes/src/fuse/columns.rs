@@ -65,7 +65,9 @@ fn before(graph: &mut UseGraph, group: GroupId, sum: OpId, rows: usize, columns:
 pub fn is_slice_of_rows(func: &Func, op: OpId, rows: usize) -> bool {
     let op = &func.ops[op];
     let from = |v: ValueId| func.ty(v);
-    op.opcode == Opcode::Slice && op.size("axis") + 1 == from(op.operands[0]).rank() && from(op.operands[0]).rows() == rows
+    op.opcode == Opcode::Slice
+        && op.size("axis") + 1 == from(op.operands[0]).rank()
+        && from(op.operands[0]).rows() == rows
 }
 
 fn after(graph: &mut UseGraph, group: GroupId, sum: OpId, columns: usize) {

@@ -129,7 +129,9 @@ pub fn share_rows(func: &mut Func) {
 pub fn group(graph: &mut UseGraph) {
     let (func, uses) = (graph.func, graph.uses);
     for grad in graph.ops() {
-        let Some(group) = graph.group(grad).filter(|&g| graph.kind(g) == GroupKind::AttentionGrad(grad)) else { continue };
+        let Some(group) = graph.group(grad).filter(|&g| graph.kind(g) == GroupKind::AttentionGrad(grad)) else {
+            continue;
+        };
         for &derivative in &func.ops[grad].results {
             if let Some(other) = rotation(func, uses, derivative).and_then(|op| graph.open(op)) {
                 graph.try_join(group, other);

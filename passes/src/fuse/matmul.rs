@@ -213,7 +213,8 @@ pub fn row_epilogues(graph: &mut UseGraph) {
         let Some(group) = graph.group(anchor) else { continue };
         let result = func.ops[anchor].results[0];
         let (rows, width) = (func.ty(result).rows(), func.ty(result).last());
-        let whole = func.ops[anchor].size("parts") <= 1 && rows > FEW_ROWS && width <= WIDEST_WHOLE;
+        let plain = func.ops[anchor].size("parts") <= 1 && func.ops[anchor].operands.len() == 2;
+        let whole = plain && rows > FEW_ROWS && width <= WIDEST_WHOLE;
         let made = graph.members(group).iter().flat_map(|&op| func.ops[op].results.clone()).collect::<Vec<_>>();
         let mut set = vec![group];
         let taken = graph.uses.of(result).iter().all(|user| {

@@ -197,3 +197,49 @@ fn an_epilogue_ends_at_a_loop() {
     let args = [("x", "f32[6, 8]"), ("w", W), ("r", "i32[]")];
     assert_eq!(kernels(&func(&args, body, &["out"])), "Matmul: packed_matmul silu\nLoop: loop\nRows: silu mul");
 }
+
+#[test]
+fn rows_that_a_matmul_completes_go_on_within_it() {
+    let body = "
+  %y = packed_matmul %x, %w {n = 8, k = 8, parts = 1} : f32[6, 8]
+  %a = slice %y {axis = 1, start = 0, end = 4} : f32[6, 4]
+  %p = add %a, %bias : f32[6, 4]
+  %q = rms_norm %p, %bias {eps = 1e-6} : f32[6, 4]
+  %b = slice %y {axis = 1, start = 4, end = 8} : f32[6, 4]";
+    let args = [("x", "f32[6, 8]"), ("w", W), ("bias", "f32[4]")];
+    assert_eq!(kernels(&func(&args, body, &["q", "b"])), "Matmul: packed_matmul slice add rms_norm slice");
+    // The result itself is needed, or there are few rows.
+    let apart = "Matmul: packed_matmul\nRows: slice add rms_norm\nRows: slice";
+    assert_eq!(kernels(&func(&args, body, &["q", "b", "y"])), apart);
+    let few = |text: &str| text.replace("f32[6, ", "f32[4, ");
+    let args = [("x", "f32[4, 8]"), ("w", W), ("bias", "f32[4]")];
+    assert_eq!(kernels(&func(&args, &few(body), &["q", "b"])), apart);
+}
+
+#[test]
+fn derivatives_of_an_attention_leave_it_in_joined_rows() {
+    let heads = "f32[2, 3, 2, 4]";
+    let turned =
+        |part: &str| format!("%t{part} = rope_grad %d{part}, %table, %pos {{layout = \"adjacent\"}} : {heads}");
+    let rows = |part: &str, of: &str| format!("%r{part} = reshape %{of} {{shape = [2, 3, 8]}} : f32[2, 3, 8]");
+    let body = [
+        format!("%dq, %dk, %dv = attention_grad %q, %k, %v, %pos, %o {{causal = true, scale = 0.5}} : {heads}, {heads}, {heads}"),
+        turned("k"),
+        "%m = reshape %tk {shape = [6, 8]} : f32[6, 8]\n%bias = sum_to %m {shape = [8]} : f32[8]".to_string(),
+        rows("k", "tk"),
+        turned("q"),
+        rows("q", "tq"),
+        rows("v", "dv"),
+        "%rows = concat %rq, %rk, %rv {axis = 2} : f32[2, 3, 24]".to_string(),
+    ]
+    .join("\n");
+    let args = [("q", heads), ("k", heads), ("v", heads), ("o", heads), ("table", "f32[3, 2, 2]")];
+    let text =
+        func(&args, &body, &["rows", "bias"]).replace("func \"f\"(", "func \"f\"(\"pos\" position = %pos: i32[2], ");
+    let joined = "AttentionGrad: attention_grad rope_grad rope_grad concat\nColumns: slice sum_to";
+    assert_eq!(kernels(&text), joined);
+    // Where something else takes the heads as they are, they have memory of their own.
+    let text = text.replace("\"bias\" = %bias", "\"bias\" = %bias, \"heads\" = %tk");
+    let apart = "AttentionGrad: attention_grad rope_grad rope_grad\nColumns: sum_to\nRows: concat";
+    assert_eq!(kernels(&text), apart);
+}

@@ -1,0 +1,78 @@
+//! Matmuls with row operations on their complete rows, against the interpreter.
+use super::oracle::Case;
+use rdc_ir::program::KernelKind;
+
+/// `[m, k] x [k, n]`, whose result is `%y: f32[b, s, n]` for `m = b * s`; `after` makes the yields of it.
+#[track_caller]
+fn matmul((b, s, n, k): (usize, usize, usize, usize), args: &str, after: &str, yields: &str) -> Case {
+    // The tiles of `x86-64-v3`, which the cases run with.
+    let (m, panels, rows_per_task, kc) = (b * s, n.div_ceil(16), 12, 10);
+    let text = format!(
+        r#"func "f"("x" input = %x: f32[{b}, {s}, {k}], "w" input = %w: f32[{panels}, {k}, 16, 1], "norm" input = %norm: f32[{k}]{args}) {{
+        %left = rms_norm %x, %norm {{eps = 1e-5}} : f32[{b}, {s}, {k}]
+        %y = packed_matmul %left, %w {{n = {n}, k = {k}, parts = 1}} : f32[{b}, {s}, {n}]
+        {after}
+        yield {yields} }}"#
+    );
+    let kind = KernelKind::Matmul { m, n, k, rows_per_task, panels_per_task: panels, kc };
+    Case { tolerance: 1e-5, ..Case::new(&text, kind, m.div_ceil(rows_per_task)) }
+}
+
+#[test]
+fn heads_are_cut_out_biased_and_rotated() {
+    let (b, s, h, d) = (2, 11, 2, 6);
+    let (n, w) = (3 * h * d, h * d);
+    let part = |name: &str, i: usize| {
+        format!("%{name} = slice %y {{axis = 2, start = {}, end = {}}} : f32[{b}, {s}, {w}]\n", i * w, (i + 1) * w)
+    };
+    let turned = |name: &str, of: &str| {
+        format!(
+            "%{name}b = add %{of}, %bias : f32[{b}, {s}, {w}]
+            %{name}h = reshape %{name}b {{shape = [{b}, {s}, {h}, {d}]}} : f32[{b}, {s}, {h}, {d}]
+            %{name} = rope %{name}h, %table, %pos {{layout = \"adjacent\"}} : f32[{b}, {s}, {h}, {d}]\n"
+        )
+    };
+    let args = format!(
+        r#", "bias" input = %bias: f32[{w}], "table" input = %table: f32[{}, {}, 2], "pos" position = %pos: i32[{b}]"#,
+        s + 4,
+        d / 2
+    );
+    let after = [part("a", 0), part("c", 1), part("v", 2), turned("q", "a"), turned("k", "c")].concat();
+    for k in [9, 24] {
+        let case = matmul((b, s, n, k), &args, &after, r#""q" = %q, "k" = %k, "v" = %v, "left" = %left"#);
+        let case = case.int("pos", &[0, 4]);
+        case.check();
+        case.compile_elsewhere();
+    }
+}
+
+#[test]
+fn rows_are_normed_and_reduced() {
+    for (s, n, k) in [(5, 33, 7), (30, 48, 24), (13, 16, 40)] {
+        let after = format!(
+            "%sum = add %y, %residual : f32[1, {s}, {n}]
+            %normed = rms_norm %sum, %scale {{eps = 1e-5}} : f32[1, {s}, {n}]
+            %max = reduce_max %y {{axis = 2, keep = true}} : f32[1, {s}, 1]
+            %less = sub %y, %max : f32[1, {s}, {n}]
+            %power = exp %less : f32[1, {s}, {n}]
+            %total = reduce_sum %power {{axis = 2, keep = true}} : f32[1, {s}, 1]"
+        );
+        let args = format!(r#", "residual" input = %residual: f32[1, {s}, {n}], "scale" input = %scale: f32[{n}]"#);
+        matmul((1, s, n, k), &args, &after, r#""n" = %normed, "t" = %total, "m" = %max"#).check();
+        let case = matmul((1, s, n, k), &args, &after, r#""n" = %normed, "s" = %sum"#);
+        case.in_place("s", "residual").check();
+    }
+}
+
+#[test]
+fn parts_of_rows_are_refused() {
+    let after = "%max = reduce_max %y {axis = 2, keep = true} : f32[1, 9, 1]";
+    let case = matmul((1, 9, 40, 8), "", after, r#""m" = %max"#);
+    let KernelKind::Matmul { m, n, k, rows_per_task, kc, .. } = case.kind else { unreachable!() };
+    let kind = KernelKind::Matmul { m, n, k, rows_per_task, panels_per_task: 1, kc };
+    let kernel = crate::testing::kernel("k", kind, case.func, 3);
+    let error = super::mlir(&crate::target("x86-64-v3").unwrap(), &kernel).unwrap_err();
+    let wanted =
+        "kernel k: row operations after a matmul but on whole rows of plain weights is not supported on this target";
+    assert_eq!(error.to_string(), wanted);
+}

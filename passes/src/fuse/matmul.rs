@@ -9,8 +9,9 @@ use std::collections::BTreeSet;
 
 /// Longest rows that are worth computing again for each block of columns.
 const WIDEST: usize = 8192;
-/// Longest rows of a result of which a task's stay in the second-level cache.
-const WIDEST_WHOLE: usize = 4096;
+/// Longest rows of a result that a task completes: they stay in the second-level cache, and tasks of whole rows are many enough
+/// to be shared evenly.
+const WIDEST_WHOLE: usize = 2048;
 
 /// Makes a group of every packed matmul and every matmul of two matrices, with its epilogue. Epilogues go first, so that a
 /// residual addition belongs to the matmul that feeds it and not to the prologue of the next.

@@ -70,6 +70,9 @@ pub fn product(m: usize, n: usize, k: usize, target: &Target) -> Tiled {
     let inner = (target.l1 / (4 * nr * 4)).max(32);
     let blocks = k.div_ceil(inner).max(1);
     let kc = k.div_ceil(blocks).next_multiple_of(4);
+    // A last block that is short leaves no room between its steps for asking memory ahead.
+    let is_long = |kc: &usize| k.is_multiple_of(*kc) || k % kc >= kc / 2;
+    let kc = (kc / 2..=kc).rev().filter(|kc| kc.is_multiple_of(4)).find(is_long).unwrap_or(kc);
     let even = |size: usize, unit: usize, most: usize| {
         let mut sizes: Vec<usize> = (1..=size.div_ceil(unit).min(64))
             .map(|count| size.div_ceil(count).next_multiple_of(unit))

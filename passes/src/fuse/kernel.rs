@@ -212,8 +212,8 @@ fn tile(func: &Func, group: &Group, target: &Target) -> Tiled {
         GroupKind::Matmul(anchor) => {
             let (op, x) = (&func.ops[anchor], func.ty(func.ops[anchor].operands[0]));
             let nr = func.ty(op.operands[1]).shape[2];
-            let whole = matmul::has_row_epilogue(func, &group.ops, anchor);
-            tiles::matmul((x.rows(), op.size("n"), op.size("k")), nr, whole, target)
+            let around = matmul::around(func, &group.ops, anchor);
+            tiles::matmul((x.rows(), op.size("n"), op.size("k")), nr, around, target)
         }
         GroupKind::KvWrite => {
             let is_update = |op: &&OpId| func.ops[**op].opcode == Opcode::CacheUpdate;

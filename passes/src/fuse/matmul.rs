@@ -2,7 +2,7 @@
 //! operand.
 use super::graph::{GroupId, GroupKind, UseGraph};
 use super::rows;
-use super::tiles::FEW_ROWS;
+use super::tiles::{Around, FEW_ROWS};
 use super::uses::User;
 use rdc_ir::{Func, OpId, Opcode, ValueId};
 use std::collections::BTreeSet;
@@ -232,8 +232,24 @@ pub fn row_epilogues(graph: &mut UseGraph) {
     }
 }
 
+/// What stands around the matmul of a group.
+pub fn around(func: &Func, ops: &[OpId], anchor: OpId) -> Around {
+    let (mut made, mut before) = (BTreeSet::from([func.ops[anchor].operands[0]]), 0);
+    for op in ops.iter().rev().map(|&op| &func.ops[op]) {
+        if op.results.iter().any(|v| made.contains(v)) {
+            made.extend(&op.operands);
+            before += match op.opcode {
+                Opcode::Reshape | Opcode::Constant => 0,
+                Opcode::RmsNorm | Opcode::LayerNorm | Opcode::Softmax => 4,
+                _ => 1,
+            };
+        }
+    }
+    Around { before, whole: has_row_epilogue(func, ops, anchor) }
+}
+
 /// Whether a group applies row operations to the complete rows of its matmul's result.
-pub fn has_row_epilogue(func: &Func, ops: &[OpId], anchor: OpId) -> bool {
+fn has_row_epilogue(func: &Func, ops: &[OpId], anchor: OpId) -> bool {
     let whole = func.ops[anchor].size("parts") <= 1;
     let mut after = BTreeSet::from([func.ops[anchor].results[0]]);
     let mut found = false;

@@ -12,6 +12,13 @@ const TASKS: usize = 32;
 /// What packing an element costs, in vectors of multiplications with additions.
 const PACKING: f64 = 1.5;
 
+/// What a row operation before a matmul costs per element, in multiplications with additions; bringing rows as they are costs as
+/// much as two.
+const PROLOGUE: f64 = 2.0;
+/// How long a row block waits for a weight that comes from beyond the second-level cache, and for one that comes from there, in
+/// times of a register tile.
+const STREAMING: [f64; 2] = [1.2, 0.1];
+
 /// A kind with its tiles, the number of tasks and how they are handed out.
 pub struct Tiled {
     /// The kind.
@@ -45,16 +52,24 @@ pub fn attention(queries: usize, heads: usize) -> Tiled {
     Tiled { kind: KernelKind::Attention { q_rows, kv_block: 128 }, tasks, dispatch: Dispatch::Dynamic }
 }
 
-/// A matmul `[m, k] x [k, n]` over panels of `nr` columns; tasks of `whole` rows have all of their columns.
-pub fn matmul((m, n, k): (usize, usize, usize), nr: usize, whole: bool, target: &Target) -> Tiled {
+/// What stands around a matmul.
+#[derive(Clone, Copy, Default)]
+pub struct Around {
+    /// How many row operations make the left operand, a norm as four.
+    pub before: usize,
+    /// Whether row operations follow on rows that a task must complete.
+    pub whole: bool,
+}
+
+/// A matmul `[m, k] x [k, n]` over panels of `nr` columns.
+pub fn matmul((m, n, k): (usize, usize, usize), nr: usize, around: Around, target: &Target) -> Tiled {
     let panels = n.div_ceil(nr);
     let blocks = k.div_ceil(INNER).max(1);
     let kc = k.div_ceil(blocks).next_multiple_of(2);
     let (rows_per_task, panels_per_task, dispatch) = if m <= FEW_ROWS {
         (m, even_shares(panels), Dispatch::Static)
     } else {
-        let splits = if whole { 1 } else { panels.min(8) };
-        let (rows, columns) = blocks_of(m, panels, splits, kc, target);
+        let (rows, columns) = blocks_of((m, panels, k), around, kc, target);
         (rows, columns, Dispatch::Dynamic)
     };
     let tasks = m.div_ceil(rows_per_task) * panels.div_ceil(panels_per_task);
@@ -142,10 +157,10 @@ fn even_shares(panels: usize) -> usize {
     (least..=(2 * least).min(panels)).min_by_key(cost).unwrap_or(least)
 }
 
-/// Rows and panels of a task, with at most `splits` blocks of columns. Tall blocks reuse a panel of the weight more often, and a block with all its columns
+/// Rows and panels of a task. Tall blocks reuse a panel of the weight more often, and a block with all its columns
 /// computes its prologue once; but a few threads must be able to share the tasks evenly, and an inner block of the rows
 /// must stay in the second-level cache.
-fn blocks_of(m: usize, panels: usize, splits: usize, kc: usize, target: &Target) -> (usize, usize) {
+fn blocks_of((m, panels, k): (usize, usize, usize), around: Around, kc: usize, target: &Target) -> (usize, usize) {
     let mr = target.mr.max(1);
     let (least, most) = (48usize.next_multiple_of(mr), 96 / mr * mr);
     let fits = |rows: usize| rows * kc * 4 <= target.l2 / 2;
@@ -153,9 +168,17 @@ fn blocks_of(m: usize, panels: usize, splits: usize, kc: usize, target: &Target)
     if heights.is_empty() {
         heights.push(least);
     }
+    // Where the weight comes from beyond the second-level cache for each row block.
+    let nr = target.nr.max(1);
+    let streamed = panels * nr * k * 4 > target.l2;
+    if streamed {
+        heights.extend((most + mr..=2 * most).step_by(mr).filter(|rows| rows * k * 4 <= target.l2 / 2));
+    }
+    let streaming = STREAMING[usize::from(!streamed)];
+    let prologue = PROLOGUE * around.before.max(2) as f64;
     let mut best = (f64::INFINITY, least, panels);
     for rows in heights.into_iter().map(|rows| rows.min(m.next_multiple_of(mr))) {
-        for split in 1..=splits {
+        for split in 1..=if around.whole { 1 } else { panels.min(32) } {
             let columns = panels.div_ceil(split);
             let (row_blocks, column_blocks) = (m.div_ceil(rows), panels.div_ceil(columns));
             let tasks = row_blocks * column_blocks;
@@ -166,8 +189,11 @@ fn blocks_of(m: usize, panels: usize, splits: usize, kc: usize, target: &Target)
             let ragged = (column_blocks * columns) as f64 / panels as f64 * (row_blocks * rows) as f64 / m as f64;
             let few = (16.0 / tasks as f64).max(1.0);
             let uneven = 1.0 + (ragged - 1.0) / row_blocks.max(column_blocks) as f64;
-            let cost = padding * (round(2) + 0.5 * round(4)) * few * uneven * (1.0 + 0.02 * column_blocks as f64)
-                + 0.1 * mr as f64 / rows as f64;
+            let cost = padding
+                * (round(2) + 0.5 * round(4))
+                * few
+                * uneven
+                * (1.0 + prologue / (columns * nr) as f64 + streaming * mr as f64 / rows as f64);
             if cost < best.0 {
                 best = (cost, rows, columns);
             }
@@ -183,7 +209,7 @@ mod tests {
 
     fn tiles(m: usize, n: usize, k: usize) -> (usize, usize, usize, usize) {
         let target = target();
-        let tiled = matmul((m, n, k), target.nr, false, &target);
+        let tiled = matmul((m, n, k), target.nr, Around::default(), &target);
         match tiled.kind {
             KernelKind::Matmul { rows_per_task, panels_per_task, kc, .. } => {
                 (rows_per_task, panels_per_task, kc, tiled.tasks)
@@ -204,7 +230,7 @@ mod tests {
     fn many_rows_give_enough_tasks() {
         for (m, n, k) in [(128, 384, 128), (256, 2048, 384), (512, 5632, 1024), (512, 1024, 2816), (5, 64, 16)] {
             let (rows, panels, kc, tasks) = tiles(m, n, k);
-            assert!(rows % 6 == 0 && rows <= 96 && panels >= 1 && kc % 2 == 0 && kc <= 512, "{m} {n} {k}");
+            assert!(rows % 6 == 0 && rows <= 192 && panels >= 1 && kc % 2 == 0 && kc <= 512, "{m} {n} {k}");
             assert!(tasks >= 8.min(n.div_ceil(16)), "{m} {n} {k}: {tasks}");
             assert!(tasks == m.div_ceil(rows) * n.div_ceil(16).div_ceil(panels));
         }

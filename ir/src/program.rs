@@ -183,8 +183,9 @@ pub enum KernelKind {
     },
     /// One `packed_matmul`. Before it, row operations on its left operand (the prologue); after it elementwise operations
     /// (the epilogue), which, if the weight has `parts` > 1, begin with slices into the parts and work on them. Values of the
-    /// epilogue may be joined along the last axis at its end. Results may also be prologue values, and other row operations of
-    /// as many rows on arguments and prologue values. Tasks are row blocks, and within a row block column blocks
+    /// epilogue may be joined along the last axis at its end. Or, after it, row operations on its rows and arguments (the row
+    /// epilogue): the weight then has one part and no scales, and a task all columns. Results may also be prologue values, and
+    /// other row operations of as many rows on arguments and prologue values. Tasks are row blocks, and within a row block column blocks
     /// (`task = row_block * column_blocks + column_block`); prologue results are written by column block 0.
     Matmul {
         /// Rows of the left operand.
@@ -244,8 +245,8 @@ pub enum KernelKind {
         panels_per_task: usize,
     },
     /// `sum_to` one row of `[rows, columns]` tensors, of the same rows: the gradients of biases and norm weights. Before them
-    /// elementwise operations on such tensors, columns `[rows, 1]`, rows and scalars, after them elementwise operations on the
-    /// sums (the epilogue). Task t covers `columns_per_task` columns and all rows, in order.
+    /// elementwise operations on such tensors, slices of the last axis of arguments, columns `[rows, 1]`, rows and scalars, after
+    /// them elementwise operations on the sums (the epilogue). Task t covers `columns_per_task` columns and all rows, in order.
     Columns {
         /// Rows.
         rows: usize,
@@ -261,7 +262,8 @@ pub enum KernelKind {
         /// Rows per task.
         rows_per_task: usize,
     },
-    /// One `attention_grad`. Task = (batch, group of heads): all of its queries and keys.
+    /// One `attention_grad`, of whose results each may go through `rope_grad` and a reshape, and several of them be joined along
+    /// the last axis. Task = (batch, group of heads): all of its queries and keys.
     AttentionGrad {
         /// Queries per block.
         q_rows: usize,

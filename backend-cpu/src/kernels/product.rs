@@ -241,7 +241,7 @@ impl Block<'_> {
                     if form.blocks() > 1 {
                         self.prefetch_left(e, next, (tile, to), share);
                     }
-                    self.prefetch_right(e, inner, later, (tile, tiles), share);
+                    self.prefetch_right(e, inner, (later, panels), (tile, tiles), share);
                     self.prefetch_epilogue(e, (tile, panel), share, (last, sums));
                 };
                 let ahead = Ahead::over(form.mr, (form.k, form.kc), &lines);
@@ -366,8 +366,15 @@ impl Block<'_> {
     }
 
     /// Asks for a part of a round of what is copied some micro-kernels later than the share of `panel` at `tile` (of `tiles`):
-    /// of that panel or of the one after it.
-    fn prefetch_right(&self, e: &mut Emitter, inner: Inner, panel: Val, (tile, tiles): (Val, Val), share: Share) {
+    /// of that panel, of the one after it, or of the first one of the next inner block.
+    fn prefetch_right(
+        &self,
+        e: &mut Emitter,
+        inner: Inner,
+        (panel, panels): (Val, Val),
+        (tile, tiles): (Val, Val),
+        share: Share,
+    ) {
         let form = self.form;
         if form.right.inner_last {
             return;
@@ -378,8 +385,13 @@ impl Block<'_> {
         let beyond = e.cmp(Cmp::Ge, ahead, tiles);
         let later = e.add_const(panel, 1);
         let (panel, tile) = (e.select(beyond, later, panel), e.select(beyond, wrapped, ahead));
+        // After the last panel comes the first one of the next inner block.
+        let zero = e.i64(0);
+        let after = e.cmp(Cmp::Ge, panel, panels);
+        let (panel, skipped) = (e.select(after, zero, panel), e.select(after, inner.length, zero));
         let (offset, step) = (e.mul_const(panel, form.nr), e.mul_const(tile, steps));
-        let (outer, step) = (e.add(self.column, offset), e.add(inner.start, step));
+        let (start, outer) = (e.add(inner.start, skipped), e.add(self.column, offset));
+        let step = e.add(start, step);
         self.prefetch(e, &form.right, (outer, step), (steps, form.nr * 4 / 64), share);
     }
 

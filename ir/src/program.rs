@@ -16,7 +16,9 @@
 //! result), if no other result depends on the argument or all of the kernel is elementwise; and the result of `scatter_add`
 //! may have that of its base. A kernel therefore reads an element of an argument before it writes that element of a result
 //! computed from it, in the same task, and not again after.
+use crate::entity::OpId;
 use crate::module::{Func, Loc};
+use crate::ops::Opcode;
 use crate::types::Type;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -270,6 +272,26 @@ pub enum KernelKind {
     },
     /// Any single operation, as plain loops over the result. One task.
     Generic,
+}
+
+/// Whether among operations, in order, row operations follow a `packed_matmul` on its rows: its kernel has a row epilogue.
+pub fn has_row_epilogue(func: &Func, ops: &[OpId], anchor: OpId) -> bool {
+    let whole = func.ops[anchor].size("parts") <= 1;
+    let mut after = BTreeSet::from([func.ops[anchor].results[0]]);
+    let mut found = false;
+    for &op in ops {
+        let op = &func.ops[op];
+        if op.operands.iter().any(|v| after.contains(v)) {
+            after.extend(&op.results);
+            found |= !op.opcode.is_elementwise()
+                && match op.opcode {
+                    Opcode::Reshape | Opcode::Concat => false,
+                    Opcode::Slice => whole,
+                    _ => true,
+                };
+        }
+    }
+    found
 }
 
 /// A kernel.

@@ -162,12 +162,8 @@ fn block_of_queries(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, first
 
 /// Asks memory for the rows at token `step` of the head after this one, which the thread takes next: they lie too far apart for the
 /// machine to see them coming.
-fn ask_for_next(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, step): (Val, Val, Val)) {
-    let slab = e.mul_const(batch, a.inputs.query.heads);
-    let slab = e.add(slab, head);
-    let slab = e.add_const(slab, 1);
-    let (batch, head) = e.div_rem(slab, a.inputs.query.heads);
-    let token = Token::of(e, batch, step, a.inputs.steps);
+fn ask_for_next(e: &mut Emitter, a: &Attend, l: &Layout, here: (Val, Val, Val)) {
+    let (token, head) = a.inputs.later(e, here, 1);
     a.inputs.prefetch(e, token, head);
     let slab = e.mul_const(token.index, a.inputs.query.heads);
     let slab = e.add(slab, head);

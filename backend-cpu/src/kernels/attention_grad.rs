@@ -198,13 +198,8 @@ fn block_of_queries(e: &mut Emitter, a: &AttendGrad, l: &Layout, (batch, head, f
 
 /// Asks memory for the rows at token `step` that the head in this one's place in the next task reads and writes: they lie too far
 /// apart for the machine to see them coming.
-fn ask_for_next(e: &mut Emitter, a: &AttendGrad, (batch, head, step): (Val, Val, Val)) {
-    let heads = a.inputs.query.heads;
-    let slab = e.mul_const(batch, heads);
-    let slab = e.add(slab, head);
-    let slab = e.add_const(slab, a.inputs.heads_per_group());
-    let (batch, head) = e.div_rem(slab, heads);
-    let token = Token::of(e, batch, step, a.inputs.steps);
+fn ask_for_next(e: &mut Emitter, a: &AttendGrad, here: (Val, Val, Val)) {
+    let (token, head) = a.inputs.later(e, here, a.inputs.heads_per_group());
     a.inputs.prefetch(e, token, head);
     a.dout.prefetch(e, token, head);
     let ask = |e: &mut Emitter, target: &Option<HeadTarget>, head: Val| {

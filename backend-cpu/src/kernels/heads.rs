@@ -42,16 +42,37 @@ impl Rope {
         })
     }
 
-    /// How it turns a head of `dim`, or turns it back.
-    fn turn(&self, dim: usize, back: bool) -> Turn {
-        Turn { dim, adjacent: self.adjacent, back }
-    }
-
     /// The row of the table for a token.
     fn row(&self, e: &mut Emitter, token: Token, dim: usize) -> Val {
         let position = token.position(e, self.pos);
         let position = e.index(position, self.table_rows);
         e.at(e.arg(self.table), position, dim * 4)
+    }
+}
+
+/// The address of a head of `dim` columns in rows of tokens, of which `stride` columns from `start` on have the heads.
+fn head_row(e: &mut Emitter, base: Val, (stride, start, dim): (usize, usize, usize), token: Token, head: Val) -> Val {
+    let row = e.at(base, token.index, stride * 4);
+    let row = e.offset_const(row, start * 4);
+    e.at(row, head, dim * 4)
+}
+
+/// Moves a head of `dim` columns of a token from `read` to `write`, rotated or turned back if there is a rotation.
+fn move_head(
+    e: &mut Emitter,
+    dim: usize,
+    token: Token,
+    (rope, back): (Option<&Rope>, bool),
+    read: impl Fn(&mut Emitter, usize, usize) -> Val,
+    write: impl Fn(&mut Emitter, usize, Val),
+) {
+    if let Some(rope) = rope {
+        let table = rope.row(e, token, dim);
+        return Turn { dim, adjacent: rope.adjacent, back }.emit(e, table, read, write);
+    }
+    for (column, lanes) in all_pieces(dim, e.lanes) {
+        let value = read(e, column, lanes);
+        write(e, column, value);
     }
 }
 
@@ -128,9 +149,7 @@ impl HeadChain {
 
     /// The address of head `head` of a token in the source.
     fn row(&self, e: &mut Emitter, token: Token, head: Val) -> Val {
-        let row = e.at(e.arg(self.source), token.index, self.stride * 4);
-        let row = e.offset_const(row, self.start * 4);
-        e.at(row, head, self.dim * 4)
+        head_row(e, e.arg(self.source), (self.stride, self.start, self.dim), token, head)
     }
 
     /// Asks memory for what [`HeadChain::emit`] reads of the source.
@@ -171,15 +190,7 @@ impl HeadChain {
             let place = e.offset_const(to, column * 4);
             e.store_raw(place, value);
         };
-        let Some(rope) = &self.rope else {
-            for (column, lanes) in all_pieces(self.dim, e.lanes) {
-                let value = read(e, column, lanes);
-                write(e, column, value);
-            }
-            return;
-        };
-        let table = rope.row(e, token, self.dim);
-        rope.turn(self.dim, false).emit(e, table, read, write);
+        move_head(e, self.dim, token, (self.rope.as_ref(), false), read, write);
     }
 }
 
@@ -224,9 +235,7 @@ impl HeadTarget {
 
     /// The address of a head of a token.
     fn row(&self, e: &mut Emitter, token: Token, head: Val) -> Val {
-        let row = e.at(e.arg(self.pointer), token.index, self.stride * 4);
-        let row = e.offset_const(row, self.start * 4);
-        e.at(row, head, self.dim * 4)
+        head_row(e, e.arg(self.pointer), (self.stride, self.start, self.dim), token, head)
     }
 
     /// Asks memory for what [`HeadTarget::emit`] writes.
@@ -249,15 +258,7 @@ impl HeadTarget {
             let place = e.offset_const(to, column * 4);
             e.store_raw(place, value);
         };
-        let Some(rope) = &self.rope else {
-            for (column, lanes) in all_pieces(self.dim, e.lanes) {
-                let value = read(e, column, lanes);
-                write(e, column, value);
-            }
-            return;
-        };
-        let table = rope.row(e, token, self.dim);
-        rope.turn(self.dim, true).emit(e, table, read, write);
+        move_head(e, self.dim, token, (self.rope.as_ref(), true), read, write);
     }
 }
 
@@ -422,6 +423,15 @@ impl Inputs {
             groups: k.shape[2],
             context: k.shape[1],
         })
+    }
+
+    /// Token `step` of the head that comes `heads` after a head of a batch row, and that head.
+    pub fn later(&self, e: &mut Emitter, (batch, head, step): (Val, Val, Val), heads: usize) -> (Token, Val) {
+        let slab = e.mul_const(batch, self.query.heads);
+        let slab = e.add(slab, head);
+        let slab = e.add_const(slab, heads);
+        let (batch, head) = e.div_rem(slab, self.query.heads);
+        (Token::of(e, batch, step, self.steps), head)
     }
 
     /// Asks memory for the query of a head of a token, and for the key and the value at its step.

@@ -1,7 +1,7 @@
 //! The shape of a matmul kernel: its anchor, what comes before and after, and how its tasks are cut.
 use super::anchor::{defined_by, only, pointer, see_through};
 use crate::emit::{Emitter, Error, Val};
-use rdc_ir::program::{Kernel, KernelKind, Target};
+use rdc_ir::program::{Kernel, KernelKind, Target, has_row_epilogue};
 use rdc_ir::{DType, Func, OpId, Opcode, ValueId};
 use std::collections::HashSet;
 
@@ -101,7 +101,7 @@ impl<'k> Form<'k> {
             x,
             anchor: anchor_id,
             after: after(func, product, x, (m, n / parts)),
-            has_row_epilogue: has_row_epilogue(func, product, parts),
+            has_row_epilogue: has_row_epilogue(func, &func.regions[func.body].ops, anchor_id),
         };
         let divided = form.column_blocks != 1 || parts != 1 || form.scale.is_some() || m <= super::GEMV_ROWS;
         if form.has_row_epilogue && divided {
@@ -167,25 +167,6 @@ impl<'k> Form<'k> {
 /// Bytes of so many floats and some more: an odd number of cache lines, so that rows do not fall on each other in the cache.
 fn odd_lines(floats: usize) -> usize {
     ((floats * 4).div_ceil(64) | 1) * 64
-}
-
-/// Whether anything but an epilogue is computed from a product of `parts` parts.
-fn has_row_epilogue(func: &Func, product: ValueId, parts: usize) -> bool {
-    let mut after = HashSet::from([product]);
-    let mut found = false;
-    for &op in &func.regions[func.body].ops {
-        let op = &func.ops[op];
-        if op.operands.iter().any(|v| after.contains(v)) {
-            after.extend(&op.results);
-            found |= !op.opcode.is_elementwise()
-                && match op.opcode {
-                    Opcode::Reshape | Opcode::Concat => false,
-                    Opcode::Slice => parts == 1,
-                    _ => true,
-                };
-        }
-    }
-    found
 }
 
 /// What depends on the product, and elementwise operations over `m` rows of the epilogue's `columns` that the left operand `x` does

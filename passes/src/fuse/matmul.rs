@@ -4,6 +4,7 @@ use super::graph::{GroupId, GroupKind, UseGraph};
 use super::rows;
 use super::tiles::{Around, FEW_ROWS};
 use super::uses::User;
+use rdc_ir::program::has_row_epilogue;
 use rdc_ir::{Func, OpId, Opcode, ValueId};
 use std::collections::BTreeSet;
 
@@ -246,26 +247,6 @@ pub fn around(func: &Func, ops: &[OpId], anchor: OpId) -> Around {
         }
     }
     Around { before, whole: has_row_epilogue(func, ops, anchor) }
-}
-
-/// Whether a group applies row operations to the complete rows of its matmul's result.
-fn has_row_epilogue(func: &Func, ops: &[OpId], anchor: OpId) -> bool {
-    let whole = func.ops[anchor].size("parts") <= 1;
-    let mut after = BTreeSet::from([func.ops[anchor].results[0]]);
-    let mut found = false;
-    for &op in ops {
-        let data = &func.ops[op];
-        if data.operands.iter().any(|v| after.contains(v)) {
-            after.extend(&data.results);
-            found |= !data.opcode.is_elementwise()
-                && match data.opcode {
-                    Opcode::Reshape | Opcode::Concat => false,
-                    Opcode::Slice => whole,
-                    _ => true,
-                };
-        }
-    }
-    found
 }
 
 /// The operations of an opcode.

@@ -96,8 +96,10 @@ pub fn product(m: usize, n: usize, k: usize, target: &Target) -> Tiled {
         sizes.dedup();
         if sizes.is_empty() { vec![most / unit * unit] } else { sizes }
     };
+    // Two pieces of the left operand, one being copied, take three eighths of the second-level cache.
+    let tallest = 384.min(3 * target.l2 / (64 * kc));
     let mut best = (f64::INFINITY, mr, nr);
-    for &rows in &even(m, mr, 384.min(3 * target.l2 / (64 * kc))) {
+    for &rows in &even(m, mr, tallest) {
         for &columns in &even(n, nr, 512) {
             if (rows + columns) * kc * 4 > target.l2.max((mr + nr) * kc * 4) {
                 continue;

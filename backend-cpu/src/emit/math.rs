@@ -230,13 +230,29 @@ pub fn erf(e: &mut Emitter, x: Val) -> Val {
     e.select(is_large, large, small)
 }
 
-/// 1 / (1 + e^-x)
+/// 1 / d for 1 <= d <= 2, which on wide vectors takes a third of a division's time: the minimax polynomial of degree 3 (relative error
+/// 1 / 577) and one step of third order, `y (1 + e + e^2)` with `e = 1 - d y`.
+fn reciprocal_of_1_to_2(e: &mut Emitter, d: Val) -> Val {
+    let y = poly(e, d, &[-0.221_837_09, 1.331_022_5, -2.939_341_5, 2.828_423]);
+    let one = e.f32(1.0, d.lanes());
+    let minus_d = e.neg(d);
+    let error = e.fma(minus_d, y, one);
+    let correction = e.fma(error, error, error);
+    e.fma(y, correction, y)
+}
+
+/// 1 / (1 + e^-x), from t = e^-|x| so that nothing overflows: 1 / (1 + t), times t where x < 0; 0 for x < -87.7.
 pub fn sigmoid(e: &mut Emitter, x: Val) -> Val {
-    let minus = e.neg(x);
-    let power = exp(e, minus);
-    let one = e.f32(1.0, x.lanes());
-    let denominator = e.add(one, power);
-    e.div(one, denominator)
+    let lanes = x.lanes();
+    let (zero, one) = (e.f32(0.0, lanes), e.f32(1.0, lanes));
+    let a = e.abs(x);
+    let minus_a = e.neg(a);
+    let t = exp_nonpositive(e, minus_a);
+    let denominator = e.add(one, t);
+    let y = reciprocal_of_1_to_2(e, denominator);
+    let negative = e.cmp(Cmp::Lt, x, zero);
+    let small = e.mul(y, t);
+    e.select(negative, small, y)
 }
 
 /// x * sigmoid(x), which shares the division, the slowest of its instructions, with the derivative.

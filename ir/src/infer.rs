@@ -438,6 +438,17 @@ pub fn sum_to(t: &[Type], a: &[Attr]) -> Types {
     }
     Ok(vec![t[0].with_shape(shape)])
 }
+/// `sum_blocks`
+pub fn sum_blocks(t: &[Type], a: &[Attr]) -> Types {
+    want(&t[0], DType::F32, "operand")?;
+    let Attr::Int(rows) = a[0] else { return Err("rows must be an integer".into()) };
+    match usize::try_from(rows) {
+        Ok(rows) if rows > 0 && t[0].rank() > 0 => {
+            Ok(vec![t[0].with_shape(vec![t[0].rows().div_ceil(rows), t[0].last()])])
+        }
+        _ => Err(format!("blocks of {rows} rows of {}", t[0])),
+    }
+}
 /// `scatter_add`
 pub fn scatter_add(t: &[Type], _: &[Attr]) -> Types {
     let rows = gather(&t[..2], &[])?.remove(0);

@@ -329,6 +329,8 @@ ops! {
     ReduceMax = "reduce_max" (a) {axis: int, keep: bool} => infer::reduce, |_, o, _| per_element(1)(o);
     /// Sums over the axes along which `broadcast` from `shape` repeats; the result has that shape.
     SumTo = "sum_to" (a) {shape: ints} => infer::sum_to, |_, o, _| per_element(1)(o);
+    /// The sums of `rows` rows each: `f32[.., D] -> f32[N, D]`, row i sums rows `i * rows ..` of the operand, the last what is left.
+    SumBlocks = "sum_blocks" (a) {rows: int} => infer::sum_blocks, |_, o, _| per_element(1)(o);
     /// Whether every element is true: `bool[..] -> bool[]`.
     All = "all" (a) {} => infer::all, free;
 

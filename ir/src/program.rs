@@ -172,7 +172,8 @@ pub enum Dispatch {
 /// last axis over tensors seen as `[rows, columns]`; an operand may also be one row (`[columns]`, leading axes 1), one
 /// column (`[rows, 1]`, or any shape of `rows` elements), or a scalar. Scalar arithmetic and a `gather` of one row by a
 /// scalar index may be among them, and a reshape that keeps rows and columns, or a column, as it is. So may `one_hot` of a
-/// column of ids, `pad` of the last axis, and `rope`/`rope_grad` over `[B, S, H, D]` seen as rows of H * D.
+/// column of ids, `pad` of the last axis, and `rope`/`rope_grad` over `[B, S, H, D]` seen as rows of H * D. A `sum_blocks` of
+/// rows may be among the results, if tasks begin with a block.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum KernelKind {
     /// Row operations; `gather`/`packed_gather`/`positions` may produce rows, or one row for a scalar index.

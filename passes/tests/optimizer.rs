@@ -278,7 +278,7 @@ fn a_tensor_takes_few_kernels() {
         let mut module = module(optimizer, false);
         cse::run(&mut module);
         dce::run(&mut module);
-        let func = fuse::normalise::normalise(module.func("update").unwrap());
+        let func = fuse::normalise::normalise(module.func("update").unwrap(), 6);
         let is_leaf = |&op: &OpId| matches!(func.ops[op].opcode, Opcode::Param | Opcode::Constant);
         let leaves: HashSet<OpId> = func.walk().into_iter().map(|(_, op)| op).filter(is_leaf).collect();
         let groups = fuse::groups(&func, &Uses::new(&func), &leaves, func.body);

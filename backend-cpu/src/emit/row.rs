@@ -12,6 +12,8 @@ pub(super) enum Place {
     Scratch(usize),
     /// In the memory of the target of that index.
     Target(usize),
+    /// Added to the memory of the target of that index.
+    Sums(usize),
 }
 
 /// A quantity reduced over a row in one sweep.
@@ -72,7 +74,7 @@ impl<'a> Row<'a> {
     pub(super) fn place(&self, e: &mut Emitter, place: Place) -> Val {
         match place {
             Place::Scratch(offset) => e.offset_const(self.scratch, offset),
-            Place::Target(index) => self.targets[index],
+            Place::Target(index) | Place::Sums(index) => self.targets[index],
         }
     }
 }

@@ -163,7 +163,13 @@ impl<'k> Graph<'k> {
         self.node(value, class)
     }
 
-    fn error(&self, what: impl Into<String>) -> Error {
+    /// Rows of the kernel.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// That the kernel has something which is not supported.
+    pub fn error(&self, what: impl Into<String>) -> Error {
         Error::unsupported(self.kernel, what)
     }
 

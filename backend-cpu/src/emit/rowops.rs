@@ -8,8 +8,8 @@
 //! fold them in an order that depends on the row's length only.
 use super::row::{Chunk, Place, Row, Stat, load, packed_row, rotate_row, store};
 use super::rowgraph::{Graph, Kind, NodeId};
-use super::{Emitter, Error, Val, math};
-use rdc_ir::{DType, Func, ValueId};
+use super::{Cmp, Emitter, Error, Val, math};
+use rdc_ir::{DType, Func, Opcode, ValueId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Independent accumulators of a reduction: enough to hide the latency of an addition.
@@ -35,6 +35,14 @@ pub fn all_pieces(width: usize, lanes: usize) -> Vec<(usize, usize)> {
     (0..full).map(|i| (i * lanes, lanes)).chain(tail).collect()
 }
 
+/// A value that a program computes.
+#[derive(Clone, Copy, Debug)]
+struct Target {
+    node: NodeId,
+    /// If it is sums over blocks of so many rows: the node is what is summed.
+    block: Option<usize>,
+}
+
 /// One pass over the columns.
 #[derive(Default, Debug)]
 struct Sweep {
@@ -46,7 +54,7 @@ struct Sweep {
 /// A plan for computing rows; see the module documentation.
 pub struct RowProgram<'k> {
     graph: Graph<'k>,
-    targets: Vec<NodeId>,
+    targets: Vec<Target>,
     sweeps: BTreeMap<(usize, usize), Sweep>,
     places: HashMap<NodeId, Place>,
     marked: BTreeSet<(NodeId, usize)>,
@@ -57,7 +65,8 @@ pub struct RowProgram<'k> {
 
 impl<'k> RowProgram<'k> {
     /// Plans the computation of one row of each target, of a kernel of `rows` rows. A target is a value of shape
-    /// `[.., D]` with `rows` rows, or one with an element for each row.
+    /// `[.., D]` with `rows` rows, one with an element for each row, or sums over blocks of rows; these are complete after the rows of
+    /// a block, which must be computed in order.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the targets depend on anything but row operations.
@@ -77,10 +86,15 @@ impl<'k> RowProgram<'k> {
         targets: &[ValueId],
     ) -> Result<RowProgram<'k>, Error> {
         let mut graph = Graph::new(kernel, func, rows, given);
-        let nodes = targets.iter().map(|&v| graph.result(v)).collect::<Result<Vec<_>, _>>()?;
+        let target = |&value: &ValueId| {
+            let sums = func.def_op(value).map(|op| &func.ops[op]).filter(|op| op.opcode == Opcode::SumBlocks);
+            let node = graph.result(sums.map_or(value, |op| op.operands[0]))?;
+            Ok(Target { node, block: sums.map(|op| op.size("rows")) })
+        };
+        let targets = targets.iter().map(target).collect::<Result<Vec<_>, _>>()?;
         let mut program = RowProgram {
             graph,
-            targets: nodes,
+            targets,
             sweeps: BTreeMap::new(),
             places: HashMap::new(),
             marked: BTreeSet::new(),
@@ -96,24 +110,45 @@ impl<'k> RowProgram<'k> {
         self.scratch
     }
 
-    /// Bytes of a row of a target.
-    pub fn stride(&self, target: usize) -> usize {
-        let n = &self.graph.nodes[self.targets[target]];
-        n.class.width().unwrap_or(1) * n.dtype.bytes()
+    /// The address of what row `row` (`i64`) of a target is written to, or added to, in memory from `base` on.
+    pub fn row_of(&self, e: &mut Emitter, target: usize, base: Val, row: Val) -> Val {
+        let Target { node, block } = self.targets[target];
+        let n = &self.graph.nodes[node];
+        let row = block.map_or(row, |rows| e.div_rem(row, rows).0);
+        e.at(base, row, n.class.width().unwrap_or(1) * n.dtype.bytes())
+    }
+
+    /// Checks that tasks of so many rows begin with a block of every target that sums them.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if they do not.
+    pub fn in_tasks(self, rows_per_task: usize) -> Result<RowProgram<'k>, Error> {
+        let cut = self.targets.iter().filter_map(|t| t.block).find(|&block| !rows_per_task.is_multiple_of(block));
+        match cut.filter(|_| rows_per_task < self.graph.rows()) {
+            Some(block) => Err(self.graph.error(format!("sums of {block} rows in tasks of {rows_per_task}"))),
+            None => Ok(self),
+        }
+    }
+
+    /// Rows of the blocks that a target sums, if it does.
+    pub fn block(&self, target: usize) -> Option<usize> {
+        self.targets[target].block
     }
 
     // ---- planning ----
     fn plan(&mut self) {
         // A target's memory is its value's place; a second target of the same value is a copy.
-        for (index, &node) in self.targets.iter().enumerate() {
-            if self.graph.nodes[node].class.width().is_some() {
-                self.places.entry(node).or_insert(Place::Target(index));
+        for (index, target) in self.targets.iter().enumerate() {
+            if target.block.is_none() && self.graph.nodes[target.node].class.width().is_some() {
+                self.places.entry(target.node).or_insert(Place::Target(index));
             }
         }
-        for (index, node) in self.targets.clone().into_iter().enumerate() {
+        for (index, Target { node, block }) in self.targets.clone().into_iter().enumerate() {
             let n = &self.graph.nodes[node];
             let level = n.level;
-            if let Some(width) = n.class.width() {
+            if let Some(width) = n.class.width().filter(|_| block.is_some()) {
+                self.sweeps.entry((level, width)).or_default().stores.push((node, Place::Sums(index), 0));
+            } else if let Some(width) = n.class.width() {
                 let first = matches!(self.places.get(&node), Some(Place::Target(i)) if *i == index);
                 if !(first && n.is_buffered()) {
                     self.sweeps.entry((level, width)).or_default().stores.push((node, Place::Target(index), 0));
@@ -226,6 +261,13 @@ impl<'k> RowProgram<'k> {
     /// As [`RowProgram::emit`]; `given` is the address of the row of the given value, if there is one.
     pub fn emit_after(&self, e: &mut Emitter, row: Val, given: Option<Val>, targets: &[Val], scratch: Val) {
         let mut ctx = Row { given, ..Row::new(row, targets, scratch) };
+        for (index, target) in self.targets.iter().enumerate() {
+            if let (Some(rows), Some(width)) = (target.block, self.graph.nodes[target.node].class.width()) {
+                let (rest, none) = (e.div_rem(row, rows).1, e.i64(0));
+                let begins = e.cmp(Cmp::Eq, rest, none);
+                e.when(begins, |e| zeros(e, targets[index], width));
+            }
+        }
         // A target may have the memory of a column.
         for (node, n) in self.graph.nodes.iter().enumerate() {
             if let (Kind::Arg(_), None) = (&n.kind, n.class.width()) {
@@ -235,7 +277,7 @@ impl<'k> RowProgram<'k> {
         let last = self.graph.nodes.iter().map(|n| n.level).max().unwrap_or(0);
         for level in 0..=last {
             ctx.level = level;
-            for (index, &node) in self.targets.iter().enumerate() {
+            for (index, &Target { node, .. }) in self.targets.iter().enumerate() {
                 let n = &self.graph.nodes[node];
                 if n.level == level && n.class.width().is_none() {
                     let value = self.graph.column(e, &mut ctx, node);
@@ -404,6 +446,13 @@ impl<'k> RowProgram<'k> {
         for (&(node, place, at), value) in sweep.stores.iter().zip(values) {
             let base = ctx.place(e, place);
             let dtype = self.graph.nodes[node].dtype;
+            let value = match place {
+                Place::Sums(_) => {
+                    let sum = load(e, base, dtype, chunk);
+                    e.add(sum, value)
+                }
+                Place::Scratch(_) | Place::Target(_) => value,
+            };
             store(e, base, dtype, Chunk { offset: chunk.offset + at, ..chunk }, value);
         }
         let mut next = Vec::new();
@@ -481,6 +530,14 @@ impl<'k> RowProgram<'k> {
         };
         ctx.chunk.insert((node, chunk.offset), value);
         value
+    }
+}
+
+/// Sets `width` floats to zero.
+fn zeros(e: &mut Emitter, to: Val, width: usize) {
+    for (start, lanes) in all_pieces(width, e.lanes) {
+        let (none, place) = (e.f32(0.0, lanes), e.offset_const(to, start * 4));
+        e.store_raw(place, none);
     }
 }
 

@@ -29,7 +29,7 @@ pub fn emit(target: &rdc_ir::program::Target, kernel: &Kernel) -> Result<String,
             let rows = anchor.ty(anchor.op.results[0]).rows();
             let to = e.arg(anchor.first_result);
             e.repeat(rows, |e, row| {
-                let to = e.at(to, row, program.stride(0));
+                let to = program.row_of(e, 0, to, row);
                 program.emit(e, row, &[to], e.scratch);
             });
         }
@@ -187,6 +187,7 @@ impl<'k> Anchor<'k> {
                 out.store(e, index, value);
             }),
             Opcode::SumTo => self.sum_to(e, &operands[0], &out),
+            Opcode::SumBlocks => self.sum_blocks(e, &operands[0], &out),
             Opcode::ScatterAdd => self.scatter_add(e, &operands, &out),
             Opcode::ReduceSum | Opcode::ReduceMax => self.reduce(e, &operands[0], &out),
             Opcode::All => {
@@ -253,6 +254,23 @@ impl<'k> Anchor<'k> {
             let sum = e.add(sum, value);
             let place = out.own(e, index);
             out.store(e, &place, sum);
+        });
+    }
+
+    fn sum_blocks(&self, e: &mut Emitter, x: &View, out: &View) {
+        let (zero, rows) = (e.f32(0.0, 1), self.op.size("rows"));
+        nest(e, &out.shape, &mut |e, index| out.store(e, index, zero));
+        nest(e, &x.shape, &mut |e, index| {
+            let (axes, column) = (&x.shape[..index.len() - 1], index[index.len() - 1]);
+            let mut row = e.i64(0);
+            for (&size, &at) in axes.iter().zip(index) {
+                row = e.mul_const(row, size);
+                row = e.add(row, at);
+            }
+            let block = e.div_rem(row, rows).0;
+            let (value, sum) = (x.load(e, index), out.load(e, &[block, column]));
+            let sum = e.add(sum, value);
+            out.store(e, &[block, column], sum);
         });
     }
 

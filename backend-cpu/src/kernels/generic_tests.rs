@@ -69,6 +69,8 @@ fn training() {
     for shape in ["[5]", "[3, 1]", "[2, 1, 5]", "[1, 1, 1]", "[]", "[2, 3, 5]"] {
         op(args, &format!("sum_to %a {{shape = {shape}}} : f32{shape}")).check();
     }
+    op(args, "sum_blocks %a {rows = 4} : f32[2, 5]").check();
+    op(args, "sum_blocks %t {rows = 1} : f32[4, 3]").check();
     op(args, "scatter_add %t, %l, %r : f32[4, 3]").int("l", &[3, 0, 3, 1]).check();
     op(args, "scatter_add %t, %l, %r : f32[4, 3]").int("l", &[3, 0, 3, 1]).in_place("y", "t").check();
     op(args, "atan %a : f32[2, 3, 5]").check();

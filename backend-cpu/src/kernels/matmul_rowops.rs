@@ -18,13 +18,12 @@ pub struct Rows {
 
 /// The row operations before a matmul.
 pub struct Prologue<'k> {
-    form: &'k Form<'k>,
     /// Computes the left operand only.
     bare: Option<RowProgram<'k>>,
     /// Computes and stores the results among the values before the matmul too.
     storing: Option<RowProgram<'k>>,
-    /// Those results, by pointer index.
-    results: Vec<(ValueId, usize)>,
+    /// The pointer indices of those results.
+    results: Vec<usize>,
 }
 
 impl<'k> Prologue<'k> {
@@ -34,12 +33,13 @@ impl<'k> Prologue<'k> {
         let results = form.prologue_results();
         let program = |targets: &[ValueId]| match targets {
             [] => Ok(None),
-            _ => RowProgram::new(form.name, form.func, form.m, targets).map(Some),
+            _ => RowProgram::new(form.name, form.func, form.m, targets)?.in_tasks(form.rows_per_task).map(Some),
         };
         let bare = program(&left)?;
         let all: Vec<ValueId> = left.iter().copied().chain(results.iter().map(|r| r.0)).collect();
         let storing = if results.is_empty() { None } else { program(&all)? };
-        Ok(Prologue { form, bare, storing, results })
+        let results = results.into_iter().map(|r| r.1).collect();
+        Ok(Prologue { bare, storing, results })
     }
 
     /// Bytes of scratch for intermediate rows.
@@ -77,9 +77,8 @@ impl<'k> Prologue<'k> {
                 targets.push(e.at(rows.left, i, rows.stride));
             }
             if store {
-                for &(value, pointer) in &self.results {
-                    let bytes = self.form.func.ty(value).bytes() / self.form.m;
-                    targets.push(e.at(e.arg(pointer), row, bytes));
+                for &pointer in &self.results {
+                    targets.push(program.row_of(e, targets.len(), e.arg(pointer), row));
                 }
             }
             program.emit(e, row, &targets, scratch);
@@ -104,6 +103,7 @@ impl<'k> RowEpilogue<'k> {
         let targets: Vec<ValueId> = results.iter().map(|r| r.0).collect();
         let product = form.func.ops[form.anchor].results[0];
         let program = RowProgram::after(form.name, form.func, form.m, &[product], &targets)?;
+        let program = program.in_tasks(form.rows_per_task)?;
         Ok(Some(RowEpilogue { form, program, results }))
     }
 
@@ -112,16 +112,13 @@ impl<'k> RowEpilogue<'k> {
         self.program.scratch()
     }
 
-    /// Pointers of the results, and the bytes of a row.
-    fn places(&self) -> impl Iterator<Item = (usize, usize)> {
-        let bytes = |value: ValueId| self.form.func.ty(value).bytes() / self.form.m;
-        self.results.iter().map(move |&(value, pointer)| (pointer, bytes(value)))
-    }
-
-    /// Cache lines of each result that one of `rounds` asks for.
+    /// For each result that has a row for each row: its pointer, the bytes of a row, and the cache lines that one of `rounds` asks for.
     fn shares(&self, rounds: usize) -> impl Iterator<Item = (usize, usize, usize)> {
-        let rows = self.form.rows_per_task;
-        self.places().map(move |(pointer, bytes)| (pointer, bytes, (rows * bytes).div_ceil(64).div_ceil(rounds)))
+        let written = self.results.iter().enumerate().filter(|(target, _)| self.program.block(*target).is_none());
+        written.map(move |(_, &(value, pointer))| {
+            let bytes = self.form.func.ty(value).bytes() / self.form.m;
+            (pointer, bytes, (self.form.rows_per_task * bytes).div_ceil(64).div_ceil(rounds))
+        })
     }
 
     /// Asks for a part of what round `round` (`i64`) of `rounds` brings of the results' rows from `first` on.
@@ -146,7 +143,8 @@ impl<'k> RowEpilogue<'k> {
         e.each(zero, count, |e, i| {
             let row = e.add(first, i);
             let given = e.at(from, i, stride);
-            let targets: Vec<Val> = self.places().map(|(pointer, bytes)| e.at(e.arg(pointer), row, bytes)).collect();
+            let places = self.results.iter().enumerate();
+            let targets: Vec<Val> = places.map(|(target, r)| self.program.row_of(e, target, e.arg(r.1), row)).collect();
             self.program.emit_after(e, row, Some(given), &targets, scratch);
         });
     }

@@ -48,7 +48,7 @@ fn heads_are_cut_out_biased_and_rotated() {
 
 #[test]
 fn rows_are_normed_and_reduced() {
-    for (s, n, k) in [(5, 33, 7), (30, 48, 24), (13, 16, 40)] {
+    for (s, n, k) in [(5usize, 33, 7), (30, 48, 24), (13, 16, 40)] {
         let after = format!(
             "%sum = add %y, %residual : f32[1, {s}, {n}]
             %normed = rms_norm %sum, %scale {{eps = 1e-5}} : f32[1, {s}, {n}]
@@ -59,6 +59,12 @@ fn rows_are_normed_and_reduced() {
         );
         let args = format!(r#", "residual" input = %residual: f32[1, {s}, {n}], "scale" input = %scale: f32[{n}]"#);
         matmul((1, s, n, k), &args, &after, r#""n" = %normed, "t" = %total, "m" = %max"#).check();
+        let blocks = format!(
+            "{after}\n%along = mul %normed, %y : f32[1, {s}, {n}]
+            %b = sum_blocks %along {{rows = 6}} : f32[{}, {n}]",
+            s.div_ceil(6)
+        );
+        matmul((1, s, n, k), &args, &blocks, r#""b" = %b, "n" = %normed"#).check();
         let case = matmul((1, s, n, k), &args, &after, r#""n" = %normed, "s" = %sum"#);
         case.in_place("s", "residual").check();
     }

@@ -30,6 +30,36 @@ fn operand_classes_and_tails() {
 }
 
 #[test]
+fn blocks_of_rows_are_summed() {
+    for (n, d) in [(1usize, 5), (2, 8), (7, 24), (13, 41), (30, 2)] {
+        let text = format!(
+            r#"func "f"("x" input = %x: f32[1, {n}, {d}], "g" input = %g: f32[1, {n}, {d}], "w" input = %w: f32[{d}]) {{
+            %r = rms_norm %x, %w {{eps = 1e-6}} : f32[1, {n}, {d}]
+            %a = mul %r, %g : f32[1, {n}, {d}]
+            %s = sum_blocks %a {{rows = 3}} : f32[{blocks}, {d}]
+            %t = sum_blocks %g {{rows = 3}} : f32[{blocks}, {d}]
+            %y = mul %a, %x : f32[1, {n}, {d}]
+            yield "s" = %s, "a" = %a, "t" = %t, "y" = %y }}"#,
+            blocks = n.div_ceil(3)
+        );
+        let case = rows(&text, n);
+        case.check();
+        case.compile_elsewhere();
+    }
+}
+
+#[test]
+fn a_task_that_cuts_a_block_is_refused() {
+    let text = r#"func "f"("x" input = %x: f32[8, 5]) {
+        %s = sum_blocks %x {rows = 2} : f32[4, 5]
+        yield "s" = %s }"#;
+    let case = rows(text, 8);
+    let kernel = crate::testing::kernel("k", case.kind, case.func, 3);
+    let error = super::mlir(&crate::target("x86-64-v3").unwrap(), &kernel).unwrap_err();
+    assert_eq!(error.to_string(), "kernel k: sums of 2 rows in tasks of 3 is not supported on this target");
+}
+
+#[test]
 fn every_target_compiles_rows() {
     let text = r#"func "f"("ids" ids = %ids: i32[3], "table" input = %table: bf16[2, 11, 32, 2], "w" input = %w: f32[21]) {
         %x = packed_gather %table, %ids {n = 64, k = 21, parts = 1} : f32[3, 21]

@@ -83,6 +83,16 @@ fn sum_to<T: Real>(a: &Tensor<T>, ty: &Type) -> Tensor<T> {
     Tensor::floats_of(ty.clone(), out)
 }
 
+fn sum_blocks<T: Real>(a: &Tensor<T>, rows: usize, ty: &Type) -> Tensor<T> {
+    let columns = ty.last();
+    let mut out = vec![T::default(); ty.elements()];
+    for (row, values) in a.floats().chunks_exact(columns.max(1)).enumerate() {
+        let sums = &mut out[row / rows * columns..][..columns];
+        sums.iter_mut().zip(values).for_each(|(sum, &value)| *sum += value);
+    }
+    Tensor::floats_of(ty.clone(), out)
+}
+
 fn one_hot<T: Real>(ids: &[i32], n: usize, ty: &Type) -> Tensor<T> {
     let mut out = vec![T::default(); ty.elements()];
     for (row, &id) in out.chunks_exact_mut(n).zip(ids) {
@@ -138,6 +148,7 @@ pub(super) fn eval<T: Real>(op: &Op, o: &[&Tensor<T>], ty: &Type) -> Option<Resu
         }
         Opcode::OneHot => one_hot(o[0].ints(), op.size("n"), ty),
         Opcode::SumTo => sum_to(o[0], ty),
+        Opcode::SumBlocks => sum_blocks(o[0], op.size("rows"), ty),
         Opcode::ScatterAdd => return Some(scatter_add(o[0], o[1].ints(), o[2].floats())),
         Opcode::ReduceSum => reduce(o[0], op.size("axis"), ty, T::default(), |a, b| a + b),
         Opcode::ReduceMax => reduce(o[0], op.size("axis"), ty, T::from_f64(f64::NEG_INFINITY), T::maximum),

@@ -48,8 +48,9 @@ fn moves_and_sums() {
         "%p = pad %a {axis = 1, start = 1, size = 5} : f32[2, 5]\n%q = pad %a {axis = 0, start = 0, size = 3} : f32[3, 3]
          %e = index %a, %i : f32[3]\n%h = one_hot %ids {n = 3} : f32[4, 3]
          %r = sum_to %a {shape = [2, 1]} : f32[2, 1]\n%c = sum_to %a {shape = [3]} : f32[3]
-         %s = sum_to %a {shape = []} : f32[]\n%n = sum_to %a {shape = [2, 3]} : f32[2, 3]\n%t = atan %a : f32[2, 3]",
-        "p q e h r c s n t",
+         %s = sum_to %a {shape = []} : f32[]\n%n = sum_to %a {shape = [2, 3]} : f32[2, 3]\n%t = atan %a : f32[2, 3]
+         %k = reshape %p {shape = [5, 1, 2]} : f32[5, 1, 2]\n%b = sum_blocks %k {rows = 2} : f32[3, 2]",
+        "p q e h r c s n t b",
     );
     assert_eq!(out[0], [0.0, 1.0, 2.0, 3.0, 0.0, 0.0, 4.0, 5.0, 6.0, 0.0]);
     assert_eq!(out[1], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 0.0, 0.0, 0.0]);
@@ -58,6 +59,7 @@ fn moves_and_sums() {
     assert_eq!((&out[4][..], &out[5][..], &out[6][..]), (&[6.0, 15.0][..], &[5.0, 7.0, 9.0][..], &[21.0][..]));
     assert_eq!(out[7], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     close(&out[8][..1], &[std::f64::consts::FRAC_PI_4]);
+    assert_eq!(out[9], [2.0, 4.0, 4.0, 5.0, 6.0, 0.0]);
 }
 
 #[test]

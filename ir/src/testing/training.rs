@@ -15,6 +15,7 @@ impl Generator<'_, '_> {
         match self.rng.below(8) {
             0 => self.pad(),
             1 => self.index(),
+            2 if self.rng.one_in(3) => self.sum_blocks(),
             2 => self.sum_to(),
             3 => self.scatter_add(),
             4 => self.cross_entropy(),
@@ -73,6 +74,12 @@ impl Generator<'_, '_> {
         let value = self.op(Opcode::SumTo, &[x.value], vec![ints(&shape)]);
         let count = ty.elements() / self.ty(value).elements();
         self.push(value, x.bound * count as f64);
+    }
+    fn sum_blocks(&mut self) {
+        let x = self.ranked();
+        let rows = 1 + self.rng.below(7);
+        let value = self.op(Opcode::SumBlocks, &[x.value], vec![Attr::Int(rows as i64)]);
+        self.push(value, x.bound * rows as f64);
     }
     fn scatter_add(&mut self) {
         let Sizes { batch, seq, dim, .. } = self.sizes;

@@ -1,8 +1,9 @@
 //! Column sums: `sum_to` from `[rows, columns]` to `[columns]`, with the elementwise operations around it.
 use super::graph::{GroupId, GroupKind, UseGraph};
-use super::rows::is_elementwise;
+use super::normalise::before as ahead_of;
+use super::rows::{fits, is_elementwise};
 use super::uses::{User, Uses};
-use rdc_ir::{Func, OpId, Opcode, RegionId, Type, ValueDef, ValueId};
+use rdc_ir::{Attr, Func, OpId, Opcode, RegionId, Type, ValueDef, ValueId};
 use std::collections::{HashMap, HashSet};
 
 /// The rows and columns of a `sum_to` that adds up rows.
@@ -88,6 +89,60 @@ fn after(graph: &mut UseGraph, group: GroupId, sum: OpId, columns: usize) {
             }
         }
     }
+}
+
+/// Rows from which sums over blocks of rows are worth a kernel that adds them up.
+const ROWS: usize = 64;
+
+/// Sums blocks of `rows` rows first where a row kernel has what is summed at hand, or what that is made of: the kernel gives the
+/// sums of its blocks as one more result, and the rows need neither be written for the column sum nor read again by it.
+pub fn sum_in_blocks(func: &mut Func, rows: usize) {
+    for (region, op) in func.walk() {
+        let Some(size) = size(func, op).filter(|size| size.0 >= ROWS && size.1 > 1) else { continue };
+        let mut x = func.ops[op].operands[0];
+        while let Some(reshape) = func.def_op(x).map(|op| &func.ops[op]).filter(|op| op.opcode == Opcode::Reshape)
+            && func.ty(reshape.operands[0]).last() == size.1
+        {
+            x = reshape.operands[0];
+        }
+        let uses = Uses::new(func);
+        if is_made_of_rows(func, &uses, region, x, size) {
+            let ty = func.ty(x).with_shape(vec![size.0.div_ceil(rows), size.1]);
+            let attrs = vec![Attr::Int(rows as i64)];
+            func.ops[op].operands[0] = ahead_of(func, region, op).op(Opcode::SumBlocks, vec![x], attrs, vec![ty])[0];
+        }
+    }
+}
+
+/// Whether a row kernel of the region reduces rows of a value, or of what elementwise operations of the region make it of, perhaps
+/// times something else.
+fn is_made_of_rows(func: &Func, uses: &Uses, region: RegionId, x: ValueId, (rows, columns): (usize, usize)) -> bool {
+    let here = |op: OpId| uses.region(op) == region;
+    let users = |v: ValueId| {
+        uses.of(v).iter().filter_map(|user| match *user {
+            User::Op(op) => Some(op).filter(|&op| here(op)),
+            User::Yield(_) => None,
+        })
+    };
+    let reduces = |op: OpId| {
+        let reduction = matches!(func.ops[op].opcode, Opcode::ReduceSum | Opcode::RmsNorm | Opcode::LayerNorm);
+        reduction && fits(func, op, rows)
+    };
+    let leads_to_one = |op: OpId| {
+        reduces(op) || is_elementwise(func, op) && func.ops[op].results.iter().any(|&v| users(v).any(reduces))
+    };
+    let (mut work, mut seen) = (vec![x], HashSet::new());
+    while let Some(value) = work.pop() {
+        if func.ty(value).elements() != rows * columns || !seen.insert(value) {
+            continue;
+        }
+        if users(value).any(leads_to_one) {
+            return true;
+        }
+        let def = func.def_op(value).filter(|&op| here(op) && is_elementwise(func, op));
+        work.extend(def.into_iter().flat_map(|op| &func.ops[op].operands));
+    }
+    false
 }
 
 /// Gives column sums copies of their own of elementwise operations before them that others use too, where computing again reads

@@ -3,6 +3,7 @@ use super::attention::bias_of;
 use super::columns;
 use super::graph::{Group, GroupKind};
 use super::matmul;
+use super::rows;
 use super::tiles::{self, Tiled};
 use super::uses::{User, Uses, is_constant};
 use rdc_ir::program::{Dispatch, Kernel, KernelKind, Target};
@@ -208,7 +209,7 @@ impl Maker<'_> {
 fn tile(func: &Func, group: &Group, target: &Target) -> Tiled {
     let generic = Tiled { kind: KernelKind::Generic, tasks: 1, dispatch: Dispatch::Static };
     match group.kind {
-        GroupKind::Rows(rows) => tiles::rows(rows),
+        GroupKind::Rows(rows) => tiles::rows(rows, rows::block(func, &group.ops)),
         GroupKind::Matmul(anchor) => {
             let (op, x) = (&func.ops[anchor], func.ty(func.ops[anchor].operands[0]));
             let nr = func.ty(op.operands[1]).shape[2];

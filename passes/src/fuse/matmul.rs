@@ -39,29 +39,36 @@ pub fn epilogues(graph: &mut UseGraph) {
     }
 }
 
-/// Gives row operations that follow the end of an epilogue its last operations back, if what these take is in memory anyway:
-/// the row operations then read that, and there is a result less.
+/// Gives row operations that follow the end of an epilogue its last operations back, if what these take is in memory anyway, or if
+/// they are several and take the same: the row operations then read that, and there is a result less.
 fn give_back(graph: &mut UseGraph, group: GroupId, anchor: OpId) {
     let func = graph.func;
-    for op in graph.members(group).to_vec().into_iter().rev() {
-        let data = &func.ops[op];
-        let is_within = |graph: &UseGraph, op: &OpId| graph.group(*op) == Some(group);
+    let is_within = |graph: &UseGraph, op: OpId| graph.group(op) == Some(group);
+    let for_rows = |graph: &UseGraph, user: &User| match *user {
+        User::Op(user) => graph.open(user).is_some() && rows::natural_rows(func, user).is_some(),
+        User::Yield(_) => false,
+    };
+    let is_end = |graph: &UseGraph, op: OpId| {
+        let mut users = func.ops[op].results.iter().flat_map(|&v| graph.uses.of(v)).peekable();
+        let ends = op != anchor && func.ops[op].opcode.is_elementwise() && users.peek().is_some();
+        ends && users.all(|user| for_rows(graph, user))
+    };
+    let mut left = graph.members(group).to_vec();
+    // One that leaves may make ends of others.
+    while let Some(op) = left.pop() {
         let in_memory = |v: &ValueId| {
-            let made_here = func.def_op(*v).is_some_and(|op| is_within(graph, &op));
-            let elsewhere = |user: &User| match user {
+            let made_here = func.def_op(*v).is_some_and(|op| is_within(graph, op));
+            let users = graph.uses.of(*v);
+            let elsewhere = |user: &User| match *user {
                 User::Op(other) => !is_within(graph, other),
                 User::Yield(_) => true,
             };
-            !made_here || graph.uses.of(*v).iter().any(elsewhere)
+            let at_an_end = |user: &User| matches!(*user, User::Op(other) if is_end(graph, other));
+            !made_here || users.iter().any(elsewhere) || users.len() > 1 && users.iter().all(at_an_end)
         };
-        let for_rows = |user: &User| match *user {
-            User::Op(user) => graph.open(user).is_some() && rows::natural_rows(func, user).is_some(),
-            User::Yield(_) => false,
-        };
-        let users: Vec<&User> = data.results.iter().flat_map(|&v| graph.uses.of(v)).collect();
-        let is_end = op != anchor && data.opcode.is_elementwise() && !users.is_empty();
-        if is_end && users.into_iter().all(for_rows) && data.operands.iter().all(in_memory) {
+        if is_end(graph, op) && func.ops[op].operands.iter().all(in_memory) {
             graph.leave(op, GroupKind::Open);
+            left = graph.members(group).to_vec();
         }
     }
 }
@@ -246,7 +253,7 @@ pub fn around(func: &Func, ops: &[OpId], anchor: OpId) -> Around {
             };
         }
     }
-    Around { before, whole: has_row_epilogue(func, ops, anchor) }
+    Around { before, whole: has_row_epilogue(func, ops, anchor), block: rows::block(func, ops) }
 }
 
 /// The operations of an opcode.
@@ -269,12 +276,14 @@ fn made_before(graph: &UseGraph, group: GroupId, anchor: OpId) -> BTreeSet<Value
 }
 
 /// Row operations whose result only products of two activations take, which need it in memory, become results of a matmul that
-/// reads what they are made of: what the way back computes again, beside the derivative of it.
+/// reads what they are made of: what the way back computes again, beside the derivative of it. So do sums of blocks of rows.
 pub fn companions(graph: &mut UseGraph) {
     let func = graph.func;
     let (products, anchors) = (all(graph, Opcode::Matmul), all(graph, Opcode::PackedMatmul));
-    for operand in products.iter().flat_map(|&op| func.ops[op].operands[..2].to_vec()) {
-        let value = through_reshapes(func, operand);
+    let operands = products.iter().flat_map(|&op| func.ops[op].operands[..2].to_vec());
+    let operands: Vec<ValueId> = operands.map(|v| through_reshapes(func, v)).collect();
+    let sums = all(graph, Opcode::SumBlocks).into_iter().map(|op| func.ops[op].results[0]);
+    for value in operands.into_iter().chain(sums) {
         for &anchor in &anchors {
             let Some(group) = graph.group(anchor) else { continue };
             let Some(set) = recomputed(graph, group, anchor, value) else { continue };
@@ -306,7 +315,8 @@ fn recomputed(graph: &UseGraph, group: GroupId, anchor: OpId, value: ValueId) ->
             continue;
         }
         let own = def.filter(|&op| {
-            let repeatable = rows::is_elementwise(func, op) || func.ops[op].opcode == Opcode::RmsNorm;
+            let sums = func.ops[op].opcode == Opcode::SumBlocks;
+            let repeatable = sums || rows::is_elementwise(func, op) || func.ops[op].opcode == Opcode::RmsNorm;
             let used_here = |user: &User| match *user {
                 User::Op(user) => set.contains(&user) || members.contains(&user) || feeds_products(graph, user),
                 User::Yield(_) => false,
@@ -314,7 +324,7 @@ fn recomputed(graph: &UseGraph, group: GroupId, anchor: OpId, value: ValueId) ->
             graph.open(op).is_some()
                 && repeatable
                 && rows::fits(func, op, rows)
-                && func.ops[op].results.iter().all(|&v| graph.uses.of(v).iter().all(used_here))
+                && (sums || func.ops[op].results.iter().all(|&v| graph.uses.of(v).iter().all(used_here)))
         });
         if let Some(op) = own {
             set.push(op);

@@ -5,9 +5,10 @@
 //! 3. a bias that comes before the split into heads, `reshape(x + b)`, is added after, `reshape(x) + reshape(b)`, if queries
 //!    or a cache are made of the sum, as attention and cache updates expect it. If not, one after the split is added before;
 //! 4. what needs a derivative of queries, keys or values whose rows are joined takes it from the joined rows;
-//! 5. a `one_hot` or `broadcast`, and elementwise operations before a column sum, are computed again for each user where that
+//! 5. a column sum of what row kernels have at hand is taken of sums over blocks of rows, which those kernels give;
+//! 6. a `one_hot` or `broadcast`, and elementwise operations before a column sum, are computed again for each user where that
 //!    saves memory;
-//! 6. operations without use are gone.
+//! 7. operations without use are gone.
 use super::attention::bias_of;
 use super::uses::{User, Uses};
 use super::{columns, duplicate, gradients};
@@ -15,8 +16,8 @@ use crate::plan::weights::stored;
 use rdc_ir::{Attr, DType, Func, Loc, OpId, Opcode, RegionId, Type, ValueDef, ValueId};
 use std::collections::{HashMap, HashSet};
 
-/// The rewritten function. Body arguments beyond `func.args` are caches of one slot, private to one attention.
-pub fn normalise(func: &Func) -> Func {
+/// The rewritten function. Row kernels sum blocks of `block` rows for column sums: tasks begin with one. Body arguments beyond `func.args` are caches of one slot, private to one attention.
+pub fn normalise(func: &Func, block: usize) -> Func {
     let mut func = func.clone();
     remove_unused(&mut func);
     keep_reduced_axes(&mut func);
@@ -25,6 +26,7 @@ pub fn normalise(func: &Func) -> Func {
     bias_before_heads(&mut func);
     gradients::share_rows(&mut func);
     duplicate::own_spreads(&mut func);
+    columns::sum_in_blocks(&mut func, block);
     columns::own_operands(&mut func);
     remove_unused(&mut func);
     func

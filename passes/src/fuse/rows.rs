@@ -1,4 +1,5 @@
 //! Row operations: what a kernel can compute row by row over tensors seen as `[rows, columns]`.
+use super::tiles::lcm;
 use rdc_ir::{Func, OpId, Opcode, Type};
 
 /// How an operand is seen by an elementwise operation over a full shape.
@@ -57,6 +58,7 @@ pub fn fits(func: &Func, id: OpId, rows: usize) -> bool {
         Opcode::Pad => last_axis(result) && is_rows(result) && operands().all(is_rows),
         Opcode::Broadcast => is_rows(result) && operands().all(|ty| view(&ty.shape, &result.shape).is_some()),
         Opcode::RmsNorm | Opcode::LayerNorm | Opcode::Softmax => is_rows(result),
+        Opcode::SumBlocks => operands().all(is_rows),
         Opcode::ReduceSum | Opcode::ReduceMax => op.flag("keep") && operands().all(|ty| last_axis(ty) && is_rows(ty)),
         Opcode::Slice | Opcode::Concat => last_axis(result) && is_rows(result),
         Opcode::Reshape => operands().all(|from| {
@@ -78,9 +80,18 @@ pub fn fits(func: &Func, id: OpId, rows: usize) -> bool {
 /// is not.
 pub fn natural_rows(func: &Func, id: OpId) -> Option<usize> {
     let result = func.ty(*func.ops[id].results.first()?);
+    if func.ops[id].opcode == Opcode::SumBlocks {
+        return Some(func.ty(func.ops[id].operands[0]).rows()).filter(|&rows| fits(func, id, rows));
+    }
     let is_start = func.ops[id].opcode != Opcode::Reshape && result.rank() > 0;
     let tokens = if result.rank() == 4 { result.shape[0] * result.shape[1] } else { result.rows() };
     [result.rows(), tokens, result.elements()].into_iter().find(|&rows| is_start && fits(func, id, rows))
+}
+
+/// Rows with which every block begins that operations of a kernel sum.
+pub fn block(func: &Func, ops: &[OpId]) -> usize {
+    let sums = ops.iter().map(|&op| &func.ops[op]).filter(|op| op.opcode == Opcode::SumBlocks);
+    sums.fold(1, |block, op| lcm(block, op.size("rows").max(1)))
 }
 
 /// Whether an operation looks rows up in a table.

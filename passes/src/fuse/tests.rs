@@ -9,7 +9,7 @@ use crate::plan::weights::{Weights, leaves};
 fn kernels(body: &str) -> String {
     let module = rdc_ir::parse(&format!("module \"m\"\n{body}")).unwrap();
     assert_eq!(rdc_ir::verify::verify_text(&module), None);
-    let mut func = normalise(&module.funcs[0]);
+    let mut func = normalise(&module.funcs[0], 6);
     remove_unused(&mut func);
     let uses = Uses::new(&func);
     let leaves = leaves(&func, &uses, &Weights::new(&module));
@@ -180,6 +180,45 @@ fn what_is_computed_again_for_a_product_is_computed_beside_its_derivative() {
         "Rows: rms_norm\nMatmul: mul packed_matmul\nProduct: matmul",
         "what others need too is a kernel of its own"
     );
+}
+
+/// The derivative of a norm by its operand, `%dx`, and by its weight, `%dscale`, for `%dy` and `%x: f32[66, 8]`.
+const NORM_DERIVATIVE: &str = "
+  %square = mul %x, %x : f32[66, 8]
+  %sum = reduce_sum %square {axis = 1, keep = true} : f32[66, 1]
+  %inverse = rsqrt %sum : f32[66, 1]
+  %unit = mul %x, %inverse : f32[66, 8]
+  %scaled = mul %dy, %scale : f32[66, 8]
+  %along = mul %scaled, %unit : f32[66, 8]
+  %dot = reduce_sum %along {axis = 1, keep = true} : f32[66, 1]
+  %part = mul %unit, %dot : f32[66, 8]
+  %less = sub %scaled, %part : f32[66, 8]
+  %dx = mul %less, %inverse : f32[66, 8]
+  %each = mul %dy, %unit : f32[66, 8]
+  %dscale = sum_to %each {shape = [8]} : f32[8]";
+
+#[test]
+fn a_row_kernel_sums_blocks_for_a_column_sum() {
+    let args = [("x", "f32[66, 8]"), ("scale", "f32[8]"), ("w", W), ("g", "f32[66, 8]"), ("dy", "f32[66, 8]")];
+    assert_eq!(
+        kernels(&func(&args, NORM_DERIVATIVE, &["dx", "dscale"])),
+        "Rows: mul reduce_sum rsqrt mul mul mul reduce_sum mul sub mul mul sum_blocks\nColumns: sum_to"
+    );
+    // Before the matmul that takes the derivative, and after the matmul whose result it is of, which gives that alone.
+    let body = format!(
+        "%dy = packed_matmul %g, %w {{n = 8, k = 8, parts = 1}} : f32[66, 8]{NORM_DERIVATIVE}
+        %dz = packed_matmul %dx, %w {{n = 8, k = 8, parts = 1}} : f32[66, 8]"
+    );
+    assert_eq!(
+        kernels(&func(&args[..4], &body, &["dz", "dscale"])),
+        "Matmul: packed_matmul\n\
+        Matmul: mul reduce_sum rsqrt mul mul mul reduce_sum mul sub mul mul sum_blocks packed_matmul\nColumns: sum_to"
+    );
+    // Nothing reduces the rows, or they are few.
+    let plain = "%each = mul %x, %dy : f32[66, 8]\n%dscale = sum_to %each {shape = [8]} : f32[8]";
+    assert_eq!(kernels(&func(&args, plain, &["dscale"])), "Columns: mul sum_to");
+    let few = func(&args, NORM_DERIVATIVE, &["dx", "dscale"]).replace("f32[66, ", "f32[6, ");
+    assert!(!kernels(&few).contains("sum_blocks"));
 }
 
 #[test]

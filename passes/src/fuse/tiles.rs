@@ -29,9 +29,9 @@ pub struct Tiled {
     pub dispatch: Dispatch,
 }
 
-/// Row operations over `rows` rows.
-pub fn rows(rows: usize) -> Tiled {
-    let rows_per_task = rows.div_ceil(TASKS).max(1);
+/// Row operations over `rows` rows, in tasks of whole blocks of `block` rows.
+pub fn rows(rows: usize, block: usize) -> Tiled {
+    let rows_per_task = rows.div_ceil(TASKS).max(1).next_multiple_of(block);
     let tasks = rows.div_ceil(rows_per_task);
     Tiled { kind: KernelKind::Rows { rows, rows_per_task }, tasks, dispatch: Dispatch::Static }
 }
@@ -53,12 +53,14 @@ pub fn attention(queries: usize, heads: usize) -> Tiled {
 }
 
 /// What stands around a matmul.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub struct Around {
     /// How many row operations make the left operand, a norm as four.
     pub before: usize,
     /// Whether row operations follow on rows that a task must complete.
     pub whole: bool,
+    /// Rows of the blocks that are summed: tasks begin with one.
+    pub block: usize,
 }
 
 /// A matmul `[m, k] x [k, n]` over panels of `nr` columns.
@@ -164,9 +166,10 @@ fn even_shares(panels: usize) -> usize {
 /// must stay in the second-level cache.
 fn blocks_of((m, panels, k): (usize, usize, usize), around: Around, kc: usize, target: &Target) -> (usize, usize) {
     let mr = target.mr.max(1);
-    let (least, most) = (48usize.next_multiple_of(mr), 96 / mr * mr);
+    let unit = lcm(mr, around.block);
+    let (least, most) = (48usize.next_multiple_of(unit), 96 / unit * unit);
     let fits = |rows: usize| rows * kc * 4 <= target.l2 / 2;
-    let mut heights: Vec<usize> = (least..=most.max(least)).step_by(mr).filter(|&rows| fits(rows)).collect();
+    let mut heights: Vec<usize> = (least..=most.max(least)).step_by(unit).filter(|&rows| fits(rows)).collect();
     if heights.is_empty() {
         heights.push(least);
     }
@@ -174,12 +177,12 @@ fn blocks_of((m, panels, k): (usize, usize, usize), around: Around, kc: usize, t
     let nr = target.nr.max(1);
     let streamed = panels * nr * k * 4 > target.l2;
     if streamed {
-        heights.extend((most + mr..=2 * most).step_by(mr).filter(|rows| rows * k * 4 <= target.l2 / 2));
+        heights.extend((most + unit..=2 * most).step_by(unit).filter(|rows| rows * k * 4 <= target.l2 / 2));
     }
     let streaming = STREAMING[usize::from(!streamed)];
     let prologue = PROLOGUE * around.before.max(2) as f64;
     let mut best = (f64::INFINITY, least, panels);
-    for rows in heights.into_iter().map(|rows| rows.min(m.next_multiple_of(mr))) {
+    for rows in heights.into_iter().map(|rows| rows.min(m.next_multiple_of(unit))) {
         for split in 1..=if around.whole { 1 } else { panels.min(32) } {
             let columns = panels.div_ceil(split);
             let (row_blocks, column_blocks) = (m.div_ceil(rows), panels.div_ceil(columns));
@@ -204,6 +207,11 @@ fn blocks_of((m, panels, k): (usize, usize, usize), around: Around, kc: usize, t
     (best.1, best.2)
 }
 
+/// The least common multiple of two positive numbers.
+pub fn lcm(a: usize, b: usize) -> usize {
+    (a..=a * b).step_by(a).find(|n| n.is_multiple_of(b)).unwrap_or(a * b)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,7 +219,7 @@ mod tests {
 
     fn tiles(m: usize, n: usize, k: usize) -> (usize, usize, usize, usize) {
         let target = target();
-        let tiled = matmul((m, n, k), target.nr, Around::default(), &target);
+        let tiled = matmul((m, n, k), target.nr, Around { before: 0, whole: false, block: 1 }, &target);
         match tiled.kind {
             KernelKind::Matmul { rows_per_task, panels_per_task, kc, .. } => {
                 (rows_per_task, panels_per_task, kc, tiled.tasks)
@@ -226,6 +234,18 @@ mod tests {
         assert_eq!(tiles(1, 65536, 5280), (1, 64, 252, 64));
         assert_eq!(tiles(1, 1, 128), (1, 1, 128, 1));
         assert_eq!(tiles(1, 5632, 1024), (1, 8, 256, 44), "352 panels are 2 shares of 22 tasks");
+    }
+
+    #[test]
+    fn tasks_begin_with_a_block() {
+        for block in [1, 4, 6, 7, 50] {
+            let around = Around { before: 3, whole: true, block };
+            let tiled = matmul((500, 64, 32), 16, around, &target());
+            let KernelKind::Matmul { rows_per_task, .. } = tiled.kind else { panic!() };
+            assert!(rows_per_task % block == 0 || tiled.tasks == 1, "{block}: {rows_per_task}");
+            let KernelKind::Rows { rows_per_task, .. } = super::rows(500, block).kind else { panic!() };
+            assert_eq!(rows_per_task % block, 0);
+        }
     }
 
     #[test]
@@ -268,7 +288,7 @@ mod tests {
     #[test]
     fn every_row_is_in_one_task() {
         for n in [1, 31, 32, 33, 1000] {
-            let tiled = rows(n);
+            let tiled = rows(n, 1);
             assert!(matches!(tiled.kind, KernelKind::Rows { rows_per_task, .. } if rows_per_task * tiled.tasks >= n));
             assert!(tiled.tasks <= n);
         }

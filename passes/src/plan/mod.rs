@@ -43,7 +43,7 @@ pub fn build(module: &Module, options: &Options) -> Result<Program, Error> {
     let mut kernels = kernels::Kernels::default();
     let mut entries = Vec::new();
     for func in &module.funcs {
-        let mut func = normalise(func);
+        let mut func = normalise(func, options.target.mr);
         places::own(&mut func, &weights);
         remove_unused(&mut func);
         entries.push(entry::plan(&func, &options.target, &mut weights, &mut kernels)?);

@@ -24,6 +24,7 @@ const WITHOUT_RULE: &[(Opcode, &str)] = &[
     (Opcode::LinearCrossEntropyGrad, "a derivative"),
     (Opcode::RopeGrad, "a derivative"),
     (Opcode::AttentionGrad, "a derivative"),
+    (Opcode::SumBlocks, "made after differentiation"),
     (Opcode::CacheUpdate, "caches are for inference"),
     (Opcode::Quantize, "made after differentiation"),
     (Opcode::Pack, "made after differentiation"),

@@ -105,7 +105,9 @@ fn derivative(opcode: Opcode) -> Derivative {
             Missing(first_order)
         }
         Opcode::CacheUpdate => Missing("a loss has no caches"),
-        Opcode::Quantize | Opcode::Pack | Opcode::PackedMatmul | Opcode::PackedGather => Missing(laid_out),
+        Opcode::Quantize | Opcode::Pack | Opcode::PackedMatmul | Opcode::PackedGather | Opcode::SumBlocks => {
+            Missing(laid_out)
+        }
         Opcode::Loop => Missing("a loop is differentiated as a whole, by `reverse_loop`"),
     }
 }

@@ -132,14 +132,21 @@ fn block_of_queries(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, first
         block.scores(e, l.tile, l.dim, (queries, keys), (scores, l.stride));
         let one = e.i64(1);
         let first = block.first_row(e, l.tile, zero);
-        e.each(first, count, |e, row| {
+        let seen = |e: &mut Emitter, row: Val| {
             let seen = e.add(block.position, row);
             let seen = e.add(seen, one);
             let seen = e.max(seen, zero);
-            let seen = e.min(seen, block.limit);
+            e.min(seen, block.limit)
+        };
+        Seen::each(e, (first, count), seen, |e, row, seen| {
             online_softmax(e, l, row, seen);
-            let step = e.add(query, row);
-            e.when(begins, |e| ask_for_next(e, a, l, (batch, head, step)));
+            e.when(begins, |e| {
+                for i in 0..seen.rows() {
+                    let step = e.add(query, row);
+                    let step = e.add_const(step, i);
+                    ask_for_next(e, a, l, (batch, head, step));
+                }
+            });
         });
         let value_rows = e.at(value_slab, key, a.inputs.values.stride * 4);
         add_values(e, a, l, &block, value_rows);
@@ -171,44 +178,53 @@ fn ask_for_next(e: &mut Emitter, a: &Attend, l: &Layout, here: (Val, Val, Val)) 
     prefetch_row(e, l.dim, row);
 }
 
-/// Turns the `seen` first scores of a row into weights, with zeros for the hidden ones that are read, and brings the row's
-/// maximum, total and factor up to date.
-fn online_softmax(e: &mut Emitter, l: &Layout, row: Val, seen: Val) {
-    let scores = e.offset_const(e.scratch, l.scores);
-    let line = e.at(scores, row, l.stride * 4);
-    let [max_place, total_place, factor_place] = [l.maxima, l.totals, l.factors].map(|offset| {
-        let place = e.offset_const(e.scratch, offset);
-        e.at(place, row, 4)
-    });
-    let seen = Seen::new(e, seen);
-    let last = seen.last(e, line, f32::NEG_INFINITY);
-    let highest = seen.max(e, line, last);
-    let old = e.load_raw(max_place, Ty::f32(1));
-    // Key 0 is in the first block and every query sees it, so the maximum is finite from then on.
-    let max = e.max_fast(highest, old);
-    e.store_raw(max_place, max);
-    let change = e.sub(old, max);
-    let factor = math::exp_nonpositive(e, change);
-    e.store_raw(factor_place, factor);
-    let max = e.splat(max, e.lanes);
-    let weigh = |e: &mut Emitter, at: Val, score: Val| {
-        let less = e.sub(score, max);
+/// Turns the scores of the keys that rows from `row` on see into weights, with zeros for the hidden ones that are read, and brings the
+/// rows' maxima, totals and factors up to date.
+fn online_softmax(e: &mut Emitter, l: &Layout, row: Val, seen: &Seen) {
+    let (n, zero) = (e.lanes, e.i64(0));
+    let rows: Vec<Val> = (0..seen.rows()).map(|i| e.add_const(row, i)).collect();
+    let of_rows = |e: &mut Emitter, offset: usize, bytes: usize| -> Vec<Val> {
+        let from = e.offset_const(e.scratch, offset);
+        rows.iter().map(|&row| e.at(from, row, bytes)).collect()
+    };
+    let lines = of_rows(e, l.scores, l.stride * 4);
+    let [max_places, total_places, factor_places] = [l.maxima, l.totals, l.factors].map(|offset| of_rows(e, offset, 4));
+    let last = seen.last(e, &lines, f32::NEG_INFINITY);
+    let highest = seen.max(e, &lines, &last);
+    let (mut max, mut factors) = (Vec::new(), Vec::new());
+    for (i, highest) in highest.into_iter().enumerate() {
+        let old = e.load_raw(max_places[i], Ty::f32(1));
+        // Key 0 is in the first block and every query sees it, so the maximum is finite from then on.
+        let new = e.max_fast(highest, old);
+        e.store_raw(max_places[i], new);
+        let change = e.sub(old, new);
+        let factor = math::exp_nonpositive(e, change);
+        e.store_raw(factor_places[i], factor);
+        max.push(e.splat(new, n));
+        factors.push(factor);
+    }
+    let weigh = |e: &mut Emitter, row: usize, at: Val, score: Val| {
+        let less = e.sub(score, max[row]);
         let weight = math::exp_nonpositive(e, less);
-        store(e, line, at, weight);
+        store(e, lines[row], at, weight);
         weight
     };
-    let last = weigh(e, seen.whole, last);
-    let zero = e.i64(0);
-    let sum = e.for_range(zero, seen.whole, e.lanes, &[last], |e, at, sum| {
-        let score = load(e, line, at);
-        let weight = weigh(e, at, score);
-        vec![e.add(sum[0], weight)]
+    let last: Vec<Val> = last.into_iter().enumerate().map(|(row, score)| weigh(e, row, seen.before, score)).collect();
+    let sums = e.for_range(zero, seen.before, n, &last, |e, at, sums| {
+        let add = |(row, &sum): (usize, &Val)| {
+            let score = load(e, lines[row], at);
+            let weight = weigh(e, row, at, score);
+            e.add(sum, weight)
+        };
+        sums.iter().enumerate().map(add).collect()
     });
-    seen.clear(e, l.tile, line);
-    let sum = e.fold_add(sum[0]);
-    let total = e.load_raw(total_place, Ty::f32(1));
-    let total = e.fma(total, factor, sum);
-    e.store_raw(total_place, total);
+    seen.clear(e, l.tile, &lines);
+    for (i, sum) in sums.into_iter().enumerate() {
+        let sum = e.fold_add(sum);
+        let total = e.load_raw(total_places[i], Ty::f32(1));
+        let total = e.fma(total, factors[i], sum);
+        e.store_raw(total_places[i], total);
+    }
 }
 
 /// `sums = sums * factors + weights . values` for the rows that see a key of the block. Panels of values go outside, so that

@@ -166,20 +166,27 @@ fn block_of_queries(e: &mut Emitter, a: &AttendGrad, l: &Layout, (batch, head, f
     block.scores(e, l.tile, l.dim, (queries, keys_t), (scores, l.stride));
     block.scores(e, l.tile, l.dim, (douts, values_t), (dscores, l.stride));
     let inverses = e.offset_const(e.scratch, l.inverses);
-    e.each(zero, count, |e, row| {
+    let seen = |e: &mut Emitter, row: Val| {
         let end = e.add(block.position, row);
         let end = e.add(end, one);
-        let seen = e.min(end, context);
-        let (s, d) = (e.at(scores, row, l.stride * 4), e.at(dscores, row, l.stride * 4));
-        let inverse = weights(e, l, (s, d), seen);
-        let place = e.at(inverses, row, 4);
-        e.store_raw(place, inverse);
-        for from in [queries, douts] {
-            let row = e.at(from, row, l.dim * 4);
-            scale_row(e, l.dim, (row, row), inverse);
+        e.min(end, context)
+    };
+    Seen::each(e, (zero, count), seen, |e, row, seen| {
+        let rows: Vec<Val> = (0..seen.rows()).map(|i| e.add_const(row, i)).collect();
+        let lines =
+            |e: &mut Emitter, from: Val| rows.iter().map(|&row| e.at(from, row, l.stride * 4)).collect::<Vec<_>>();
+        let (s, d) = (lines(e, scores), lines(e, dscores));
+        let weights = weights(e, l, (&s, &d), seen);
+        for (&row, inverse) in rows.iter().zip(weights) {
+            let place = e.at(inverses, row, 4);
+            e.store_raw(place, inverse);
+            for from in [queries, douts] {
+                let row = e.at(from, row, l.dim * 4);
+                scale_row(e, l.dim, (row, row), inverse);
+            }
+            let step = e.add(first, row);
+            ask_for_next(e, a, (batch, head, step));
         }
-        let step = e.add(first, row);
-        ask_for_next(e, a, (batch, head, step));
     });
     add_to_positions(e, l, &block);
     add_to_queries(e, a, l, &block);
@@ -213,46 +220,55 @@ fn ask_for_next(e: &mut Emitter, a: &AttendGrad, here: (Val, Val, Val)) {
     ask(e, &a.dvalues, group);
 }
 
-/// Turns a row of scores s into `p = e^(s - max)` and a row dp into `p (dp - delta)`, for the `seen` first keys, and zeros
-/// for the hidden ones that are read. Returns the reciprocal of the sum of `p`.
-fn weights(e: &mut Emitter, l: &Layout, (s, d): (Val, Val), seen: Val) -> Val {
-    let n = e.lanes;
-    let zero = e.i64(0);
-    let seen = Seen::new(e, seen);
+/// Turns rows of scores s into `p = e^(s - max)` and rows dp into `p (dp - delta)`, for the keys seen, and zeros for the hidden ones
+/// that are read. Returns the reciprocals of the sums of `p`.
+fn weights(e: &mut Emitter, l: &Layout, (s, d): (&[Val], &[Val]), seen: &Seen) -> Vec<Val> {
+    let (n, zero, count) = (e.lanes, e.i64(0), seen.rows());
     let last = seen.last(e, s, f32::NEG_INFINITY);
-    let max = seen.max(e, s, last);
-    let max = e.splat(max, n);
-    let weigh = |e: &mut Emitter, at: Val, score: Val| {
-        let less = e.sub(score, max);
+    let max = seen.max(e, s, &last);
+    let max: Vec<Val> = max.into_iter().map(|max| e.splat(max, n)).collect();
+    let weigh = |e: &mut Emitter, row: usize, at: Val, score: Val| {
+        let less = e.sub(score, max[row]);
         let p = math::exp_nonpositive(e, less);
-        store(e, s, at, p);
+        store(e, s[row], at, p);
         p
     };
-    let last = weigh(e, seen.whole, last);
+    let last: Vec<Val> = last.into_iter().enumerate().map(|(row, score)| weigh(e, row, seen.before, score)).collect();
     let last_d = seen.last(e, d, 0.0);
-    store(e, d, seen.whole, last_d);
-    let last_delta = e.mul(last, last_d);
-    let sums = e.for_range(zero, seen.whole, n, &[last, last_delta], |e, at, sums| {
-        let (score, dp) = (load(e, s, at), load(e, d, at));
-        let p = weigh(e, at, score);
-        vec![e.add(sums[0], p), e.fma(p, dp, sums[1])]
+    d.iter().zip(&last_d).for_each(|(&row, &dp)| store(e, row, seen.before, dp));
+    let deltas = last.iter().zip(last_d).map(|(&p, dp)| e.mul(p, dp)).collect();
+    let start = [last, deltas].concat();
+    let sums = e.for_range(zero, seen.before, n, &start, |e, at, sums| {
+        let (mut totals, mut deltas) = (Vec::new(), Vec::new());
+        for row in 0..count {
+            let (score, dp) = (load(e, s[row], at), load(e, d[row], at));
+            let p = weigh(e, row, at, score);
+            totals.push(e.add(sums[row], p));
+            deltas.push(e.fma(p, dp, sums[count + row]));
+        }
+        [totals, deltas].concat()
     });
-    let (sum, delta) = (e.fold_add(sums[0]), e.fold_add(sums[1]));
+    let sums: Vec<Val> = sums.into_iter().map(|sum| e.fold_add(sum)).collect();
     let one = e.f32(1.0, 1);
-    let inverse = e.div(one, sum);
-    let delta = e.mul(delta, inverse);
-    let delta = e.splat(delta, n);
-    let end = e.add_const(seen.whole, n);
+    let inverses: Vec<Val> = sums[..count].iter().map(|&sum| e.div(one, sum)).collect();
+    let mean = |(&delta, &inverse): (&Val, &Val)| {
+        let delta = e.mul(delta, inverse);
+        e.splat(delta, n)
+    };
+    let deltas: Vec<Val> = sums[count..].iter().zip(&inverses).map(mean).collect();
+    let end = e.add_const(seen.before, n);
     e.for_range(zero, end, n, &[], |e, at, _| {
-        let (p, dp) = (load(e, s, at), load(e, d, at));
-        let difference = e.sub(dp, delta);
-        let ds = e.mul(p, difference);
-        store(e, d, at, ds);
+        for row in 0..count {
+            let (p, dp) = (load(e, s[row], at), load(e, d[row], at));
+            let difference = e.sub(dp, deltas[row]);
+            let ds = e.mul(p, difference);
+            store(e, d[row], at, ds);
+        }
         vec![]
     });
     seen.clear(e, l.tile, s);
     seen.clear(e, l.tile, d);
-    inverse
+    inverses
 }
 
 /// `dk += dsᵀ q`, `dv += pᵀ dout`: tiles of keys by columns, the inner index a query that sees one of the keys.

@@ -160,9 +160,9 @@ impl Tile {
         });
     }
 
-    /// Vectors of a row, from the one that holds the first hidden key on, that a tile on the diagonal may read.
+    /// Vectors of a row, from the one that holds the last key seen on, that a tile on the diagonal may read.
     pub fn hidden_vectors(self, lanes: usize) -> usize {
-        (lanes + self.rows - 2).div_ceil(lanes)
+        (lanes + self.rows - 1).div_ceil(lanes)
     }
 
     /// Floats of a row of scores for `keys` keys.
@@ -274,49 +274,119 @@ impl Block {
     }
 }
 
-/// The first keys of rows of scores: those of whole vectors, and a last vector whose hidden lanes hold arbitrary values.
-#[derive(Clone, Copy)]
+/// Rows of scores that are taken together, so that the folds of one do not wait for those of another: as many as registers allow.
+fn together(lanes: usize) -> usize {
+    if lanes == 8 { 2 } else { 4 }
+}
+
+/// The keys that rows of scores see, one after the other: all have the last one in the same vector, whose hidden lanes hold arbitrary
+/// values.
 pub struct Seen {
-    /// Keys of whole vectors.
-    pub whole: Val,
-    hidden: Val,
+    /// Keys of the vectors before that one.
+    pub before: Val,
+    /// Which of its lanes are hidden, for each row.
+    hidden: Vec<Val>,
 }
 
 impl Seen {
-    /// The `seen` first keys.
-    pub fn new(e: &mut Emitter, seen: Val) -> Seen {
-        let lanes = e.i64(e.lanes);
-        let inside = e.rem(seen, lanes);
-        let whole = e.sub(seen, inside);
-        let inside = e.trunci(inside, Elem::I32);
-        let inside = e.splat(inside, e.lanes);
-        let iota = e.iota(e.lanes);
-        Seen { whole, hidden: e.cmp(Cmp::Ge, iota, inside) }
-    }
-
-    /// The last vector of a row with its hidden lanes set to `fill`.
-    pub fn last(&self, e: &mut Emitter, row: Val, fill: f32) -> Val {
-        let value = load(e, row, self.whole);
-        let fill = e.f32(fill, e.lanes);
-        e.select(self.hidden, fill, value)
-    }
-
-    /// The maximum of a row whose last vector is `last`, with minus infinity in hidden lanes.
-    pub fn max(&self, e: &mut Emitter, row: Val, last: Val) -> Val {
-        let zero = e.i64(0);
-        let max = e.for_range(zero, self.whole, e.lanes, &[last], |e, at, max| {
-            let score = load(e, row, at);
-            vec![e.max_fast(score, max[0])]
+    /// Rows `first .. end`, as many at a time as are alike; `seen` gives the keys that a row sees, and the body is given the first of
+    /// the rows.
+    pub fn each(
+        e: &mut Emitter,
+        (first, end): (Val, Val),
+        seen: impl Fn(&mut Emitter, Val) -> Val,
+        body: impl Fn(&mut Emitter, Val, &Seen),
+    ) {
+        let most = together(e.lanes);
+        e.for_range(first, end, most, &[], |e, row, _| {
+            let last = e.add_const(row, most - 1);
+            let inside = e.cmp(Cmp::Lt, last, end);
+            let [a, b] = [row, last].map(|row| {
+                let seen = seen(e, row);
+                Seen::before(e, seen)
+            });
+            let alike = e.cmp(Cmp::Eq, a, b);
+            let all = e.and(inside, alike);
+            let rows = |e: &mut Emitter, row: Val, count: usize| {
+                let seen: Vec<Val> = (0..count)
+                    .map(|i| {
+                        let row = e.add_const(row, i);
+                        seen(e, row)
+                    })
+                    .collect();
+                let seen = Seen::new(e, &seen);
+                body(e, row, &seen);
+            };
+            let one_by_one = |e: &mut Emitter| {
+                let next = e.add_const(row, most);
+                let end = e.min(next, end);
+                e.each(row, end, |e, row| rows(e, row, 1));
+                vec![]
+            };
+            let at_once = |e: &mut Emitter| {
+                rows(e, row, most);
+                vec![]
+            };
+            e.branch(all, &[], at_once, one_by_one);
+            vec![]
         });
-        e.fold(max[0], Emitter::max_fast)
+    }
+
+    /// How many rows.
+    pub fn rows(&self) -> usize {
+        self.hidden.len()
+    }
+
+    /// Keys before the vector that holds the last of the `seen` first.
+    fn before(e: &mut Emitter, seen: Val) -> Val {
+        let (one, zero, lanes) = (e.i64(1), e.i64(0), e.i64(e.lanes));
+        let last = e.sub(seen, one);
+        let last = e.max(last, zero);
+        let inside = e.rem(last, lanes);
+        e.sub(last, inside)
+    }
+
+    fn new(e: &mut Emitter, seen: &[Val]) -> Seen {
+        let before = Seen::before(e, seen[0]);
+        let hidden = |&seen: &Val| {
+            let inside = e.sub(seen, before);
+            let inside = e.trunci(inside, Elem::I32);
+            let inside = e.splat(inside, e.lanes);
+            let iota = e.iota(e.lanes);
+            e.cmp(Cmp::Ge, iota, inside)
+        };
+        Seen { before, hidden: seen.iter().map(hidden).collect() }
+    }
+
+    /// The last vector of each row with its hidden lanes set to `fill`.
+    pub fn last(&self, e: &mut Emitter, rows: &[Val], fill: f32) -> Vec<Val> {
+        let of_row = |(&row, &hidden): (&Val, &Val)| {
+            let value = load(e, row, self.before);
+            let fill = e.f32(fill, e.lanes);
+            e.select(hidden, fill, value)
+        };
+        rows.iter().zip(&self.hidden).map(of_row).collect()
+    }
+
+    /// The maxima of rows whose last vectors are `last`, with minus infinity in hidden lanes.
+    pub fn max(&self, e: &mut Emitter, rows: &[Val], last: &[Val]) -> Vec<Val> {
+        let zero = e.i64(0);
+        let max = e.for_range(zero, self.before, e.lanes, last, |e, at, max| {
+            let larger = |(&row, &max): (&Val, &Val)| {
+                let score = load(e, row, at);
+                e.max_fast(score, max)
+            };
+            rows.iter().zip(max).map(larger).collect()
+        });
+        max.into_iter().map(|max| e.fold(max, Emitter::max_fast)).collect()
     }
 
     /// Zeros in the vectors after the last that a tile on the diagonal may read.
-    pub fn clear(&self, e: &mut Emitter, tile: Tile, row: Val) {
+    pub fn clear(&self, e: &mut Emitter, tile: Tile, rows: &[Val]) {
         let none = e.f32(0.0, e.lanes);
         for vector in 1..tile.hidden_vectors(e.lanes) {
-            let at = e.add_const(self.whole, vector * e.lanes);
-            store(e, row, at, none);
+            let at = e.add_const(self.before, vector * e.lanes);
+            rows.iter().for_each(|&row| store(e, row, at, none));
         }
     }
 }

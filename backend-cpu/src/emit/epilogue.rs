@@ -88,6 +88,12 @@ impl<'k> Epilogue<'k> {
         Ok(epilogue)
     }
 
+    /// The arguments and results: their pointers, and the bytes of a row.
+    pub fn rows(&self) -> impl Iterator<Item = (usize, usize)> {
+        let written = self.results.iter().map(|r| (r.pointer, r.width * self.graph.nodes[r.node].dtype.bytes()));
+        self.graph.rows_read().chain(written)
+    }
+
     /// Asks for the cache lines of the arguments and results at `columns` columns, from `col` on, of a row (both `i64`): those of
     /// one of `parts` parts. Unless `due` (`i1`), for those at another address: there is no branch, so that it can stand between
     /// steps that leave no register free.

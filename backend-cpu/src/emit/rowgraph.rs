@@ -163,6 +163,14 @@ impl<'k> Graph<'k> {
         self.node(value, class)
     }
 
+    /// The arguments that are read row by row: their pointers, and the bytes of a row.
+    pub fn rows_read(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.nodes.iter().filter_map(|n| match (&n.kind, n.class) {
+            (Kind::Arg(pointer), Class::Rows(width)) => Some((*pointer, width * n.dtype.bytes())),
+            _ => None,
+        })
+    }
+
     /// Rows of the kernel.
     pub fn rows(&self) -> usize {
         self.rows

@@ -10,7 +10,7 @@
 //!
 //! The order of additions to an element depends on `kc` only, not on how rows and panels are cut into tasks.
 use super::matmul_form::Form;
-use super::matmul_rowops::{Finish, Prologue, RowEpilogue, Rows};
+use super::matmul_rowops::{Finish, Prologue, RowEpilogue, Rows, RowsAhead};
 use super::matmul_weights::widen;
 use super::micro::{Ahead, Micro, Share};
 use super::panels::{copy_floats, widths};
@@ -21,6 +21,9 @@ use rdc_ir::program::{Kernel, Target};
 /// Panels taken together when the inner size has several blocks: their tiles of sums, a block of the left operand and a
 /// piece of each panel share the second-level cache.
 const GROUP: usize = 8;
+
+/// Row blocks from which the rows of the next one are asked for: those of the first are not.
+const ROW_BLOCKS: usize = 16;
 
 /// Cache lines of the next piece that are asked for per micro-kernel, at most.
 const LINES_AHEAD: usize = 32;
@@ -75,7 +78,8 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     let mut e = Emitter::new(form.name, form.pointers(), target.lanes);
     let scratch = layout(&form, &prologue, after.as_ref());
     let rows_at = scratch.rows;
-    let gemm = Gemm { form: &form, mr: target.mr, finish: &finish, after: after.as_ref(), scratch };
+    let ahead = rows_ahead(&form, target, &finish, after.as_ref());
+    let gemm = Gemm { form: &form, mr: target.mr, finish: &finish, after: after.as_ref(), ahead, scratch };
     e.tasks(|e, task| {
         let (row_block, column_block) = e.div_rem(task, form.column_blocks);
         let first = e.mul_const(row_block, form.rows_per_task);
@@ -110,6 +114,22 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
         }
     });
     Ok(e.finish())
+}
+
+/// The rows that are asked for ahead as a whole: of the task those that a row epilogue writes, or of the next one what it needs around
+/// its product, if there are many row blocks and two fit into a half of the second-level cache.
+fn rows_ahead(
+    form: &Form,
+    target: &Target,
+    finish: &Finish,
+    after: Option<&RowEpilogue>,
+) -> Option<(Whose, RowsAhead)> {
+    if let Some(after) = after {
+        return Some((Whose::Own, after.written()));
+    }
+    let rows = finish.around();
+    let many = form.m.div_ceil(form.rows_per_task) >= ROW_BLOCKS && form.column_blocks == 1;
+    (many && form.k <= form.kc && 4 * rows.bytes() <= target.l2).then_some((Whose::Next, rows))
 }
 
 /// `ceil(a / b)`.
@@ -147,11 +167,19 @@ struct Piece {
     next: Val,
 }
 
+/// Which task rows belong to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Own,
+    Next,
+}
+
 struct Gemm<'k> {
     form: &'k Form<'k>,
     mr: usize,
     finish: &'k Finish<'k>,
     after: Option<&'k RowEpilogue<'k>>,
+    ahead: Option<(Whose, RowsAhead)>,
     scratch: Scratch,
 }
 
@@ -204,8 +232,10 @@ impl Gemm<'_> {
             let lines = |e: &mut Emitter, (round, part): Share| {
                 let row = e.add(first, round);
                 self.prefetch_weight(e, piece.next, tile, (round, part));
-                self.prefetch_complete(e, rows, (piece, tile), (round, part));
-                self.finish.prefetch(e, row, piece.panel, part, (piece.ends, sums));
+                self.prefetch_rows(e, rows, (piece, tile), (round, part));
+                if self.ahead.is_none() {
+                    self.finish.prefetch(e, row, piece.panel, part, (piece.ends, sums));
+                }
             };
             let ahead = Ahead::over(self.mr, (form.k, form.kc), &lines);
             let micro = |e: &mut Emitter, count: usize| {
@@ -245,17 +275,20 @@ impl Gemm<'_> {
         copy_floats(e, sums, to, form.nr);
     }
 
-    /// Asks for a part of what a round of a tile brings of the rows that the row epilogue writes: the task's micro-kernels share
-    /// them out.
-    fn prefetch_complete(&self, e: &mut Emitter, rows: Rows, (piece, tile): (Piece, Val), (round, part): Share) {
-        let (form, Some(after)) = (self.form, self.after) else { return };
+    /// Asks for a part of what a round of a tile brings of whole rows: the task's micro-kernels share them out.
+    fn prefetch_rows(&self, e: &mut Emitter, rows: Rows, (piece, tile): (Piece, Val), (round, part): Share) {
+        let (form, Some((whose, ahead))) = (self.form, &self.ahead) else { return };
+        let first = match whose {
+            Whose::Own => rows.first,
+            Whose::Next => e.add_const(rows.first, form.rows_per_task),
+        };
         let (tiles, blocks) = (form.rows_per_task.div_ceil(self.mr), form.k.div_ceil(form.kc));
         let mut index = piece.panel;
         for (size, next) in [(blocks, piece.block), (tiles, tile), (self.mr, round)] {
             index = e.mul_const(index, size);
             index = e.add(index, next);
         }
-        after.prefetch(e, rows.first, (index, form.panels * blocks * tiles * self.mr), part);
+        ahead.emit(e, first, (index, form.panels * blocks * tiles * self.mr), part);
     }
 
     /// Asks for a part of what a round of a tile brings of the piece of the weight that is used next: it streams in while the one

@@ -86,6 +86,47 @@ impl<'k> Prologue<'k> {
     }
 }
 
+/// Rows that memory is asked for while the micro-kernels of a task compute: one after the other, so that the machine sees them coming
+/// and brings more than a core can wait for.
+pub struct RowsAhead {
+    /// Pointers, and the bytes of a row.
+    rows: Vec<(usize, usize)>,
+    /// Rows of a task.
+    height: usize,
+}
+
+impl RowsAhead {
+    /// `height` rows of each of some pointers, given with the bytes of a row.
+    pub fn new(rows: impl IntoIterator<Item = (usize, usize)>, height: usize) -> RowsAhead {
+        let mut rows: Vec<(usize, usize)> = rows.into_iter().collect();
+        rows.sort_unstable();
+        rows.dedup_by_key(|row| row.0);
+        RowsAhead { rows, height }
+    }
+
+    /// Bytes of all of them.
+    pub fn bytes(&self) -> usize {
+        self.rows.iter().map(|row| row.1 * self.height).sum()
+    }
+
+    /// Asks for a part of what round `round` (`i64`) of `rounds` brings of the rows from `first` (`i64`) on.
+    pub fn emit(&self, e: &mut Emitter, first: Val, (round, rounds): (Val, usize), (part, parts): (usize, usize)) {
+        let mut slot = 0;
+        for &(pointer, bytes) in &self.rows {
+            let share = (self.height * bytes).div_ceil(64).div_ceil(rounds);
+            let from = e.at(e.arg(pointer), first, bytes);
+            let from = e.at(from, round, share * 64);
+            for line in 0..share {
+                if slot % parts == part {
+                    let line = e.offset_const(from, line * 64);
+                    e.prefetch(line, 2);
+                }
+                slot += 1;
+            }
+        }
+    }
+}
+
 /// The row operations after a matmul, on its complete rows.
 pub struct RowEpilogue<'k> {
     form: &'k Form<'k>,
@@ -112,29 +153,11 @@ impl<'k> RowEpilogue<'k> {
         self.program.scratch()
     }
 
-    /// For each result that has a row for each row: its pointer, the bytes of a row, and the cache lines that one of `rounds` asks for.
-    fn shares(&self, rounds: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+    /// The results that have a row for each row, to be asked for as they are computed.
+    pub fn written(&self) -> RowsAhead {
         let written = self.results.iter().enumerate().filter(|(target, _)| self.program.block(*target).is_none());
-        written.map(move |(_, &(value, pointer))| {
-            let bytes = self.form.func.ty(value).bytes() / self.form.m;
-            (pointer, bytes, (self.form.rows_per_task * bytes).div_ceil(64).div_ceil(rounds))
-        })
-    }
-
-    /// Asks for a part of what round `round` (`i64`) of `rounds` brings of the results' rows from `first` on.
-    pub fn prefetch(&self, e: &mut Emitter, first: Val, (round, rounds): (Val, usize), (part, parts): (usize, usize)) {
-        let mut slot = 0;
-        for (pointer, bytes, share) in self.shares(rounds) {
-            let from = e.at(e.arg(pointer), first, bytes);
-            let from = e.at(from, round, share * 64);
-            for line in 0..share {
-                if slot % parts == part {
-                    let line = e.offset_const(from, line * 64);
-                    e.prefetch(line, 2);
-                }
-                slot += 1;
-            }
-        }
+        let rows = written.map(|(_, &(value, pointer))| (pointer, self.form.func.ty(value).bytes() / self.form.m));
+        RowsAhead::new(rows, self.form.rows_per_task)
     }
 
     /// Applies them to `count` rows (`i64`) from `first` on, which lie at `from`, `stride` bytes apart.
@@ -184,6 +207,12 @@ impl<'k> Finish<'k> {
             vec![]
         };
         e.branch(is_last, &[], short, whole);
+    }
+
+    /// What the epilogue of a whole row block reads and writes, the left operand too if it is read where it lies.
+    pub fn around(&self) -> RowsAhead {
+        let left = self.form.x_in_place().map(|x| (x, self.form.k * 4));
+        RowsAhead::new(self.epilogue.rows().chain(left), self.form.rows_per_task)
     }
 
     /// Asks for one of the parts of what [`Finish::row`] reads and writes, or for another address if it is not due.

@@ -11,11 +11,12 @@
 //! aligned, [`Kernel::scratch`] bytes. Arguments and results are row-major; packed weights as the `pack` op says; types
 //! marked `cache` are one slot of a KV cache stored head-major: logical `[.., T, H, D]`, physical `[.., H, T, D]`.
 //!
-//! Results do not overlap arguments or each other, but for one case: a result may have the memory of an argument that it
+//! Results do not overlap arguments or each other, but for these cases: a result may have the memory of an argument that it
 //! is computed from element by element (only elementwise operations, all over the full shape, lead from the argument to the
-//! result), if no other result depends on the argument or all of the kernel is elementwise; and the result of `scatter_add`
-//! may have that of its base. A kernel therefore reads an element of an argument before it writes that element of a result
-//! computed from it, in the same task, and not again after.
+//! result), if no other result depends on the argument or all of the kernel is elementwise; of [`KernelKind::Rows`] the only result
+//! that depends on the argument may, if norms and sums and maxima of rows lead to it too; and the result of `scatter_add`
+//! may have the memory of its base. A kernel therefore reads an element of an argument (a row of it, in the second case) before it
+//! writes that element of a result computed from it, in the same task, and not again after.
 use crate::entity::OpId;
 use crate::module::{Func, Loc};
 use crate::ops::Opcode;

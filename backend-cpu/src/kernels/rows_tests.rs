@@ -30,6 +30,26 @@ fn operand_classes_and_tails() {
 }
 
 #[test]
+fn rows_that_are_reduced_are_written_over() {
+    for d in [2, 8, 13, 40, 300] {
+        let text = format!(
+            r#"func "f"("x" input = %x: f32[7, {d}], "w" input = %w: f32[{d}]) {{
+            %m = reduce_max %x {{axis = 1, keep = true}} : f32[7, 1]
+            %l = sub %x, %m : f32[7, {d}]
+            %e = exp %l : f32[7, {d}]
+            %s = reduce_sum %e {{axis = 1, keep = true}} : f32[7, 1]
+            %n = rms_norm %x, %w {{eps = 1e-6}} : f32[7, {d}]
+            %p = div %e, %s : f32[7, {d}]
+            %y = add %p, %n : f32[7, {d}]
+            %o = mul %w, %w : f32[{d}]
+            %z = add %y, %o : f32[7, {d}]
+            yield "z" = %z }}"#
+        );
+        rows(&text, 7).in_place("z", "x").check();
+    }
+}
+
+#[test]
 fn blocks_of_rows_are_summed() {
     for (n, d) in [(1usize, 5), (2, 8), (7, 24), (13, 41), (30, 2)] {
         let text = format!(

@@ -7,8 +7,8 @@ use rdc_ir::{Attr, Builder, DType, IGNORED_LABEL, OpId, Opcode, ValueId};
 
 /// Tokens whose logits exist at one time, at most.
 const MOST_TOKENS: usize = 512;
-/// Logits that exist at one time, at most, where [`FEW_TOKENS`] do not have more: 16 MiB.
-const MOST_LOGITS: usize = 1 << 22;
+/// Logits that exist at one time, at most, where [`FEW_TOKENS`] do not have more: 32 MiB.
+const MOST_LOGITS: usize = 1 << 23;
 /// Below this many rows a matmul reads its weight too often.
 const FEW_TOKENS: usize = 128;
 /// If no divisor of the number of tokens between this and [`MOST_TOKENS`] exists, there is one chunk.
@@ -247,7 +247,7 @@ mod tests {
         assert_eq!(chunk_of(1000, 1000), 500);
         assert_eq!(chunk_of(7, 1000), 7, "few tokens are one chunk");
         assert_eq!(chunk_of(521, 1000), 521, "so is a prime number of them");
-        assert_eq!(chunk_of(512, 32000), 128, "many logits are cut finer");
+        assert_eq!(chunk_of(512, 32000), 256, "many logits are cut finer");
         assert_eq!(chunk_of(2 * 521, 1000), 1042);
     }
 }

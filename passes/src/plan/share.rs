@@ -20,11 +20,12 @@ pub fn may_share(kernel: &Kernel, args: &[usize], result: usize) -> bool {
         KernelKind::ScatterAdd { .. } => args.len() == 1 && is_base(func, args[0], result),
         // One row or scalar that every task computes is no result, but if it were, tasks would meet.
         KernelKind::Rows { rows, .. } if func.ty(result).elements() < rows => false,
-        KernelKind::Rows { .. }
-        | KernelKind::Matmul { .. }
-        | KernelKind::Product { .. }
-        | KernelKind::Columns { .. }
-        | KernelKind::Generic => element_by_element(func, &args, result, &results),
+        KernelKind::Rows { rows, .. } => {
+            element_by_element(func, &args, result, &results) || row_by_row(func, &args, result, &results, rows)
+        }
+        KernelKind::Matmul { .. } | KernelKind::Product { .. } | KernelKind::Columns { .. } | KernelKind::Generic => {
+            element_by_element(func, &args, result, &results)
+        }
         _ => false,
     }
 }
@@ -42,6 +43,30 @@ fn is_base(func: &Func, base: ValueId, result: ValueId) -> bool {
 
 fn uses(func: &Func, op: OpId, value: ValueId) -> bool {
     func.ops[op].operands.contains(&value)
+}
+
+/// Whether elementwise operations, norms, and reductions of rows are all that leads from the arguments to results, of which there is one.
+/// A row program has read a row for the last time when it writes such a result.
+fn row_by_row(func: &Func, args: &[ValueId], result: ValueId, results: &[ValueId], rows: usize) -> bool {
+    let mut depends: HashSet<ValueId> = args.iter().copied().collect();
+    let whole = func.ty(result).elements();
+    let fits = |&v: &ValueId| [whole, rows].contains(&func.ty(v).elements());
+    for &id in &func.regions[func.body].ops {
+        let op = &func.ops[id];
+        if op.operands.iter().any(|v| depends.contains(v)) {
+            let leads = op.opcode.is_elementwise()
+                || matches!(
+                    op.opcode,
+                    Opcode::Reshape | Opcode::ReduceSum | Opcode::ReduceMax | Opcode::RmsNorm | Opcode::LayerNorm
+                );
+            if !leads || !op.results.iter().all(fits) {
+                return false;
+            }
+            depends.extend(&op.results);
+        }
+    }
+    let mut dependent = results.iter().filter(|v| depends.contains(v));
+    dependent.next() == Some(&result) && dependent.next().is_none()
 }
 
 fn element_by_element(func: &Func, args: &[ValueId], result: ValueId, results: &[ValueId]) -> bool {
@@ -111,6 +136,30 @@ mod tests {
         assert!(shares(rows.clone(), &one("%b"), &[0], 0));
         assert!(!shares(rows.clone(), &one("%a"), &[0], 1), "another sweep reads it again");
         assert!(!shares(rows, &one("%b"), &[1], 1), "it is reduced");
+    }
+
+    #[test]
+    fn rows_that_are_reduced_share_with_the_only_result() {
+        let rows = KernelKind::Rows { rows: 4, rows_per_task: 1 };
+        let one = |op: &str, yields: &str| {
+            format!(
+                "(\"a\" input = %a: f32[4, 8], \"b\" input = %b: f32[4, 8]) {{
+                    %m = reduce_max %a {{axis = 1, keep = true}} : f32[4, 1]
+                    %l = sub %a, %m : f32[4, 8]
+                    %e = exp %l : f32[4, 8]
+                    %s = reduce_sum %e {{axis = 1, keep = true}} : f32[4, 1]
+                    %n = {op} : f32[4, 8]
+                    %c = mul %b, %b : f32[4, 8]
+                    yield {yields}
+                }}"
+            )
+        };
+        let only = "\"n\" = %n, \"c\" = %c";
+        assert!(shares(rows.clone(), &one("div %e, %s", only), &[0], 0));
+        assert!(!shares(rows.clone(), &one("div %e, %s", "\"n\" = %n, \"e\" = %e"), &[0], 1), "another result");
+        assert!(!shares(rows.clone(), &one("softmax %l", only), &[0], 0), "it is written before its last sweep");
+        let matmul = KernelKind::Matmul { m: 4, n: 8, k: 8, rows_per_task: 4, panels_per_task: 1, kc: 8 };
+        assert!(!shares(matmul, &one("div %e, %s", only), &[0], 0));
     }
 
     #[test]

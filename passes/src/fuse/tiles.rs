@@ -6,6 +6,8 @@ use rdc_ir::program::{Dispatch, KernelKind, Target};
 pub const FEW_ROWS: usize = 4;
 /// Longest inner block of a matmul: `256 * nr` f32 weights and a micro-tile of the left operand share a 32 KiB cache.
 const INNER: usize = 256;
+/// Longest inner block of a product: sums are loaded and stored seldom enough, and the pieces packed leave the first-level cache room.
+const INNER_OF_PRODUCT: usize = 128;
 /// Tasks aimed at where the work has no natural grain.
 const TASKS: usize = 32;
 
@@ -83,8 +85,8 @@ pub fn matmul((m, n, k): (usize, usize, usize), nr: usize, around: Around, targe
 /// two or four threads must be able to share the tasks evenly, and both packed pieces must stay in the second-level cache.
 pub fn product(m: usize, n: usize, k: usize, target: &Target) -> Tiled {
     let (mr, nr) = (target.mr.max(1), target.nr.max(1));
-    // Two pieces of the right operand, one being copied, take half of the first-level cache.
-    let inner = (target.l1 / (4 * nr * 4)).max(32);
+    // Two pieces of the right operand, one being copied, fit into the first-level cache.
+    let inner = INNER_OF_PRODUCT.min(target.l1 / (2 * nr * 4)).max(32);
     let blocks = k.div_ceil(inner).max(1);
     let kc = k.div_ceil(blocks).next_multiple_of(4);
     // A last block that is short leaves no room between its steps for asking memory ahead.

@@ -88,8 +88,12 @@ impl<'k> RowProgram<'k> {
         let mut graph = Graph::new(kernel, func, rows, given);
         let target = |&value: &ValueId| {
             let sums = func.def_op(value).map(|op| &func.ops[op]).filter(|op| op.opcode == Opcode::SumBlocks);
-            let node = graph.result(sums.map_or(value, |op| op.operands[0]))?;
-            Ok(Target { node, block: sums.map(|op| op.size("rows")) })
+            let Some(op) = sums else { return Ok(Target { node: graph.result(value)?, block: None }) };
+            let ty = func.ty(op.operands[0]);
+            if ty.rows() != rows || ty.last() < 2 {
+                return Err(graph.error(format!("sums of blocks of {ty} over {rows} rows")));
+            }
+            Ok(Target { node: graph.result(op.operands[0])?, block: Some(op.size("rows")) })
         };
         let targets = targets.iter().map(target).collect::<Result<Vec<_>, _>>()?;
         let mut program = RowProgram {

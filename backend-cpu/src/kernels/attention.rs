@@ -4,8 +4,8 @@
 //! scratch. It goes through the keys in blocks of `kv_block`, up to the last key that any of its queries sees, with
 //! the online softmax of Milakov and Gimelshein: scores of the block, new maximum and sum of each row, then the
 //! block's share of the result, the earlier share scaled down. If causal, tiles above the diagonal are left out, rows end
-//! with the last key that their query sees, and so does the second product with that of a tile's last query. Between rows, memory
-//! is asked for the next head's.
+//! with the last key that their query sees, and so does the second product with that of a tile's last query. Rows are weighed
+//! several at a time, so that the folds of one do not wait for another's; between them, memory is asked for the next head's.
 //!
 //! Tiling: both products are register-blocked, a [`Tile`] of queries by a few vectors, the operand with queries broadcast
 //! from scratch. For the scores, the block of keys is transposed into scratch first (vectors run over keys), which costs

@@ -2,7 +2,7 @@
 //!
 //! Algorithm: a task is a batch row and a group, so that no two tasks add to the same keys. For each head of the group and
 //! each block of `q_rows` queries, over all keys that one of them sees: scores `s = scale q . kᵀ` and `dp = dout . vᵀ`, the
-//! softmax `p`, `delta = sum of p dp` and `ds = p (dp - delta)` row by row in place, then `dv += pᵀ dout`,
+//! softmax `p`, `delta = sum of p dp` and `ds = p (dp - delta)`, some rows at a time and in place, then `dv += pᵀ dout`,
 //! `dk += scale dsᵀ q` and `dq = scale ds . k`. Rows of `p` and `ds` keep a factor `1 / sum`, which is applied to the rows
 //! of `dout`, `q` and `dq` instead. What leaves scratch is turned back on the way, if a rotation follows, and goes where its
 //! [`HeadTarget`] says. While a row's weights are computed, memory is asked for the rows that the next task reads and writes.

@@ -16,7 +16,8 @@ use crate::plan::weights::stored;
 use rdc_ir::{Attr, DType, Func, Loc, OpId, Opcode, RegionId, Type, ValueDef, ValueId};
 use std::collections::{HashMap, HashSet};
 
-/// The rewritten function. Row kernels sum blocks of `block` rows for column sums: tasks begin with one. Body arguments beyond `func.args` are caches of one slot, private to one attention.
+/// The rewritten function. Row kernels sum blocks of `block` rows for column sums. Body arguments beyond `func.args` are caches of one
+/// slot, private to one attention.
 pub fn normalise(func: &Func, block: usize) -> Func {
     let mut func = func.clone();
     remove_unused(&mut func);

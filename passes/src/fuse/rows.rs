@@ -88,7 +88,7 @@ pub fn natural_rows(func: &Func, id: OpId) -> Option<usize> {
     [result.rows(), tokens, result.elements()].into_iter().find(|&rows| is_start && fits(func, id, rows))
 }
 
-/// Rows with which every block begins that operations of a kernel sum.
+/// Rows after which a block of every `sum_blocks` among some operations begins again.
 pub fn block(func: &Func, ops: &[OpId]) -> usize {
     let sums = ops.iter().map(|&op| &func.ops[op]).filter(|op| op.opcode == Opcode::SumBlocks);
     sums.fold(1, |block, op| lcm(block, op.size("rows").max(1)))

@@ -61,7 +61,7 @@ pub struct Around {
     pub before: usize,
     /// Whether row operations follow on rows that a task must complete.
     pub whole: bool,
-    /// Rows of the blocks that are summed: tasks begin with one.
+    /// Rows after which a block that is summed begins again: so do tasks.
     pub block: usize,
 }
 

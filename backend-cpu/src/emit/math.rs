@@ -255,7 +255,7 @@ pub fn sigmoid(e: &mut Emitter, x: Val) -> Val {
     e.select(negative, small, y)
 }
 
-/// x * sigmoid(x), which shares the division, the slowest of its instructions, with the derivative.
+/// x * sigmoid(x), which shares the sigmoid with the derivative.
 pub fn silu(e: &mut Emitter, x: Val) -> Val {
     let slope = sigmoid(e, x);
     e.mul(x, slope)

@@ -269,7 +269,7 @@ impl<'k> RowProgram<'k> {
             if let (Some(rows), Some(width)) = (target.block, self.graph.nodes[target.node].class.width()) {
                 let (rest, none) = (e.div_rem(row, rows).1, e.i64(0));
                 let begins = e.cmp(Cmp::Eq, rest, none);
-                e.when(begins, |e| zeros(e, targets[index], width));
+                e.when(begins, |e| clear_row(e, width, targets[index]));
             }
         }
         // A target may have the memory of a column.
@@ -537,10 +537,11 @@ impl<'k> RowProgram<'k> {
     }
 }
 
-/// Sets `width` floats to zero.
-fn zeros(e: &mut Emitter, to: Val, width: usize) {
-    for (start, lanes) in all_pieces(width, e.lanes) {
-        let (none, place) = (e.f32(0.0, lanes), e.offset_const(to, start * 4));
+/// Zeros in a row of `width` floats.
+pub fn clear_row(e: &mut Emitter, width: usize, row: Val) {
+    for (column, lanes) in all_pieces(width, e.lanes) {
+        let place = e.offset_const(row, column * 4);
+        let none = e.f32(0.0, lanes);
         e.store_raw(place, none);
     }
 }

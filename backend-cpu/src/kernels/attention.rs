@@ -13,9 +13,10 @@
 //! arithmetic, the two products plus about 17 instructions per vector of exponentials. `examples/attention_bench.rs`
 //! on one Zen 3 thread, causal, S = 128, 256, 512, counting visible pairs only, in percent of the multiply-add peak: tiles
 //! (96, 128) 48, 55, 57 for D = 32 and 57, 66, 66 for D = 64 (72 if not causal); tiles (48, 64) 44, 50, 54 and 54, 62, 64.
-use super::attention_tile::{Block, Left, Scratch, Seen, Tile, clear_row, load, scale_row, store};
+use super::attention_tile::{Block, Left, Scratch, Seen, Tile, load, scale_row, store};
 use super::heads::{Attend, Token, prefetch_row};
 use super::panels::Strip;
+use crate::emit::rowops::clear_row;
 use crate::emit::{Cmp, Emitter, Error, Ty, Val, math};
 use rdc_ir::program::{Kernel, KernelKind, Target};
 
@@ -130,15 +131,8 @@ fn block_of_queries(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, first
         let end = e.add(key, block.limit);
         l.tile.transpose(e, (key_slab, a.inputs.keys, a.inputs.context), (key, end), l.dim, keys);
         block.scores(e, l.tile, l.dim, (queries, keys), (scores, l.stride));
-        let one = e.i64(1);
         let first = block.first_row(e, l.tile, zero);
-        let seen = |e: &mut Emitter, row: Val| {
-            let seen = e.add(block.position, row);
-            let seen = e.add(seen, one);
-            let seen = e.max(seen, zero);
-            e.min(seen, block.limit)
-        };
-        Seen::each(e, (first, count), seen, |e, row, seen| {
+        Seen::each(e, (first, count), &block, |e, row, seen| {
             online_softmax(e, l, row, seen);
             e.when(begins, |e| {
                 for i in 0..seen.rows() {

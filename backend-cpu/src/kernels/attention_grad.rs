@@ -14,9 +14,10 @@
 //! `examples/attention_bench.rs` on one Zen 3 thread, causal, S = 128, 256, 512, blocks of 48 queries, counting visible pairs
 //! only: 59, 66, 68 % of the multiply-add peak for D = 32, 65, 73, 73 % for D = 64; about 61 % for S = 4096, whose scratch
 //! of 6.5 MB leaves the second-level cache. Blocks of 96 do the same within the noise.
-use super::attention_tile::{Block, Left, Scratch, Seen, Tile, clear_row, load, scale_row, store};
+use super::attention_tile::{Block, Left, Scratch, Seen, Tile, load, scale_row, store};
 use super::heads::{AttendGrad, HeadTarget, Token};
 use super::panels::Strip;
+use crate::emit::rowops::clear_row;
 use crate::emit::{Emitter, Error, Ty, Val, math};
 use rdc_ir::program::{Kernel, KernelKind, Target};
 
@@ -143,8 +144,7 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
 
 /// Adds the shares of queries `first ..` of one head to the sums, and writes their `dq`.
 fn block_of_queries(e: &mut Emitter, a: &AttendGrad, l: &Layout, (batch, head, first): (Val, Val, Val)) {
-    let (zero, one) = (e.i64(0), e.i64(1));
-    let (steps, most, context) = (e.i64(a.inputs.steps), e.i64(l.q_rows), e.i64(a.inputs.context));
+    let (zero, steps, most) = (e.i64(0), e.i64(a.inputs.steps), e.i64(l.q_rows));
     let left = e.sub(steps, first);
     let count = e.min(left, most);
     let token = Token { index: first, batch, step: first };
@@ -166,12 +166,7 @@ fn block_of_queries(e: &mut Emitter, a: &AttendGrad, l: &Layout, (batch, head, f
     block.scores(e, l.tile, l.dim, (queries, keys_t), (scores, l.stride));
     block.scores(e, l.tile, l.dim, (douts, values_t), (dscores, l.stride));
     let inverses = e.offset_const(e.scratch, l.inverses);
-    let seen = |e: &mut Emitter, row: Val| {
-        let end = e.add(block.position, row);
-        let end = e.add(end, one);
-        e.min(end, context)
-    };
-    Seen::each(e, (zero, count), seen, |e, row, seen| {
+    Seen::each(e, (zero, count), &block, |e, row, seen| {
         let rows: Vec<Val> = (0..seen.rows()).map(|i| e.add_const(row, i)).collect();
         let lines =
             |e: &mut Emitter, from: Val| rows.iter().map(|&row| e.at(from, row, l.stride * 4)).collect::<Vec<_>>();

@@ -236,6 +236,15 @@ impl Block {
         e.sub(row, inside)
     }
 
+    /// The keys that the query in row `row` sees.
+    pub fn seen(&self, e: &mut Emitter, row: Val) -> Val {
+        let (one, zero) = (e.i64(1), e.i64(0));
+        let seen = e.add(self.position, row);
+        let seen = e.add(seen, one);
+        let seen = e.max(seen, zero);
+        e.min(seen, self.limit)
+    }
+
     /// The keys that the last query of the tile of rows from `row` on sees, or might if there were more queries.
     pub fn seen_by_tile(&self, e: &mut Emitter, tile: Tile, row: Val) -> Val {
         let seen = e.add(self.position, row);
@@ -289,20 +298,14 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// Rows `first .. end`, as many at a time as are alike; `seen` gives the keys that a row sees, and the body is given the first of
-    /// the rows.
-    pub fn each(
-        e: &mut Emitter,
-        (first, end): (Val, Val),
-        seen: impl Fn(&mut Emitter, Val) -> Val,
-        body: impl Fn(&mut Emitter, Val, &Seen),
-    ) {
+    /// Rows `first .. end` of a block, as many at a time as are alike; the body is given the first of them.
+    pub fn each(e: &mut Emitter, (first, end): (Val, Val), block: &Block, body: impl Fn(&mut Emitter, Val, &Seen)) {
         let most = together(e.lanes);
         e.for_range(first, end, most, &[], |e, row, _| {
             let last = e.add_const(row, most - 1);
             let inside = e.cmp(Cmp::Lt, last, end);
             let [a, b] = [row, last].map(|row| {
-                let seen = seen(e, row);
+                let seen = block.seen(e, row);
                 Seen::before(e, seen)
             });
             let alike = e.cmp(Cmp::Eq, a, b);
@@ -311,7 +314,7 @@ impl Seen {
                 let seen: Vec<Val> = (0..count)
                     .map(|i| {
                         let row = e.add_const(row, i);
-                        seen(e, row)
+                        block.seen(e, row)
                     })
                     .collect();
                 let seen = Seen::new(e, &seen);
@@ -412,14 +415,5 @@ pub fn scale_row(e: &mut Emitter, dim: usize, (from, to): (Val, Val), factor: Va
         let value = e.mul(value, factor);
         let place = e.offset_const(to, column * 4);
         e.store_raw(place, value);
-    }
-}
-
-/// Zeros in a row of `dim` floats.
-pub fn clear_row(e: &mut Emitter, dim: usize, row: Val) {
-    for (column, lanes) in all_pieces(dim, e.lanes) {
-        let place = e.offset_const(row, column * 4);
-        let none = e.f32(0.0, lanes);
-        e.store_raw(place, none);
     }
 }

@@ -5,9 +5,10 @@
 //! rows at a time with a `kc × nr` piece of the panel, which stays in the first-level cache; `mr × nr` sums stay in
 //! registers and, between inner blocks, in a tile of scratch. After the last block the epilogue runs on each tile while its sums
 //! are in the first-level cache; what it reads and writes, and the piece of the weight that comes next, the micro-kernel asks
-//! memory for; where the inner size is short, of the next row block and row after row, since the lines of a register tile come no
-//! faster than a core can wait for them one by one, and those of whole rows the machine brings by itself. If row operations follow instead (the row epilogue), tiles are copied into complete rows in scratch, and they run
-//! when the task's rows are complete. bf16 and int8 pieces are widened to f32 once per task, into scratch, so there is one micro-kernel.
+//! memory for. Where the inner size is short, it asks for the next row block, row after row: the lines of a register tile come no
+//! faster than a core can wait for them one by one, those of whole rows the machine brings by itself. If row operations follow instead
+//! (the row epilogue), tiles are copied into complete rows in scratch, and they run when the task's rows are complete. bf16 and int8
+//! pieces are widened to f32 once per task, into scratch, so there is one micro-kernel.
 //!
 //! The order of additions to an element depends on `kc` only, not on how rows and panels are cut into tasks.
 use super::matmul_form::Form;

@@ -2,7 +2,7 @@
 use super::graph::{GroupId, GroupKind, UseGraph};
 use super::normalise::before as ahead_of;
 use super::rows::{fits, is_elementwise};
-use super::uses::{User, Uses};
+use super::uses::{User, Uses, through_reshapes};
 use rdc_ir::{Attr, Func, OpId, Opcode, RegionId, Type, ValueDef, ValueId};
 use std::collections::{HashMap, HashSet};
 
@@ -99,12 +99,9 @@ const ROWS: usize = 64;
 pub fn sum_in_blocks(func: &mut Func, rows: usize) {
     for (region, op) in func.walk() {
         let Some(size) = size(func, op).filter(|size| size.0 >= ROWS && size.1 > 1) else { continue };
-        let mut x = func.ops[op].operands[0];
-        while let Some(reshape) = func.def_op(x).map(|op| &func.ops[op]).filter(|op| op.opcode == Opcode::Reshape)
-            && func.ty(reshape.operands[0]).last() == size.1
-        {
-            x = reshape.operands[0];
-        }
+        let summed = func.ops[op].operands[0];
+        let whole = through_reshapes(func, summed);
+        let x = if func.ty(whole).last() == size.1 { whole } else { summed };
         let uses = Uses::new(func);
         if is_made_of_rows(func, &uses, region, x, size) {
             let ty = func.ty(x).with_shape(vec![size.0.div_ceil(rows), size.1]);

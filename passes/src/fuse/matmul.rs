@@ -3,7 +3,7 @@
 use super::graph::{GroupId, GroupKind, UseGraph};
 use super::rows;
 use super::tiles::{Around, FEW_ROWS};
-use super::uses::User;
+use super::uses::{User, through_reshapes};
 use rdc_ir::program::has_row_epilogue;
 use rdc_ir::{Func, OpId, Opcode, ValueId};
 use std::collections::BTreeSet;
@@ -355,14 +355,6 @@ fn feeds_products(graph: &UseGraph, op: OpId) -> bool {
         }
         _ => false,
     }
-}
-
-/// The value that a value is another shape of.
-fn through_reshapes(func: &Func, mut value: ValueId) -> ValueId {
-    while let Some(op) = func.def_op(value).map(|op| &func.ops[op]).filter(|op| op.opcode == Opcode::Reshape) {
-        value = op.operands[0];
-    }
-    value
 }
 
 /// Whether an operation of this region that may become part of a row kernel uses a result.

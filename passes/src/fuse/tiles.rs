@@ -17,9 +17,10 @@ const PACKING: f64 = 1.5;
 /// What a row operation before a matmul costs per element, in multiplications with additions; bringing rows as they are costs as
 /// much as two.
 const PROLOGUE: f64 = 2.0;
-/// How long a row block waits for a weight that comes from beyond the second-level cache, and for one that comes from there, in
-/// times of a register tile.
-const STREAMING: [f64; 2] = [1.2, 0.1];
+/// How long a row block waits for a weight that comes from beyond the second-level cache, in times of a register tile.
+const STREAMED: f64 = 1.2;
+/// The same for a weight that stays in that cache.
+const CACHED: f64 = 0.1;
 
 /// A kind with its tiles, the number of tasks and how they are handed out.
 pub struct Tiled {
@@ -181,7 +182,7 @@ fn blocks_of((m, panels, k): (usize, usize, usize), around: Around, kc: usize, t
     if streamed {
         heights.extend((most + unit..=2 * most).step_by(unit).filter(|rows| rows * k * 4 <= target.l2 / 2));
     }
-    let streaming = STREAMING[usize::from(!streamed)];
+    let streaming = if streamed { STREAMED } else { CACHED };
     let prologue = PROLOGUE * around.before.max(2) as f64;
     let mut best = (f64::INFINITY, least, panels);
     for rows in heights.into_iter().map(|rows| rows.min(m.next_multiple_of(unit))) {

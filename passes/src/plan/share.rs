@@ -1,6 +1,6 @@
 //! Whether a kernel may write a result over an argument: the condition in `rdc_ir::program`, "Calling convention".
 use rdc_ir::program::{Kernel, KernelKind};
-use rdc_ir::{Func, OpId, Opcode, ValueId};
+use rdc_ir::{Func, Op, OpId, Opcode, ValueId};
 use std::collections::HashSet;
 
 /// Whether the result may have the memory of the arguments, all of which are the same memory, seen whole.
@@ -45,49 +45,52 @@ fn uses(func: &Func, op: OpId, value: ValueId) -> bool {
     func.ops[op].operands.contains(&value)
 }
 
-/// Whether elementwise operations, norms, and reductions of rows are all that leads from the arguments to results, of which there is one.
-/// A row program has read a row for the last time when it writes such a result.
-fn row_by_row(func: &Func, args: &[ValueId], result: ValueId, results: &[ValueId], rows: usize) -> bool {
+/// What depends on the arguments, if `leads` holds for all operations with an operand that does, given with these operands.
+fn dependents(func: &Func, args: &[ValueId], leads: impl Fn(&Op, &[ValueId]) -> bool) -> Option<HashSet<ValueId>> {
     let mut depends: HashSet<ValueId> = args.iter().copied().collect();
-    let whole = func.ty(result).elements();
-    let fits = |&v: &ValueId| [whole, rows].contains(&func.ty(v).elements());
     for &id in &func.regions[func.body].ops {
         let op = &func.ops[id];
-        if op.operands.iter().any(|v| depends.contains(v)) {
-            let leads = op.opcode.is_elementwise()
-                || matches!(
-                    op.opcode,
-                    Opcode::Reshape | Opcode::ReduceSum | Opcode::ReduceMax | Opcode::RmsNorm | Opcode::LayerNorm
-                );
-            if !leads || !op.results.iter().all(fits) {
-                return false;
+        let operands: Vec<ValueId> = op.operands.iter().copied().filter(|v| depends.contains(v)).collect();
+        if !operands.is_empty() {
+            if !leads(op, &operands) {
+                return None;
             }
             depends.extend(&op.results);
         }
     }
-    let mut dependent = results.iter().filter(|v| depends.contains(v));
-    dependent.next() == Some(&result) && dependent.next().is_none()
+    Some(depends)
+}
+
+/// Whether elementwise operations, norms, and reductions of rows are all that leads from the arguments to results, of which there is one.
+/// A row program has read a row for the last time when it writes such a result.
+fn row_by_row(func: &Func, args: &[ValueId], result: ValueId, results: &[ValueId], rows: usize) -> bool {
+    let whole = func.ty(result).elements();
+    let fits = |&v: &ValueId| [whole, rows].contains(&func.ty(v).elements());
+    let reduces =
+        |op: &Op| matches!(op.opcode, Opcode::ReduceSum | Opcode::ReduceMax | Opcode::RmsNorm | Opcode::LayerNorm);
+    let leads = |op: &Op, _: &[ValueId]| (same_places(op) || reduces(op)) && op.results.iter().all(fits);
+    dependents(func, args, leads).is_some_and(|depends| {
+        let dependent = results.iter().filter(|v| depends.contains(v));
+        dependent.eq([&result])
+    })
+}
+
+/// Whether an operation makes each element of those in its place, or is a reshape.
+fn same_places(op: &Op) -> bool {
+    op.opcode.is_elementwise() || op.opcode == Opcode::Reshape
 }
 
 fn element_by_element(func: &Func, args: &[ValueId], result: ValueId, results: &[ValueId]) -> bool {
-    let mut depends: HashSet<ValueId> = args.iter().copied().collect();
-    let mut all_elementwise = true;
-    for &id in &func.regions[func.body].ops {
-        let op = &func.ops[id];
+    let leads = |op: &Op, operands: &[ValueId]| {
         let count = op.results.first().map_or(0, |&v| func.ty(v).elements());
-        let same_places = op.opcode.is_elementwise() || op.opcode == Opcode::Reshape;
-        all_elementwise &= same_places || op.opcode == Opcode::Constant;
-        let mut operands = op.operands.iter().filter(|v| depends.contains(v)).peekable();
-        if operands.peek().is_none() {
-            continue;
-        }
-        if !same_places || !operands.all(|&v| func.ty(v).elements() == count) {
-            return false;
-        }
-        depends.extend(&op.results);
-    }
-    let dependent = results.iter().filter(|v| depends.contains(v)).count();
-    depends.contains(&result) && (all_elementwise || dependent == 1)
+        same_places(op) && operands.iter().all(|&v| func.ty(v).elements() == count)
+    };
+    let mut ops = func.regions[func.body].ops.iter().map(|&id| &func.ops[id]);
+    let all_elementwise = ops.all(|op| same_places(op) || op.opcode == Opcode::Constant);
+    dependents(func, args, leads).is_some_and(|depends| {
+        let dependent = results.iter().filter(|v| depends.contains(v)).count();
+        depends.contains(&result) && (all_elementwise || dependent == 1)
+    })
 }
 
 #[cfg(test)]

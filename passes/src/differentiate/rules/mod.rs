@@ -35,6 +35,7 @@ fn derivative(opcode: Opcode) -> Derivative {
     use Derivative::{Missing, Rule, Zero};
     let first_order = "a derivative is not differentiated again";
     let laid_out = "differentiation comes before the layout of weights";
+    let fused = "differentiation comes before fusion";
     match opcode {
         Opcode::Param
         | Opcode::Constant
@@ -105,9 +106,8 @@ fn derivative(opcode: Opcode) -> Derivative {
             Missing(first_order)
         }
         Opcode::CacheUpdate => Missing("a loss has no caches"),
-        Opcode::Quantize | Opcode::Pack | Opcode::PackedMatmul | Opcode::PackedGather | Opcode::SumBlocks => {
-            Missing(laid_out)
-        }
+        Opcode::Quantize | Opcode::Pack | Opcode::PackedMatmul | Opcode::PackedGather => Missing(laid_out),
+        Opcode::SumBlocks => Missing(fused),
         Opcode::Loop => Missing("a loop is differentiated as a whole, by `reverse_loop`"),
     }
 }

@@ -166,7 +166,9 @@ fn block_of_queries(e: &mut Emitter, a: &AttendGrad, l: &Layout, (batch, head, f
     block.scores(e, l.tile, l.dim, (queries, keys_t), (scores, l.stride));
     block.scores(e, l.tile, l.dim, (douts, values_t), (dscores, l.stride));
     let inverses = e.offset_const(e.scratch, l.inverses);
-    Seen::each(e, (zero, count), &block, |e, row, seen| {
+    // No query sees beyond the block's limit, and a constant bound leaves a register free.
+    let bounded = Block { limit: e.i64(a.inputs.context), ..block };
+    Seen::each(e, (zero, count), &bounded, |e, row, seen| {
         let rows: Vec<Val> = (0..seen.rows()).map(|i| e.add_const(row, i)).collect();
         let lines =
             |e: &mut Emitter, from: Val| rows.iter().map(|&row| e.at(from, row, l.stride * 4)).collect::<Vec<_>>();

@@ -33,24 +33,33 @@ pub(super) struct LaunchNode {
     pub barrier: bool,
 }
 
-/// How the tasks of a launch are claimed: run after run, in order.
+/// How the tasks of a launch are claimed. Each thread has a share, the same part of every launch, so that the rows that it wrote
+/// in one kernel are in its own caches when it reads them in the next. Only a thread that has run out goes on with the others'
+/// shares.
 pub(super) struct Claims {
-    /// Index of the counter.
+    /// Index of the first thread's counter; the others' follow.
     pub counter: usize,
-    /// Where each run of tasks begins, and the end of the last. Long runs come first: neighbouring tasks share work (the
-    /// prologue of a row block), and short runs at the end let a thread that was held up finish with the others.
-    pub runs: Box<[usize]>,
+    /// The runs of each thread's share.
+    pub shares: Box<[Runs]>,
 }
+
+/// Where each run of tasks of a share begins, and the end of the last. Long runs come first: neighbouring tasks share work (the
+/// prologue of a row block), and short runs at the end are what others can take from a thread that was held up.
+pub(super) type Runs = Box<[usize]>;
 
 impl Claims {
     fn new(counter: usize, tasks: usize, threads: usize) -> Claims {
-        let mut runs = vec![0];
-        let mut at = 0;
-        while at < tasks {
-            at += ((tasks - at) / (2 * threads)).max(1);
-            runs.push(at);
-        }
-        Claims { counter, runs: runs.into() }
+        let runs = |thread: usize| {
+            let end = (thread + 1) * tasks / threads;
+            let mut at = thread * tasks / threads;
+            let mut runs = vec![at];
+            while at < end {
+                at += ((end - at) / 2).max(1);
+                runs.push(at);
+            }
+            runs.into()
+        };
+        Claims { counter, shares: (0..threads).map(runs).collect() }
     }
 }
 
@@ -133,8 +142,9 @@ impl Planner<'_> {
             locs: launch.locs.clone(),
         });
         let claim = (kernel.dispatch == Dispatch::Dynamic).then(|| {
-            *self.dynamic += 1;
-            Claims::new(*self.dynamic - 1, kernel.tasks, self.threads)
+            let counter = *self.dynamic;
+            *self.dynamic += self.threads;
+            Claims::new(counter, kernel.tasks, self.threads)
         });
         LaunchNode {
             id,
@@ -226,12 +236,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runs_cover_every_task_and_shrink() {
+    fn runs_cover_every_task_once_and_shrink() {
         for (tasks, threads) in [(0, 2), (1, 2), (16, 2), (17, 3), (1000, 8)] {
-            let runs = Claims::new(0, tasks, threads).runs;
-            assert_eq!((runs[0], runs[runs.len() - 1]), (0, tasks));
-            let sizes: Vec<usize> = runs.windows(2).map(|r| r[1] - r[0]).collect();
-            assert!(sizes.windows(2).all(|s| s[0] >= s[1] && s[1] > 0), "{sizes:?}");
+            let mut next = 0;
+            for runs in Claims::new(0, tasks, threads).shares {
+                assert_eq!(runs[0], next);
+                next = runs[runs.len() - 1];
+                let sizes: Vec<usize> = runs.windows(2).map(|r| r[1] - r[0]).collect();
+                assert!(sizes.windows(2).all(|s| s[0] >= s[1] && s[1] > 0), "{sizes:?}");
+            }
+            assert_eq!(next, tasks);
         }
     }
 }

@@ -18,8 +18,8 @@ use std::time::Instant;
 /// Bytes between thread-private cells.
 const CELL: usize = 8;
 
-/// The next task of a dynamic launch, over all its executions. An execution with n tasks and T threads adds exactly n + T
-/// (every thread asks once in vain), so each thread knows where the next one starts and nothing is ever reset. Executions of one
+/// The next run of a thread's share of a dynamic launch, over all its executions. An execution with n runs and T threads adds
+/// exactly n + T (every thread asks once in vain), so each thread knows where the next one starts and nothing is ever reset. Executions of one
 /// launch have a barrier between them.
 #[repr(align(128))]
 #[derive(Default)]
@@ -45,7 +45,7 @@ pub(super) struct Worker {
     scratch: Buffer,
     cells: Buffer,
     epoch: u32,
-    /// Where the next execution of each dynamic launch starts.
+    /// Where the next execution of each claim starts.
     bases: Vec<u64>,
     pub events: Vec<Event>,
     /// Iterations of the last loop.
@@ -141,16 +141,21 @@ impl Worker {
         // SAFETY: a kernel of this launch, with the pointers of its calling convention; tasks are within its number.
         let call = |begin: usize, end: usize| unsafe { (node.kernel)(args, begin as i64, end as i64, scratch) };
         match &node.claim {
-            Some(Claims { counter, runs }) if context.barrier.threads() > 1 => {
-                let base = self.bases[*counter];
-                loop {
-                    let run = (context.claims[*counter].0.fetch_add(1, Ordering::Relaxed) - base) as usize;
-                    match (runs.get(run), runs.get(run + 1)) {
-                        (Some(&begin), Some(&end)) => call(begin, end),
-                        _ => break,
+            Some(Claims { counter, shares }) if shares.len() > 1 => {
+                for (share, runs) in
+                    (0..shares.len()).map(|i| (self.thread + i) % shares.len()).map(|s| (s, &shares[s]))
+                {
+                    let counter = counter + share;
+                    let base = self.bases[counter];
+                    loop {
+                        let run = (context.claims[counter].0.fetch_add(1, Ordering::Relaxed) - base) as usize;
+                        match (runs.get(run), runs.get(run + 1)) {
+                            (Some(&begin), Some(&end)) => call(begin, end),
+                            _ => break,
+                        }
                     }
+                    self.bases[counter] = base + (runs.len() - 1 + shares.len()) as u64;
                 }
-                self.bases[*counter] = base + (runs.len() - 1 + context.barrier.threads()) as u64;
             }
             _ => {
                 let (begin, end) = self.share(context, node.tasks, 1);

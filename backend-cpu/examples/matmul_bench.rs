@@ -109,7 +109,7 @@ fn product_case(target: &Target, (m, n, k): (usize, usize, usize), (rows, column
     let columns_per_task = n.div_ceil(n.div_ceil(columns)).next_multiple_of(target.nr);
     let inner = target.l1 / (16 * target.nr);
     let kc = k.div_ceil(k.div_ceil(inner)).next_multiple_of(4);
-    let kind = KernelKind::Product { m, n, k, rows_per_task, columns_per_task, kc };
+    let kind = KernelKind::Product { batch: 1, m, n, k, rows_per_task, columns_per_task, kc };
     kernel("k", kind, func, m.div_ceil(rows_per_task) * n.div_ceil(columns_per_task))
 }
 

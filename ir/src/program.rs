@@ -163,7 +163,7 @@ pub struct Piece {
 pub enum Dispatch {
     /// Each thread takes one contiguous share: for memory-bound kernels, whose data then stays with its thread.
     Static,
-    /// Threads claim tasks one at a time: for compute-bound kernels on a shared machine.
+    /// Threads claim runs of tasks, each of its own share first and then of the others': for compute-bound kernels on a shared machine.
     Dynamic,
 }
 
@@ -224,10 +224,14 @@ pub enum KernelKind {
     /// One `attention` with S = 1, fused with the `cache_update`s of its k and v (single slots as in `KvWrite`) and the
     /// chains of all three. Task = (batch, group).
     DecodeAttention,
-    /// One `matmul` of two row-major operands of rank 2, either transposed: a weight's gradient, `trans_a` with the tokens as
-    /// inner size. After it elementwise operations (the epilogue), whose values may be joined. Tasks are row blocks times column
-    /// blocks (`task = row_block * column_blocks + column_block`); a task packs pieces of both operands into its scratch.
+    /// One `matmul` of two row-major operands, either transposed, of rank 2, or of rank 3 with a leading axis of `batch`: a
+    /// weight's gradient, `trans_a` with the tokens as inner size. After it elementwise operations (the epilogue), whose values may
+    /// be joined. Tasks are matrices of the batch times row blocks times column blocks (`task = (matrix * row_blocks + row_block)
+    /// * column_blocks + column_block`); a task packs pieces of both operands into its scratch.
     Product {
+        /// Matrices.
+        #[serde(default = "one")]
+        batch: usize,
         /// Rows of the result.
         m: usize,
         /// Columns of the result.
@@ -274,6 +278,11 @@ pub enum KernelKind {
     },
     /// Any single operation, as plain loops over the result. One task.
     Generic,
+}
+
+/// Of kernels in artifacts from before there were batches.
+fn one() -> usize {
+    1
 }
 
 /// Whether among operations, in order, row operations follow a `packed_matmul` on its rows: its kernel has a row epilogue.

@@ -1,6 +1,6 @@
 //! Products of two row-major operands, either transposed: bound by arithmetic.
 //!
-//! A task is a block of rows times a block of columns. For each block of `kc` of the inner size, its piece of the left
+//! A task is a block of rows times a block of columns of one matrix. For each block of `kc` of the inner size, its piece of the left
 //! operand lies in scratch, `mr` rows interleaved, in the second-level cache. Panel by panel of `nr` columns, the
 //! micro-kernel of the matmuls ([`Micro`]) goes through it with a piece of the right operand, which stays in the first-level
 //! cache. The sums of the whole block stay in scratch between inner blocks. After the last one the epilogue runs on each tile
@@ -32,12 +32,15 @@ struct Operand {
     pointer: usize,
     /// Bytes of a row.
     stride: usize,
+    /// Bytes of a matrix.
+    bytes: usize,
     /// Whether the inner index runs along rows, so that panels are transposed copies.
     inner_last: bool,
 }
 
 /// A kernel taken apart. Sizes are in elements.
 struct Form<'k> {
+    batch: usize,
     m: usize,
     n: usize,
     k: usize,
@@ -55,10 +58,10 @@ struct Form<'k> {
 impl<'k> Form<'k> {
     fn new(target: &Target, kernel: &'k Kernel) -> Result<Form<'k>, Error> {
         let fail = |what: &str| Err(Error::unsupported(&kernel.name, what));
-        let KernelKind::Product { m, n, k, rows_per_task, columns_per_task, kc } = kernel.kind else {
+        let KernelKind::Product { batch, m, n, k, rows_per_task, columns_per_task, kc } = kernel.kind else {
             return fail("a kernel of another kind than product");
         };
-        if [m, n, k, rows_per_task, columns_per_task, kc].contains(&0) {
+        if [batch, m, n, k, rows_per_task, columns_per_task, kc].contains(&0) {
             return fail("an empty tile");
         }
         let func = &kernel.func;
@@ -67,8 +70,9 @@ impl<'k> Form<'k> {
         let op = &func.ops[anchor];
         let operand = |value: ValueId, inner_last: bool, outer: usize| {
             let (pointer, shape) = (pointer(func, value)?, &func.ty(value).shape);
-            let wanted = if inner_last { [outer, k] } else { [k, outer] };
-            (*shape == wanted).then_some(Operand { pointer, stride: shape[1] * 4, inner_last })
+            let (rows, columns) = if inner_last { (outer, k) } else { (k, outer) };
+            let fits = *shape == [batch, rows, columns] || batch == 1 && *shape == [rows, columns];
+            fits.then_some(Operand { pointer, stride: columns * 4, bytes: rows * columns * 4, inner_last })
         };
         let left = operand(op.operands[0], !op.flag("trans_a"), m);
         let right = operand(op.operands[1], op.flag("trans_b"), n);
@@ -77,8 +81,9 @@ impl<'k> Form<'k> {
         };
         let first = func.args.len();
         let results: Vec<(ValueId, usize)> = body.yields.iter().enumerate().map(|(i, &v)| (v, first + i)).collect();
-        let epilogue = Epilogue::new(&kernel.name, func, m, anchor, &results)?;
+        let epilogue = Epilogue::new(&kernel.name, func, batch * m, anchor, &results)?;
         Ok(Form {
+            batch,
             m,
             n,
             k,
@@ -151,14 +156,15 @@ pub fn scratch(kernel: &Kernel, target: &Target) -> Result<usize, Error> {
 pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     let form = Form::new(target, kernel)?;
     let mut e = Emitter::new(&kernel.name, form.pointers, target.lanes);
-    let column_blocks = form.n.div_ceil(form.columns_per_task);
+    let (row_blocks, column_blocks) = (form.m.div_ceil(form.rows_per_task), form.n.div_ceil(form.columns_per_task));
     e.tasks(|e, task| {
         let (row_block, column_block) = e.div_rem(task, column_blocks);
+        let (matrix, row_block) = if form.batch > 1 { e.div_rem(row_block, row_blocks) } else { (e.i64(0), row_block) };
         let row = e.mul_const(row_block, form.rows_per_task);
         let column = e.mul_const(column_block, form.columns_per_task);
         let rows = bounded(e, row, form.rows_per_task, form.m);
         let columns = bounded(e, column, form.columns_per_task, form.n);
-        let block = Block { form: &form, row, column, rows, columns };
+        let block = Block { form: &form, matrix, row, column, rows, columns };
         e.repeat(form.blocks(), |e, inner| block.multiply(e, inner));
     });
     Ok(e.finish())
@@ -193,6 +199,8 @@ impl Inner {
 /// The block of a task.
 struct Block<'f> {
     form: &'f Form<'f>,
+    /// Which of the batch.
+    matrix: Val,
     row: Val,
     column: Val,
     rows: Val,
@@ -262,9 +270,10 @@ impl Block<'_> {
     }
 
     /// The address of element (outer, inner) of an operand.
-    fn element(e: &mut Emitter, operand: &Operand, outer: Val, inner: Val) -> Val {
+    fn element(&self, e: &mut Emitter, operand: &Operand, outer: Val, inner: Val) -> Val {
         let (row, column) = if operand.inner_last { (outer, inner) } else { (inner, outer) };
-        let row = e.at(e.arg(operand.pointer), row, operand.stride);
+        let matrix = e.at(e.arg(operand.pointer), self.matrix, operand.bytes);
+        let row = e.at(matrix, row, operand.stride);
         e.at(row, column, 4)
     }
 
@@ -281,7 +290,7 @@ impl Block<'_> {
         let (first, length) = inner.clip(e, from, to);
         let offset = e.mul_const(tile, form.mr);
         let (outer, step) = (e.add(self.row, offset), e.add(inner.start, first));
-        let from = Self::element(e, &form.left, outer, step);
+        let from = self.element(e, &form.left, outer, step);
         let block = self.left_block(e, inner);
         let to = e.at(block, tile, form.left_bytes());
         let to = e.at(to, first, form.mr * 4);
@@ -326,7 +335,7 @@ impl Block<'_> {
         let each = steps.div_ceil(self.form.mr);
         let first = e.mul_const(round, each);
         let step = e.add(step, first);
-        let from = Self::element(e, operand, outer, step);
+        let from = self.element(e, operand, outer, step);
         for line in (part..each * lines).step_by(parts) {
             let line = e.offset_const(from, line / lines * operand.stride + line % lines * 64);
             e.prefetch(line, 2);
@@ -355,7 +364,7 @@ impl Block<'_> {
         let (first, length) = inner.clip(e, from, to);
         let offset = e.mul_const(panel, form.nr);
         let (outer, step) = (e.add(self.column, offset), e.add(inner.start, first));
-        let from = Self::element(e, &form.right, outer, step);
+        let from = self.element(e, &form.right, outer, step);
         let to = self.right_panel(e, panel);
         let to = e.at(to, first, form.nr * 4);
         let Operand { stride, inner_last: transpose, .. } = form.right;
@@ -395,10 +404,12 @@ impl Block<'_> {
         self.prefetch(e, &form.right, (outer, step), (steps, form.nr * 4 / 64), share);
     }
 
-    /// The row and column of the result at which a tile begins.
+    /// The row, counted over all matrices, and column of the result at which a tile begins.
     fn corner(&self, e: &mut Emitter, tile: Val, panel: Val) -> (Val, Val) {
         let (row, column) = (e.mul_const(tile, self.form.mr), e.mul_const(panel, self.form.nr));
-        (e.add(self.row, row), e.add(self.column, column))
+        let above = e.mul_const(self.matrix, self.form.m);
+        let row = e.add(self.row, row);
+        (e.add(above, row), e.add(self.column, column))
     }
 
     /// The epilogue of a tile of finished sums.

@@ -3,6 +3,7 @@ use super::oracle::Case;
 use rdc_ir::program::KernelKind;
 
 struct Shape {
+    batch: usize,
     m: usize,
     n: usize,
     k: usize,
@@ -13,15 +14,20 @@ struct Shape {
 
 impl Shape {
     fn kernel(&self, (trans_a, trans_b): (bool, bool), args: &str, after: &str) -> Case {
-        let Shape { m, n, k, rows_per_task, columns_per_task, kc } = *self;
-        let (a, b) = (if trans_a { [k, m] } else { [m, k] }, if trans_b { [n, k] } else { [k, n] });
+        let Shape { batch, m, n, k, rows_per_task, columns_per_task, kc } = *self;
+        let shape = |rows: usize, columns: usize| match batch {
+            1 => format!("[{rows}, {columns}]"),
+            _ => format!("[{batch}, {rows}, {columns}]"),
+        };
+        let (a, b) = (if trans_a { shape(k, m) } else { shape(m, k) }, if trans_b { shape(n, k) } else { shape(k, n) });
+        let p = shape(m, n);
         let text = format!(
-            "func \"f\"(\"a\" input = %a: f32{a:?}, \"b\" input = %b: f32{b:?}{args}) {{
-            %p = matmul %a, %b {{trans_a = {trans_a}, trans_b = {trans_b}}} : f32[{m}, {n}]
+            "func \"f\"(\"a\" input = %a: f32{a}, \"b\" input = %b: f32{b}{args}) {{
+            %p = matmul %a, %b {{trans_a = {trans_a}, trans_b = {trans_b}}} : f32{p}
             {after} }}"
         );
-        let tasks = m.div_ceil(rows_per_task) * n.div_ceil(columns_per_task);
-        Case::new(&text, KernelKind::Product { m, n, k, rows_per_task, columns_per_task, kc }, tasks)
+        let tasks = batch * m.div_ceil(rows_per_task) * n.div_ceil(columns_per_task);
+        Case::new(&text, KernelKind::Product { batch, m, n, k, rows_per_task, columns_per_task, kc }, tasks)
     }
 }
 
@@ -29,16 +35,30 @@ impl Shape {
 fn ragged_shapes_of_every_transposition() {
     for (m, n, k) in [(1, 1, 1), (6, 16, 8), (5, 33, 70), (31, 50, 131), (25, 7, 64), (13, 40, 37)] {
         for transposed in [(true, false), (false, false), (true, true), (false, true)] {
-            let shape = Shape { m, n, k, rows_per_task: 12, columns_per_task: 32, kc: 32 };
+            let shape = Shape { batch: 1, m, n, k, rows_per_task: 12, columns_per_task: 32, kc: 32 };
             shape.kernel(transposed, "", "yield \"p\" = %p").check();
         }
     }
 }
 
 #[test]
+fn every_matrix_of_a_batch() {
+    for (m, n, k) in [(5, 33, 70), (25, 7, 64), (12, 32, 131)] {
+        for transposed in [(true, false), (false, false), (true, true), (false, true)] {
+            let shape = Shape { batch: 3, m, n, k, rows_per_task: 12, columns_per_task: 32, kc: 32 };
+            shape.kernel(transposed, "", "yield \"p\" = %p").check();
+        }
+        let shape = Shape { batch: 2, m, n, k, rows_per_task: 12, columns_per_task: 16, kc: 32 };
+        let args = format!(", \"c\" input = %c: f32[2, {m}, {n}]");
+        let after = format!("%d = add %c, %p : f32[2, {m}, {n}]\nyield \"d\" = %d");
+        shape.kernel((true, false), &args, &after).in_place("d", "c").check();
+    }
+}
+
+#[test]
 fn tiles_that_fit_nothing() {
     for (rows_per_task, columns_per_task, kc) in [(1, 1, 1), (7, 19, 5), (100, 100, 100), (13, 5, 33), (4, 24, 64)] {
-        let shape = Shape { m: 29, n: 43, k: 66, rows_per_task, columns_per_task, kc };
+        let shape = Shape { batch: 1, m: 29, n: 43, k: 66, rows_per_task, columns_per_task, kc };
         shape.kernel((true, false), "", "yield \"p\" = %p").check();
     }
 }
@@ -46,7 +66,7 @@ fn tiles_that_fit_nothing() {
 #[test]
 fn sums_are_updated_in_place() {
     for (m, n, k, kc) in [(25, 35, 70, 32), (25, 35, 30, 32)] {
-        let shape = Shape { m, n, k, rows_per_task: 12, columns_per_task: 32, kc };
+        let shape = Shape { batch: 1, m, n, k, rows_per_task: 12, columns_per_task: 32, kc };
         let args = format!(", \"c\" input = %c: f32[{m}, {n}], \"s\" input = %s: f32[], \"w\" input = %w: f32[{n}]");
         let after = format!(
             "%q = mul %p, %s : f32[{m}, {n}]
@@ -66,7 +86,7 @@ fn results_do_not_depend_on_how_tasks_are_cut() {
     let target = crate::target("native").unwrap();
     let mut results = Vec::new();
     for (rows_per_task, columns_per_task) in [(12, 32), (7, 19), (100, 100), (1, 3)] {
-        let shape = Shape { m: 29, n: 43, k: 150, rows_per_task, columns_per_task, kc: 64 };
+        let shape = Shape { batch: 1, m: 29, n: 43, k: 150, rows_per_task, columns_per_task, kc: 64 };
         let case = shape.kernel((true, false), "", "yield \"p\" = %p");
         let kernel = crate::testing::kernel("k", case.kind, case.func, case.tasks);
         let mut runner = crate::testing::Runner::new(&target, &kernel).unwrap();
@@ -81,7 +101,7 @@ fn results_do_not_depend_on_how_tasks_are_cut() {
 
 #[test]
 fn every_target_compiles_products() {
-    let shape = Shape { m: 31, n: 50, k: 131, rows_per_task: 28, columns_per_task: 40, kc: 64 };
+    let shape = Shape { batch: 1, m: 31, n: 50, k: 131, rows_per_task: 28, columns_per_task: 40, kc: 64 };
     for transposed in [(true, false), (false, true)] {
         shape.kernel(transposed, "", "yield \"p\" = %p").compile_elsewhere();
     }
@@ -93,7 +113,7 @@ fn other_products_are_refused() {
         %c = exp %a : f32[8, 4]
         %p = matmul %c, %b {trans_a = true, trans_b = false} : f32[4, 6]
         yield "p" = %p }"#;
-    let kind = KernelKind::Product { m: 4, n: 6, k: 8, rows_per_task: 4, columns_per_task: 6, kc: 8 };
+    let kind = KernelKind::Product { batch: 1, m: 4, n: 6, k: 8, rows_per_task: 4, columns_per_task: 6, kc: 8 };
     let case = Case::new(text, kind, 1);
     let kernel = crate::testing::kernel("k", case.kind, case.func, 1);
     let error = super::mlir(&crate::target("x86-64-v3").unwrap(), &kernel).unwrap_err();

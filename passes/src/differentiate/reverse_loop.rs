@@ -25,6 +25,8 @@ pub(super) struct LoopLevel {
 pub(super) struct Sum {
     value: ValueId,
     range: Option<Range>,
+    /// How many sums it is of, along a leading axis; one has no such axis.
+    parts: usize,
     /// Zeros before the loop.
     init: ValueId,
     /// The sum so far in this iteration.
@@ -137,7 +139,8 @@ impl Reverse<'_, '_> {
             self.give(value, cotangent);
         }
         for (sum, &result) in of_loop.sums.iter().zip(&results[chosen.len()..]) {
-            let term = sum.range.map_or(Contribution::Whole(result), |r| Contribution::Part(r, result));
+            let whole = if sum.parts == 1 { result } else { self.sum_of_parts(result) };
+            let term = sum.range.map_or(Contribution::Whole(whole), |r| Contribution::Part(r, whole));
             self.contribute(sum.value, term);
         }
         let stacks = &results[init.len() + 1..];
@@ -147,32 +150,60 @@ impl Reverse<'_, '_> {
     }
     /// Adds a contribution to the sum that the innermost loop carries for a captured value.
     pub(super) fn accumulate(&mut self, value: ValueId, term: Contribution) {
-        let level = self.innermost();
         let range = if let Contribution::Part(range, _) = term { Some(range) } else { None };
-        let ty = self.old_ty(value);
-        let ty: Type = range.map_or_else(|| ty.clone(), |range| range.of(ty));
-        let found = |l: &Level| l.of_loop.as_ref()?.sums.iter().position(|s| s.value == value && s.range == range);
-        let index = match found(&self.levels[level]) {
-            Some(index) => index,
-            None => self.new_sum(level, value, range, &ty),
-        };
+        self.extend_sum(value, range, 1, |cx, current| match term {
+            Contribution::Whole(term) | Contribution::Part(_, term) => cx.add(current, term),
+            Contribution::Rows { ids, rows } => cx.op(Opcode::ScatterAdd, &[current, ids, rows], vec![]),
+        });
+    }
+    /// Adds contributions to a captured value, or to a range of it, each to a sum of its own: `terms` has them along a leading axis.
+    pub(super) fn accumulate_parts(&mut self, value: ValueId, range: Option<Range>, terms: ValueId) {
+        let parts = self.new.ty(terms).shape[0];
+        self.extend_sum(value, range, parts, |cx, current| cx.add(current, terms));
+    }
+    fn extend_sum(
+        &mut self,
+        value: ValueId,
+        range: Option<Range>,
+        parts: usize,
+        add: impl FnOnce(&mut Self, ValueId) -> ValueId,
+    ) {
+        let level = self.innermost();
+        let is_same = |s: &Sum| s.value == value && s.range == range && s.parts == parts;
+        let found = self.levels[level].of_loop.as_ref().and_then(|l| l.sums.iter().position(is_same));
+        let index = found.unwrap_or_else(|| self.new_sum(level, value, range, parts));
         let Some(current) = self.levels[level].of_loop.as_ref().map(|l| l.sums[index].current) else { return };
-        let next = match term {
-            Contribution::Whole(term) | Contribution::Part(_, term) => self.add(current, term),
-            Contribution::Rows { ids, rows } => self.op(Opcode::ScatterAdd, &[current, ids, rows], vec![]),
-        };
+        let next = add(self, current);
         if let Some(of_loop) = &mut self.levels[level].of_loop {
             of_loop.sums[index].current = next;
         }
     }
-    fn new_sum(&mut self, level: usize, value: ValueId, range: Option<Range>, ty: &Type) -> usize {
-        let init = self.zeros_at(level - 1, ty);
+    fn new_sum(&mut self, level: usize, value: ValueId, range: Option<Range>, parts: usize) -> usize {
+        let ty = self.old_ty(value);
+        let mut ty: Type = range.map_or_else(|| ty.clone(), |range| range.of(ty));
+        if parts > 1 {
+            ty.shape.insert(0, parts);
+        }
+        let init = self.zeros_at(level - 1, &ty);
         let name = self.problem.func.values[value].name.as_ref().map(|n| format!("d_{n}"));
         let body = self.levels[level].into;
-        let current = self.new.add_arg(body, ty.clone(), name);
+        let current = self.new.add_arg(body, ty, name);
         let Some(of_loop) = &mut self.levels[level].of_loop else { return 0 };
-        of_loop.sums.push(Sum { value, range, init, current });
+        of_loop.sums.push(Sum { value, range, parts, init, current });
         of_loop.sums.len() - 1
+    }
+    /// The sum of sums that lie along a leading axis.
+    fn sum_of_parts(&mut self, parts: ValueId) -> ValueId {
+        let (count, shape) = (self.new.ty(parts).shape[0], self.new.ty(parts).shape[1..].to_vec());
+        let part = |cx: &mut Self, i: usize| {
+            let part = cx.op(Opcode::Slice, &[parts], Range { axis: 0, start: i, end: i + 1 }.attrs());
+            cx.reshape(part, &shape)
+        };
+        let first = part(self, 0);
+        (1..count).fold(first, |sum, i| {
+            let part = part(self, i);
+            self.add(sum, part)
+        })
     }
     /// How many iterations the innermost loop has at most.
     pub(super) fn max_steps(&self) -> usize {

@@ -4,6 +4,11 @@
 //! fewer tokens than the matrix has rows or columns, that moves more bytes than the activations themselves. Then they are
 //! stacked instead, and one product over the tokens of all iterations follows the loop: same work, one pass over the
 //! gradient. Entries of iterations that did not run are zero and add nothing.
+//!
+//! If there are many tokens, so many that the gradient is small beside the activations, the loop carries two sums, of the first
+//! half of the tokens and of the second, and adds them at the end. A thread that has the first half of the work then reads rows
+//! that it wrote itself, in the kernels before, and nobody else has them in a cache when it writes them again; and it copies
+//! half the activations into its scratch for twice as much of the gradient.
 use super::cotangent::{Contribution, Range};
 use super::reverse::Reverse;
 use rdc_ir::{Attr, Opcode, ValueId};
@@ -36,6 +41,11 @@ enum Stack {
     Missing(ValueId),
 }
 
+/// How many sums a loop carries if there are many tokens.
+const PARTS: usize = 2;
+/// How many times more bytes the activations of an iteration have then than the gradient, which is read and written twice.
+const MANY_TOKENS: usize = 16;
+
 impl Reverse<'_, '_> {
     /// Adds `leftᵀ · right` to the cotangent of a matrix, or to a range of it.
     pub(super) fn give_product(&mut self, value: ValueId, range: Option<Range>, left: ValueId, right: ValueId) {
@@ -47,6 +57,15 @@ impl Reverse<'_, '_> {
             if let Some(of_loop) = &mut self.levels[level].of_loop {
                 of_loop.products.push(product);
             }
+            return;
+        }
+        let (rows, columns) = (self.new.ty(left).rows(), [left, right].map(|v| self.new.ty(v).last()));
+        let many = rows * (columns[0] + columns[1]) >= MANY_TOKENS * columns[0] * columns[1];
+        if many && rows.is_multiple_of(PARTS) && self.innermost() != self.level_of(value) {
+            let [left, right] = [(left, columns[0]), (right, columns[1])]
+                .map(|(v, columns)| self.reshape(v, &[PARTS, rows / PARTS, columns]));
+            let products = self.product(left, right);
+            self.accumulate_parts(value, range, products);
             return;
         }
         let product = self.product(left, right);

@@ -235,8 +235,10 @@ fn tile(func: &Func, group: &Group, target: &Target) -> Tiled {
         }
         GroupKind::Product(op) => {
             let (op, a) = (&func.ops[op], func.ty(func.ops[op].operands[0]));
-            let (result, k) = (func.ty(op.results[0]), a.shape[usize::from(!op.flag("trans_a"))]);
-            tiles::product(result.shape[0], result.shape[1], k, target)
+            let (result, k) = (func.ty(op.results[0]), a.shape[a.rank() - if op.flag("trans_a") { 2 } else { 1 }]);
+            let (batch, m, n) =
+                (result.rows() / result.shape[result.rank() - 2], result.shape[result.rank() - 2], result.last());
+            tiles::product(batch, (m, n, k), target)
         }
         GroupKind::Pack(op) => tiles::pack(func.ty(func.ops[op].results[0]).shape[0]),
         GroupKind::Columns(op) => {
@@ -261,7 +263,8 @@ fn name(func: &Func, group: &Group, kind: &KernelKind) -> String {
         (GroupKind::Matmul(op), KernelKind::Matmul { m, n, k, .. }) => {
             format!("matmul_{}_{m}x{n}x{k}", func.ty(func.ops[op].operands[1]).dtype.name())
         }
-        (_, KernelKind::Product { m, n, k, .. }) => format!("product_{m}x{n}x{k}"),
+        (_, KernelKind::Product { batch: 1, m, n, k, .. }) => format!("product_{m}x{n}x{k}"),
+        (_, KernelKind::Product { batch, m, n, k, .. }) => format!("product_{batch}x{m}x{n}x{k}"),
         (_, KernelKind::Columns { rows, columns, .. }) => format!("columns_{rows}x{columns}"),
         (GroupKind::AttentionGrad(op), _) => format!("attention_grad_{}", attention_dims(func, op)),
         (GroupKind::Attention(op), _) => format!("attention_{}", attention_dims(func, op)),

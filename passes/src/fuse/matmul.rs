@@ -20,7 +20,7 @@ pub fn epilogues(graph: &mut UseGraph) {
     let func = graph.func;
     let kind = |op: OpId| match func.ops[op].opcode {
         Opcode::PackedMatmul => Some(GroupKind::Matmul(op)),
-        Opcode::Matmul if func.ops[op].operands.iter().all(|&v| func.ty(v).rank() == 2) => Some(GroupKind::Product(op)),
+        Opcode::Matmul if is_product(func, op) => Some(GroupKind::Product(op)),
         _ => None,
     };
     for op in graph.ops() {
@@ -37,6 +37,19 @@ pub fn epilogues(graph: &mut UseGraph) {
             }
         }
     }
+}
+
+/// Whether a matmul is of two matrices, or of as many left ones as right ones.
+fn is_product(func: &Func, op: OpId) -> bool {
+    let shapes = func.ops[op].operands.iter().map(|&v| &func.ty(v).shape);
+    let batches: Option<Vec<usize>> = shapes
+        .map(|shape| match shape[..] {
+            [_, _] => Some(1),
+            [batch, _, _] => Some(batch),
+            _ => None,
+        })
+        .collect();
+    batches.is_some_and(|b| b[0] == b[1])
 }
 
 /// Gives row operations that follow the end of an epilogue its last operations back, if what these take is in memory anyway, or if

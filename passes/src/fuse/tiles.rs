@@ -82,9 +82,9 @@ pub fn matmul((m, n, k): (usize, usize, usize), nr: usize, around: Around, targe
     Tiled { kind, tasks, dispatch }
 }
 
-/// A product `[m, k] x [k, n]` of two activations. A task packs its rows and its columns, so large blocks do less in vain, but
+/// Products `[m, k] x [k, n]` of two activations, `batch` of them. A task packs its rows and its columns, so large blocks do less in vain, but
 /// two or four threads must be able to share the tasks evenly, and both packed pieces must stay in the second-level cache.
-pub fn product(m: usize, n: usize, k: usize, target: &Target) -> Tiled {
+pub fn product(batch: usize, (m, n, k): (usize, usize, usize), target: &Target) -> Tiled {
     let (mr, nr) = (target.mr.max(1), target.nr.max(1));
     // Two pieces of the right operand, one being copied, fit into the first-level cache.
     let inner = INNER_OF_PRODUCT.min(target.l1 / (2 * nr * 4)).max(32);
@@ -109,8 +109,9 @@ pub fn product(m: usize, n: usize, k: usize, target: &Target) -> Tiled {
             if (rows + columns) * kc * 4 > target.l2.max((mr + nr) * kc * 4) {
                 continue;
             }
-            let tasks = m.div_ceil(rows) * n.div_ceil(columns);
-            let share = |threads: usize| (tasks.div_ceil(threads) * threads * rows * columns) as f64 / (m * n) as f64;
+            let tasks = batch * m.div_ceil(rows) * n.div_ceil(columns);
+            let all = (batch * m * n) as f64;
+            let share = |threads: usize| (tasks.div_ceil(threads) * threads * rows * columns) as f64 / all;
             let packing = 1.0 + PACKING * target.lanes as f64 * (1.0 / rows as f64 + 1.0 / columns as f64);
             let cost = (share(2) + 0.15 * share(4)) * packing;
             if cost < best.0 {
@@ -119,8 +120,8 @@ pub fn product(m: usize, n: usize, k: usize, target: &Target) -> Tiled {
         }
     }
     let (_, rows_per_task, columns_per_task) = best;
-    let tasks = m.div_ceil(rows_per_task) * n.div_ceil(columns_per_task);
-    let kind = KernelKind::Product { m, n, k, rows_per_task, columns_per_task, kc };
+    let tasks = batch * m.div_ceil(rows_per_task) * n.div_ceil(columns_per_task);
+    let kind = KernelKind::Product { batch, m, n, k, rows_per_task, columns_per_task, kc };
     Tiled { kind, tasks, dispatch: Dispatch::Dynamic }
 }
 
@@ -267,7 +268,7 @@ mod tests {
         for (m, n, k) in
             [(128, 128, 4096), (128, 352, 4096), (1024, 384, 1024), (5632, 1024, 512), (7, 3, 5), (1024, 128, 1)]
         {
-            let tiled = product(m, n, k, &target);
+            let tiled = product(1, (m, n, k), &target);
             let KernelKind::Product { rows_per_task, columns_per_task, kc, .. } = tiled.kind else { panic!() };
             let (row_blocks, column_blocks) = (m.div_ceil(rows_per_task), n.div_ceil(columns_per_task));
             assert_eq!(tiled.tasks, row_blocks * column_blocks);

@@ -384,4 +384,21 @@ const SWAPPED: Model = Model {
     },
 };
 
-pub const MODELS: &[Model] = &[RECURRENT, STEPS, STACKED, HALTING, ATTENTION, NESTED, SWAPPED];
+/// More tokens than weights have elements, so that their gradients are carried in parts; of one weight, of a range.
+pub const TOKENS: Model = Model {
+    name: "tokens",
+    weights: &[&[2, 2], &[4, 2]],
+    inputs: &[&[20, 2], &[20, 2]],
+    can_exit: false,
+    begin: |_, g| (vec![], vec![g.x[0]]),
+    body: |c, g, _, _, state| {
+        let y = linear(c, state[0], g.w[1]);
+        let y = slice(c, y, 1, 1, 3);
+        let y = c.map(Opcode::Tanh, &[y]);
+        let y = linear(c, y, g.w[0]);
+        Body { next: vec![c.map(Opcode::Add, &[y, g.x[1]])], done: None, stacked: vec![] }
+    },
+    end: |c, g, state, _| dot(c, state[0], g.x[1]),
+};
+
+pub const MODELS: &[Model] = &[RECURRENT, STEPS, STACKED, HALTING, ATTENTION, NESTED, SWAPPED, TOKENS];

@@ -1,5 +1,5 @@
 //! What is kept changes nothing about the gradients; frozen parameters, errors, and what later passes do.
-use super::models::MODELS;
+use super::models::{MODELS, TOKENS};
 use super::support::{assert_close, loss, run_gradient, with_gradient};
 use rdc_ir::{Attr, Module, Opcode};
 use rdc_passes::differentiate::{Options, Remat, kept, run};
@@ -102,6 +102,19 @@ fn weights_are_one_product_where_that_moves_less() {
     };
     // Half of the adapter, the gated matrix, the matrix behind it: of two tokens each.
     assert_eq!((in_loops(None), in_loops(Some(1 << 20)), in_loops(Some(0))), (3, 0, 3));
+}
+
+#[test]
+fn sums_over_many_tokens_are_carried_in_parts() {
+    let carried = |model: &super::models::Model| -> Vec<String> {
+        let gradient = with_gradient(&model.looped(7).0, &options(Remat::None));
+        let func = gradient.func("grad").unwrap();
+        let is_sum = |op: &rdc_ir::Op| op.opcode == Opcode::Matmul && op.flag("trans_a");
+        let sums = func.walk().into_iter().filter(|(region, op)| *region != func.body && is_sum(&func.ops[*op]));
+        sums.map(|(_, op)| func.ty(func.ops[op].results[0]).to_string()).collect()
+    };
+    assert_eq!(carried(&TOKENS), ["f32[2, 2, 2]", "f32[2, 2, 2]"]);
+    assert!(carried(&MODELS[0]).iter().all(|ty| !ty.contains("[2, ")), "{:?}", carried(&MODELS[0]));
 }
 
 #[test]

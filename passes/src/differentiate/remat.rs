@@ -81,25 +81,37 @@ fn products_outside(problem: &Problem<'_>) -> HashSet<ValueId> {
 }
 
 /// `Budget`: drops value after value from what `None` takes, as long as that costs less than keeping it or the budget demands it.
+/// What the budget demanded comes back, the most expensive first, where a larger value that went later left room for it.
 fn within(problem: &Problem<'_>, bytes: usize) -> (Func, Record) {
     let (mut func, mut record) = reverse(problem, &all(problem));
     // From now on only what was taken: dropping a value must not bring in its operands.
     let mut keep: HashSet<ValueId> = record.taken.iter().copied().collect();
+    let mut demanded = Vec::new();
     loop {
         let candidates = record.taken.iter().copied().filter(|v| is_repeatable(problem, *v));
         let ratio = |&v: &ValueId| repeat_cost(problem, &keep, &record, v) as f64 / stored(problem, v) as f64;
         let cheapest = candidates.map(|v| (ratio(&v), v)).min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         let Some((ratio, cheapest)) = cheapest else { break };
-        if record.kept.bytes() <= bytes && ratio > FLOPS_PER_BYTE_KEPT {
-            break;
+        if ratio > FLOPS_PER_BYTE_KEPT {
+            if record.kept.bytes() <= bytes {
+                break;
+            }
+            demanded.push(cheapest);
         }
         keep.remove(&cheapest);
         (func, record) = reverse(problem, &keep);
     }
     if record.kept.bytes() > bytes {
         let iteration = reverse(problem, &products_outside(problem));
-        if iteration.1.kept.bytes() < record.kept.bytes() {
-            return iteration;
+        return if iteration.1.kept.bytes() < record.kept.bytes() { iteration } else { (func, record) };
+    }
+    for value in demanded.into_iter().rev() {
+        keep.insert(value);
+        let with_it = reverse(problem, &keep);
+        if with_it.1.kept.bytes() <= bytes {
+            (func, record) = with_it;
+        } else {
+            keep.remove(&value);
         }
     }
     (func, record)

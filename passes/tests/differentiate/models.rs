@@ -401,4 +401,22 @@ pub const TOKENS: Model = Model {
     end: |c, g, state, _| dot(c, state[0], g.x[1]),
 };
 
+/// Wide enough that every product costs more to compute again than to keep; the second is twice as wide as the first.
+pub const WIDE: Model = Model {
+    name: "wide",
+    weights: &[&[128, 64], &[256, 128], &[64, 256]],
+    inputs: &[&[8, 64]],
+    can_exit: false,
+    begin: |_, g| (vec![], vec![g.x[0]]),
+    body: |c, g, _, _, state| {
+        let mut y = state[0];
+        for &w in g.w {
+            y = linear(c, y, w);
+            y = c.map(Opcode::Tanh, &[y]);
+        }
+        Body { next: vec![y], done: None, stacked: vec![] }
+    },
+    end: |c, g, state, _| dot(c, state[0], g.x[0]),
+};
+
 pub const MODELS: &[Model] = &[RECURRENT, STEPS, STACKED, HALTING, ATTENTION, NESTED, SWAPPED, TOKENS];

@@ -1,5 +1,5 @@
 //! What is kept changes nothing about the gradients; frozen parameters, errors, and what later passes do.
-use super::models::{MODELS, TOKENS};
+use super::models::{MODELS, TOKENS, WIDE};
 use super::support::{assert_close, loss, run_gradient, with_gradient};
 use rdc_ir::{Attr, Module, Opcode};
 use rdc_passes::differentiate::{Options, Remat, kept, run};
@@ -68,6 +68,17 @@ fn budgets_are_kept_and_never_take_more_than_an_iteration() {
         spared |= worth_it < most;
     }
     assert!(spared);
+}
+
+#[test]
+fn budgets_are_used_up() {
+    let (module, _) = WIDE.looped(7);
+    let stacks = |budget| kept(&module, &module.funcs[0], &options(Remat::Budget(budget))).unwrap().bytes();
+    let all = stacks(usize::MAX);
+    let column = 4 * 8 * 4;
+    // The narrow product alone is enough; of both, the wide one.
+    assert_eq!(stacks(all - 100 * column), all - 128 * column);
+    assert_eq!(stacks(all - 200 * column), all - 256 * column);
 }
 
 #[test]

@@ -78,7 +78,7 @@ pub struct Training {
     /// What is kept for the way back.
     pub remat: Remat,
     /// Bytes that [`Remat::Auto`] may plan for.
-    pub memory: usize,
+    pub memory: Option<usize>,
     /// The optimiser to compile, if any.
     pub optimizer: Option<OptimizerKind>,
     /// Whether gradients are summed over several batches before an update.

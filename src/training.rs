@@ -39,7 +39,7 @@ pub fn of_config(config: &Config) -> Result<Training> {
     })
 }
 
-/// The bytes that a plan may take; without a limit, all that there are.
-fn limit(memory: Option<Bytes>) -> usize {
-    memory.map_or(usize::MAX, |m| m.0 as usize)
+/// The bytes that a plan may take.
+fn limit(memory: Option<Bytes>) -> Option<usize> {
+    memory.map(|m| usize::try_from(m.0).unwrap_or(usize::MAX))
 }

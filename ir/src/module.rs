@@ -264,6 +264,13 @@ impl Func {
             ValueDef::Arg(..) => None,
         }
     }
+    /// What a value is before its reshapes.
+    pub fn through_reshapes(&self, mut value: ValueId) -> ValueId {
+        while let Some(op) = self.def_op(value).map(|op| &self.ops[op]).filter(|op| op.opcode == Opcode::Reshape) {
+            value = op.operands[0];
+        }
+        value
+    }
     /// Adds an argument to a region.
     pub fn add_arg(&mut self, region: RegionId, ty: Type, name: Option<String>) -> ValueId {
         let index = self.regions[region].args.len();

@@ -38,14 +38,14 @@ pub enum Remat {
     /// What costs more to compute again than to keep, and of that as much as lets weights and the largest arena fit into that
     /// many bytes.
     Auto {
-        /// Bytes.
-        memory: usize,
+        /// Bytes; without, there is no limit.
+        memory: Option<usize>,
     },
 }
 
 impl Default for Remat {
     fn default() -> Remat {
-        Remat::Auto { memory: usize::MAX }
+        Remat::Auto { memory: None }
     }
 }
 

@@ -34,6 +34,9 @@ pub const TRAINING_POINTS: &[&str] = &[
 /// Parts of what would be left for values that are kept, tried as budgets where they do not fit.
 const BUDGETS: &[f64] = &[1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.15];
 
+/// Keeps all that costs more to compute again.
+const WORTH_IT: Keep = Keep::Budget(usize::MAX);
+
 /// What there is after a pass. What hoisting saves shows in `rdc_ir::cost::func_cost` at `lower` and `hoist`.
 #[derive(Clone, Copy, Debug)]
 pub struct Stage<'a> {
@@ -92,7 +95,8 @@ pub fn optimise(module: Module, options: &Options, observer: &mut Observer<'_>) 
     let keep = match training.remat {
         Remat::None => Keep::None,
         Remat::Iteration => Keep::Iteration,
-        Remat::Auto { memory } => what_fits(&run.module, options, training, memory)?,
+        Remat::Auto { memory: None } => WORTH_IT,
+        Remat::Auto { memory: Some(memory) } => what_fits(&run.module, options, training, memory)?,
     };
     run.train(options, training, keep)?;
     Ok(run.module)
@@ -173,15 +177,11 @@ fn what_fits(module: &Module, options: &Options, training: &Training, memory: us
         run.train(options, training, keep)?;
         Ok(plan::build(&run.module, options)?.memory())
     };
-    let worth_it = Keep::Budget(usize::MAX);
-    if memory == usize::MAX {
-        return Ok(worth_it);
-    }
-    let all = bytes(worth_it)?;
+    let all = bytes(WORTH_IT)?;
     if all <= memory {
-        return Ok(worth_it);
+        return Ok(WORTH_IT);
     }
-    let everything = gradients(module, training, worth_it);
+    let everything = gradients(module, training, WORTH_IT);
     let losses = module.funcs.iter().filter(|f| differentiate::loss_suffix(&f.name).is_some());
     let kept = losses.map(|f| Ok(differentiate::kept(module, f, &everything)?.bytes()));
     let kept = kept.collect::<Result<Vec<usize>, Error>>()?.into_iter().max().unwrap_or(0);

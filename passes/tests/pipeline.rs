@@ -159,12 +159,12 @@ fn auto_takes_the_first_policy_that_fits() {
     let worth_it = bytes(Remat::default()).unwrap();
     assert!(least < worth_it && worth_it < all);
     for memory in [all, worth_it] {
-        assert_eq!(bytes(Remat::Auto { memory }), Ok(worth_it));
+        assert_eq!(bytes(Remat::Auto { memory: Some(memory) }), Ok(worth_it));
     }
     for memory in [(worth_it + least) / 2, least] {
-        assert!(bytes(Remat::Auto { memory }).unwrap() <= memory);
+        assert!(bytes(Remat::Auto { memory: Some(memory) }).unwrap() <= memory);
     }
-    let Err(Error::Unsupported { message, .. }) = bytes(Remat::Auto { memory: least / 2 }) else { panic!() };
+    let Err(Error::Unsupported { message, .. }) = bytes(Remat::Auto { memory: Some(least / 2) }) else { panic!() };
     assert!(message.contains(&format!("at least {least} bytes")), "{message}");
 }
 

@@ -28,11 +28,3 @@ pub fn pointer(func: &Func, value: ValueId) -> Option<usize> {
 pub fn defined_by(func: &Func, value: ValueId, opcode: Opcode) -> Option<&Op> {
     func.def_op(value).map(|op| &func.ops[op]).filter(|op| op.opcode == opcode)
 }
-
-/// The value before reshapes.
-pub fn see_through(func: &Func, mut value: ValueId) -> ValueId {
-    while let Some(op) = defined_by(func, value, Opcode::Reshape) {
-        value = op.operands[0];
-    }
-    value
-}

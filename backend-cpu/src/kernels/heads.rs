@@ -1,5 +1,5 @@
 //! What the attention family shares: the chains that make heads out of a projection, and where keys and values live.
-use super::anchor::{defined_by, only, pointer, see_through};
+use super::anchor::{defined_by, only, pointer};
 use crate::emit::rope::Turn;
 pub use crate::emit::rowops::all_pieces;
 use crate::emit::{Cmp, Elem, Emitter, Error, Ty, Val};
@@ -209,17 +209,17 @@ impl HeadTarget {
     /// and reshaped, or several joined along the last axis. Adds them to `targets`, by result; `None` if the value is anything
     /// else or a target was known.
     fn find(func: &Func, op: &Op, value: ValueId, pointer: usize, targets: &mut [Option<HeadTarget>]) -> Option<()> {
-        let value = see_through(func, value);
+        let value = func.through_reshapes(value);
         let joined = defined_by(func, value, Opcode::Concat).filter(|op| op.size("axis") + 1 == func.ty(value).rank());
         let parts = joined.map_or(vec![value], |op| op.operands.clone());
         let mut found = Vec::new();
         let mut start = 0;
         for part in parts {
-            let mut heads = see_through(func, part);
+            let mut heads = func.through_reshapes(part);
             let mut rope = None;
             if let Some(turn) = defined_by(func, heads, Opcode::RopeGrad) {
                 rope = Some(Rope::new(func, turn)?);
-                heads = see_through(func, turn.operands[0]);
+                heads = func.through_reshapes(turn.operands[0]);
             }
             let result = op.results.iter().position(|&r| r == heads)?;
             let &[_, _, count, dim] = func.ty(heads).shape.as_slice() else { return None };
@@ -524,5 +524,5 @@ impl AttendGrad {
 fn result_pointer(func: &Func, value: ValueId) -> Option<usize> {
     let mut results = func.regions[func.body].yields.iter().copied().filter(|&v| !func.ty(v).cache);
     let (Some(result), None) = (results.next(), results.next()) else { return None };
-    (see_through(func, result) == value).then_some(func.args.len())
+    (func.through_reshapes(result) == value).then_some(func.args.len())
 }

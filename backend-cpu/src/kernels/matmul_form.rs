@@ -1,5 +1,5 @@
 //! The shape of a matmul kernel: its anchor, what comes before and after, and how its tasks are cut.
-use super::anchor::{defined_by, only, pointer, see_through};
+use super::anchor::{defined_by, only, pointer};
 use crate::emit::{Emitter, Error, Val};
 use rdc_ir::program::{Kernel, KernelKind, Target, has_row_epilogue};
 use rdc_ir::{DType, Func, OpId, Opcode, ValueId};
@@ -73,7 +73,7 @@ impl<'k> Form<'k> {
         }
         let dtype = func.ty(anchor.operands[1]).dtype;
         let product = anchor.results[0];
-        let x = see_through(func, anchor.operands[0]);
+        let x = func.through_reshapes(anchor.operands[0]);
         if func.ty(x).elements() != m * k || func.ty(product).elements() != m * n {
             return fail("operands of another size than its kind says");
         }

@@ -3,7 +3,7 @@
 //! Algorithm: a task is a range of the table's rows. It copies them from the base, unless the result is the base's memory,
 //! then goes through all ids in order and adds the rows whose id lies in its range: no two tasks write one row, and the order
 //! of additions is that of the ids. Bound: memory; reading the ids in every task is little beside a row.
-use super::anchor::{only, pointer, see_through};
+use super::anchor::{only, pointer};
 use super::heads::all_pieces;
 use crate::emit::{Cmp, Emitter, Error, Ty, Val};
 use rdc_ir::program::{Kernel, KernelKind, Target};
@@ -18,7 +18,7 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     };
     let body = &func.regions[func.body];
     let op = &func.ops[only(kernel, Opcode::ScatterAdd)?];
-    let operand = |i: usize| pointer(func, see_through(func, op.operands[i]));
+    let operand = |i: usize| pointer(func, func.through_reshapes(op.operands[i]));
     let (Some(base), Some(ids), Some(terms)) = (operand(0), operand(1), operand(2)) else {
         return fail("operands that are computed");
     };

@@ -2,7 +2,7 @@
 use super::graph::{GroupId, GroupKind, UseGraph};
 use super::normalise::before as ahead_of;
 use super::rows::{fits, is_elementwise};
-use super::uses::{User, Uses, through_reshapes};
+use super::uses::{User, Uses};
 use rdc_ir::{Attr, Func, OpId, Opcode, RegionId, Type, ValueDef, ValueId};
 use std::collections::{HashMap, HashSet};
 
@@ -100,7 +100,7 @@ pub fn sum_in_blocks(func: &mut Func, rows: usize) {
     for (region, op) in func.walk() {
         let Some(size) = size(func, op).filter(|size| size.0 >= ROWS && size.1 > 1) else { continue };
         let summed = func.ops[op].operands[0];
-        let whole = through_reshapes(func, summed);
+        let whole = func.through_reshapes(summed);
         let x = if func.ty(whole).last() == size.1 { whole } else { summed };
         let uses = Uses::new(func);
         if is_made_of_rows(func, &uses, region, x, size) {

@@ -3,7 +3,7 @@
 use super::graph::{GroupId, GroupKind, UseGraph};
 use super::rows;
 use super::tiles::{Around, FEW_ROWS};
-use super::uses::{User, through_reshapes};
+use super::uses::User;
 use rdc_ir::program::has_row_epilogue;
 use rdc_ir::{Func, OpId, Opcode, ValueId};
 use std::collections::BTreeSet;
@@ -294,7 +294,7 @@ pub fn companions(graph: &mut UseGraph) {
     let func = graph.func;
     let (products, anchors) = (all(graph, Opcode::Matmul), all(graph, Opcode::PackedMatmul));
     let operands = products.iter().flat_map(|&op| func.ops[op].operands[..2].to_vec());
-    let operands: Vec<ValueId> = operands.map(|v| through_reshapes(func, v)).collect();
+    let operands: Vec<ValueId> = operands.map(|v| func.through_reshapes(v)).collect();
     let sums = all(graph, Opcode::SumBlocks).into_iter().map(|op| func.ops[op].results[0]);
     for value in operands.into_iter().chain(sums) {
         for &anchor in &anchors {

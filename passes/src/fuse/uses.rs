@@ -138,11 +138,3 @@ pub fn is_zero(func: &Func, value: ValueId) -> bool {
 pub fn is_constant(func: &Func, value: ValueId) -> bool {
     func.def_op(value).is_some_and(|op| func.ops[op].opcode == Opcode::Constant)
 }
-
-/// The value that a value is another shape of.
-pub fn through_reshapes(func: &Func, mut value: ValueId) -> ValueId {
-    while let Some(op) = func.def_op(value).map(|op| &func.ops[op]).filter(|op| op.opcode == Opcode::Reshape) {
-        value = op.operands[0];
-    }
-    value
-}

@@ -17,7 +17,7 @@ use rdc_runtime::artifact::{self, Contents, LossInfo, Meta, ParamInfo, Readout, 
 use rdc_runtime::checkpoint::Checkpoint;
 use rdc_runtime::code::Code;
 use rdc_runtime::model::Model;
-use rdc_runtime::train::{OptimizerKind, Remat, Trainer};
+use rdc_runtime::train::{Bytes, OptimizerKind, Remat, Trainer};
 use rdc_runtime::weights::{CheckpointSource, DrawnSource, ParamSource};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
@@ -78,7 +78,7 @@ pub struct Training {
     /// What is kept for the way back.
     pub remat: Remat,
     /// Bytes that [`Remat::Auto`] may plan for.
-    pub memory: Option<usize>,
+    pub memory: Option<Bytes>,
     /// The optimiser to compile, if any.
     pub optimizer: Option<OptimizerKind>,
     /// Whether gradients are summed over several batches before an update.
@@ -225,7 +225,9 @@ pub fn build(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
             remat: match t.remat {
                 Remat::None => rdc_passes::Remat::None,
                 Remat::Iteration => rdc_passes::Remat::Iteration,
-                Remat::Auto => rdc_passes::Remat::Auto { memory: t.memory },
+                Remat::Auto => rdc_passes::Remat::Auto {
+                    memory: t.memory.map(|bytes| usize::try_from(bytes.0).unwrap_or(usize::MAX)),
+                },
             },
             optimizer: t.optimizer.map(|kind| rdc_passes::optimizer::Options {
                 optimizer: match kind {

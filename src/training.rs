@@ -2,7 +2,7 @@
 use crate::cli::{GRAD_STEPS, TrainFlags};
 use crate::pipeline::Training;
 use anyhow::{Result, ensure};
-use rdc_runtime::train::{Bytes, Config, OptimizerKind, Remat};
+use rdc_runtime::train::{Config, OptimizerKind, Remat};
 
 /// What the flags ask for, for `grad_steps` iterations with gradient at least.
 pub fn of_flags(flags: &TrainFlags, grad_steps: Option<usize>) -> Result<Training> {
@@ -13,7 +13,7 @@ pub fn of_flags(flags: &TrainFlags, grad_steps: Option<usize>) -> Result<Trainin
         seq: None,
         max_grad_steps: flags.max_grad_steps.or(grad_steps).unwrap_or(GRAD_STEPS).max(grad_steps.unwrap_or(1)),
         remat,
-        memory: limit(flags.memory),
+        memory: flags.memory,
         optimizer: Some(flags.optimizer.map_or(OptimizerKind::Adamw, Into::into)),
         accumulate: flags.accumulate.is_some_and(|n| n > 1),
         freeze: flags.freeze.clone(),
@@ -31,15 +31,10 @@ pub fn of_config(config: &Config) -> Result<Training> {
         seq: Some(train.seq),
         max_grad_steps: config.recurrence.max_grad().max(1),
         remat: train.remat,
-        memory: limit(train.memory),
+        memory: train.memory,
         optimizer: Some(config.optimizer.kind),
         accumulate: train.accumulate > 1,
         freeze: config.model.freeze.clone(),
         evaluate: true,
     })
-}
-
-/// The bytes that a plan may take.
-fn limit(memory: Option<Bytes>) -> Option<usize> {
-    memory.map(|m| usize::try_from(m.0).unwrap_or(usize::MAX))
 }

@@ -264,9 +264,13 @@ impl Func {
             ValueDef::Arg(..) => None,
         }
     }
+    /// The operation that defines a value, if it has that opcode.
+    pub fn defined_by(&self, value: ValueId, opcode: Opcode) -> Option<&Op> {
+        self.def_op(value).map(|op| &self.ops[op]).filter(|op| op.opcode == opcode)
+    }
     /// What a value is before its reshapes.
     pub fn through_reshapes(&self, mut value: ValueId) -> ValueId {
-        while let Some(op) = self.def_op(value).map(|op| &self.ops[op]).filter(|op| op.opcode == Opcode::Reshape) {
+        while let Some(op) = self.defined_by(value, Opcode::Reshape) {
             value = op.operands[0];
         }
         value

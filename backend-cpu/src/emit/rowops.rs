@@ -87,7 +87,7 @@ impl<'k> RowProgram<'k> {
     ) -> Result<RowProgram<'k>, Error> {
         let mut graph = Graph::new(kernel, func, rows, given);
         let target = |&value: &ValueId| {
-            let sums = func.def_op(value).map(|op| &func.ops[op]).filter(|op| op.opcode == Opcode::SumBlocks);
+            let sums = func.defined_by(value, Opcode::SumBlocks);
             let Some(op) = sums else { return Ok(Target { node: graph.result(value)?, block: None }) };
             let ty = func.ty(op.operands[0]);
             if ty.rows() != rows || ty.last() < 2 {

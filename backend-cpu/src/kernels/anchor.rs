@@ -1,7 +1,7 @@
 //! Taking a kernel's function apart: what every family looks for.
 use crate::emit::Error;
 use rdc_ir::program::Kernel;
-use rdc_ir::{Func, Op, OpId, Opcode, ValueDef, ValueId};
+use rdc_ir::{Func, OpId, Opcode, ValueDef, ValueId};
 
 /// The only operation of that opcode in a kernel.
 ///
@@ -22,9 +22,4 @@ pub fn pointer(func: &Func, value: ValueId) -> Option<usize> {
         ValueDef::Arg(region, index) if region == func.body => Some(index),
         _ => None,
     }
-}
-
-/// The operation that defines a value, if it has that opcode.
-pub fn defined_by(func: &Func, value: ValueId, opcode: Opcode) -> Option<&Op> {
-    func.def_op(value).map(|op| &func.ops[op]).filter(|op| op.opcode == opcode)
 }

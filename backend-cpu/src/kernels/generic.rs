@@ -3,7 +3,7 @@
 //! Algorithm: plain loops over the result, one element at a time, by the op table's definition; operations over the
 //! last axis go to [`RowProgram`]. Tiling: none. Bound: none worth naming; the passes keep such operations out of hot
 //! paths.
-use super::anchor::{defined_by, pointer};
+use super::anchor::pointer;
 use super::generic_view::{View, fold, nest, with};
 use crate::emit::{Cmp, Elem, Emitter, Error, RowProgram, Ty, Val, elementwise, math};
 use rdc_ir::program::Kernel;
@@ -87,7 +87,7 @@ impl<'k> Anchor<'k> {
     /// Whether [`Anchor::emit`] has code for the operation.
     fn check(&self) -> Result<(), Error> {
         let func = &self.kernel.func;
-        let constant = |v: ValueId| defined_by(func, v, Opcode::Constant).is_some();
+        let constant = |v: ValueId| func.defined_by(v, Opcode::Constant).is_some();
         if !self.op.operands.iter().all(|&v| pointer(func, v).is_some() || constant(v)) {
             return self.fail("of values from elsewhere");
         }

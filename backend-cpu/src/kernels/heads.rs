@@ -1,5 +1,5 @@
 //! What the attention family shares: the chains that make heads out of a projection, and where keys and values live.
-use super::anchor::{defined_by, only, pointer};
+use super::anchor::{only, pointer};
 use crate::emit::rope::Turn;
 pub use crate::emit::rowops::all_pieces;
 use crate::emit::{Cmp, Elem, Emitter, Error, Ty, Val};
@@ -12,10 +12,10 @@ fn contiguous(func: &Func, value: ValueId) -> Option<(usize, usize)> {
     if let Some(index) = pointer(func, value) {
         return Some((index, 0));
     }
-    if let Some(op) = defined_by(func, value, Opcode::Reshape) {
+    if let Some(op) = func.defined_by(value, Opcode::Reshape) {
         return contiguous(func, op.operands[0]);
     }
-    let op = defined_by(func, value, Opcode::Slice)?;
+    let op = func.defined_by(value, Opcode::Slice)?;
     let shape = &func.ty(op.operands[0]).shape;
     let axis = op.size("axis");
     let inner: usize = shape[axis + 1..].iter().product();
@@ -103,15 +103,15 @@ impl HeadChain {
         let (tokens, columns) = (batch * steps, heads * dim);
         let mut value = value;
         let mut rope = None;
-        if let Some(op) = defined_by(func, value, Opcode::Rope) {
+        if let Some(op) = func.defined_by(value, Opcode::Rope) {
             rope = Some(Rope::new(func, op)?);
             value = op.operands[0];
         }
         let mut biases = Vec::new();
         loop {
-            if let Some(op) = defined_by(func, value, Opcode::Reshape) {
+            if let Some(op) = func.defined_by(value, Opcode::Reshape) {
                 value = op.operands[0];
-            } else if let Some(op) = defined_by(func, value, Opcode::Add) {
+            } else if let Some(op) = func.defined_by(value, Opcode::Add) {
                 // The bias is the operand of H * D elements; B * S = 1 leaves that open, and then either order adds.
                 let is_bias = |v: ValueId| func.ty(v).elements() == columns && contiguous(func, v).is_some();
                 let (x, bias) = match (is_bias(op.operands[1]), is_bias(op.operands[0])) {
@@ -131,17 +131,14 @@ impl HeadChain {
         // The bias next to the source is added first.
         biases.reverse();
         let (mut stride, mut start) = (columns, 0);
-        if let Some(op) = defined_by(func, value, Opcode::Slice) {
+        if let Some(op) = func.defined_by(value, Opcode::Slice) {
             let ty = func.ty(op.operands[0]);
             let last = op.size("axis") + 1 == ty.rank() && ty.rows() == tokens;
             if !last || op.size("end") - op.size("start") != columns {
                 return None;
             }
             (stride, start) = (ty.last(), op.size("start"));
-            value = op.operands[0];
-            while let Some(op) = defined_by(func, value, Opcode::Reshape) {
-                value = op.operands[0];
-            }
+            value = func.through_reshapes(op.operands[0]);
         }
         let source = pointer(func, value)?;
         (func.ty(value).dtype == DType::F32).then_some(HeadChain { source, stride, start, biases, rope, heads, dim })
@@ -210,14 +207,14 @@ impl HeadTarget {
     /// else or a target was known.
     fn find(func: &Func, op: &Op, value: ValueId, pointer: usize, targets: &mut [Option<HeadTarget>]) -> Option<()> {
         let value = func.through_reshapes(value);
-        let joined = defined_by(func, value, Opcode::Concat).filter(|op| op.size("axis") + 1 == func.ty(value).rank());
+        let joined = func.defined_by(value, Opcode::Concat).filter(|op| op.size("axis") + 1 == func.ty(value).rank());
         let parts = joined.map_or(vec![value], |op| op.operands.clone());
         let mut found = Vec::new();
         let mut start = 0;
         for part in parts {
             let mut heads = func.through_reshapes(part);
             let mut rope = None;
-            if let Some(turn) = defined_by(func, heads, Opcode::RopeGrad) {
+            if let Some(turn) = func.defined_by(heads, Opcode::RopeGrad) {
                 rope = Some(Rope::new(func, turn)?);
                 heads = func.through_reshapes(turn.operands[0]);
             }
@@ -354,7 +351,7 @@ impl HeadRows {
     /// projection.
     fn find(func: &Func, value: ValueId) -> Option<HeadRows> {
         let &[_, positions, groups, dim] = func.ty(value).shape.as_slice() else { return None };
-        let view = match (pointer(func, value), defined_by(func, value, Opcode::CacheUpdate)) {
+        let view = match (pointer(func, value), func.defined_by(value, Opcode::CacheUpdate)) {
             (Some(index), _) if func.ty(value).cache => Some(index),
             (_, Some(update)) => pointer(func, update.operands[0]),
             _ => None,

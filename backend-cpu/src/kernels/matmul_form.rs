@@ -1,5 +1,5 @@
 //! The shape of a matmul kernel: its anchor, what comes before and after, and how its tasks are cut.
-use super::anchor::{defined_by, only, pointer};
+use super::anchor::{only, pointer};
 use crate::emit::{Emitter, Error, Val};
 use rdc_ir::program::{Kernel, KernelKind, Target, has_row_epilogue};
 use rdc_ir::{DType, Func, OpId, Opcode, ValueId};
@@ -189,7 +189,7 @@ fn after(func: &Func, product: ValueId, x: ValueId, (m, columns): (usize, usize)
     for &op in ops {
         let op = &func.ops[op];
         let Some(&result) = op.results.first() else { continue };
-        let is_constant = |v: ValueId| defined_by(func, v, Opcode::Constant).is_some();
+        let is_constant = |v: ValueId| func.defined_by(v, Opcode::Constant).is_some();
         let is_free = |&v: &ValueId| pointer(func, v).is_some() || after.contains(&v) || is_constant(v);
         let ty = func.ty(result);
         let alike = ty.rank() > 0 && (ty.rows(), ty.last()) == (m, columns);

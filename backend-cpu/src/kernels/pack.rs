@@ -2,7 +2,7 @@
 //!
 //! Algorithm: a task is a range of panels; the columns of a panel are rows of the weight, copied by squares of vectors that
 //! are transposed in registers, or columns of it if what is packed is its transpose. Bound: memory.
-use super::anchor::{defined_by, pointer};
+use super::anchor::pointer;
 use super::matmul::bounded;
 use super::panels::{Strip, clear, copy_floats};
 use crate::emit::{Cmp, Emitter, Error, Val};
@@ -35,11 +35,11 @@ impl Form {
         };
         let body = &func.regions[func.body];
         let &[result] = &body.yields[..] else { return fail("a pack of several results") };
-        let Some(op) = defined_by(func, func.through_reshapes(result), Opcode::Pack) else {
+        let Some(op) = func.defined_by(func.through_reshapes(result), Opcode::Pack) else {
             return fail("a result that is not packed");
         };
         let w = func.through_reshapes(op.operands[0]);
-        let transpose = defined_by(func, w, Opcode::Transpose).filter(|t| t.ints("perm") == [1, 0]);
+        let transpose = func.defined_by(w, Opcode::Transpose).filter(|t| t.ints("perm") == [1, 0]);
         let source = transpose.map_or(w, |t| func.through_reshapes(t.operands[0]));
         let Some(weight) = pointer(func, source) else { return fail("a pack of what is computed") };
         let (ty, nr, parts) = (func.ty(op.operands[0]), op.size("nr"), op.size("parts").max(1));

@@ -28,7 +28,7 @@ fn limits(func: &Func) -> Limits {
         match op.opcode {
             Opcode::Gather | Opcode::ScatterAdd => {
                 let rows = func.ty(op.operands[0]).shape[0];
-                let by_position = func.def_op(op.operands[1]).is_some_and(|d| func.ops[d].opcode == Opcode::Positions);
+                let by_position = func.defined_by(op.operands[1], Opcode::Positions).is_some();
                 let limit = if by_position { &mut limits.context } else { &mut limits.rows };
                 *limit = (*limit).min(rows);
             }

@@ -104,19 +104,12 @@ impl Reverse<'_, '_> {
         let of_loop = self.levels[self.innermost()].of_loop.as_ref()?;
         let ty = self.new.ty(activation);
         let (rows, columns) = (ty.rows(), ty.last());
-        let mut root = activation;
-        while let Some(op) = self.new.def_op(root).map(|op| &self.new.ops[op]) {
-            match op.opcode {
-                Opcode::Reshape => root = op.operands[0],
-                Opcode::Index if op.operands[1] == of_loop.step => {
-                    return Some(Source { stack: Stack::Forward(op.operands[0]), rows, columns });
-                }
-                _ => break,
-            }
-        }
-        let stack = match of_loop.stacked.iter().position(|&v| v == root) {
-            Some(index) => Stack::Reverse(index),
-            None => Stack::Missing(root),
+        let root = self.new.through_reshapes(activation);
+        let entry = self.new.defined_by(root, Opcode::Index).filter(|op| op.operands[1] == of_loop.step);
+        let stack = match (entry, of_loop.stacked.iter().position(|&v| v == root)) {
+            (Some(entry), _) => Stack::Forward(entry.operands[0]),
+            (None, Some(index)) => Stack::Reverse(index),
+            (None, None) => Stack::Missing(root),
         };
         Some(Source { stack, rows, columns })
     }

@@ -174,7 +174,7 @@ impl Maker<'_> {
     /// The operand of an operation; views of keys and values lie in a cache.
     fn operand(&mut self, id: OpId, value: ValueId) -> ValueId {
         let op = &self.func.ops[id];
-        let is_view = self.func.def_op(value).is_some_and(|op| self.func.ops[op].opcode == Opcode::CacheUpdate);
+        let is_view = self.func.defined_by(value, Opcode::CacheUpdate).is_some();
         let mut ty = self.func.ty(value).clone();
         ty.cache = op.opcode == Opcode::Attention && op.operands[1..3].contains(&value) && is_view;
         self.value_as(value, ty)

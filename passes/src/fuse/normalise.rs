@@ -144,7 +144,7 @@ fn bias_before_heads(func: &mut Func) {
     let uses = Uses::new(func);
     for (region, id) in func.walk() {
         let Some((heads, bias)) = bias_of(func, id) else { continue };
-        let split = func.def_op(heads).map(|op| &func.ops[op]).filter(|op| op.opcode == Opcode::Reshape);
+        let split = func.defined_by(heads, Opcode::Reshape);
         let Some(x) = split.map(|op| op.operands[0]) else { continue };
         let (from, to, result) = (func.ty(x).clone(), func.ty(heads).shape.clone(), func.ops[id].results[0]);
         if from.rank() != 3 || from.shape[..2] != to[..2] || makes_heads(func, &uses, result) {
@@ -172,7 +172,7 @@ fn biased_heads(func: &Func, id: OpId) -> Option<(ValueId, ValueId, Vec<usize>)>
     let [a, b] = sum.operands[..] else { return None };
     let is_bias = |v: ValueId| func.ty(v).elements() == from[2] && stored(func, v).is_some();
     let (x, bias) = if is_bias(b) { (a, b) } else { (b, a) };
-    let from_matmul = func.def_op(x).is_some_and(|op| func.ops[op].opcode == Opcode::PackedMatmul);
+    let from_matmul = func.defined_by(x, Opcode::PackedMatmul).is_some();
     let fits = sum.opcode == Opcode::Add && is_bias(bias) && func.ty(x).shape == *from && !from_matmul;
     fits.then(|| (x, bias, to.clone()))
 }

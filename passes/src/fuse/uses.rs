@@ -121,20 +121,17 @@ pub fn moving(func: &Func, uses: &Uses, op: OpId) -> Option<ValueId> {
 
 /// The value of a scalar constant.
 pub fn constant(func: &Func, value: ValueId) -> Option<f64> {
-    func.def_op(value).map(|op| &func.ops[op]).filter(|op| op.opcode == Opcode::Constant).map(|op| op.float("value"))
+    func.defined_by(value, Opcode::Constant).map(|op| op.float("value"))
 }
 
 /// Whether every byte of a value is zero, as far as can be seen.
 pub fn is_zero(func: &Func, value: ValueId) -> bool {
     let (value, _) = root(func, value);
-    let number = match func.def_op(value).map(|op| &func.ops[op]) {
-        Some(op) if op.opcode == Opcode::Broadcast => op.operands[0],
-        _ => value,
-    };
+    let number = func.defined_by(value, Opcode::Broadcast).map_or(value, |op| op.operands[0]);
     constant(func, number).is_some_and(|number| number.to_bits() == 0)
 }
 
 /// Whether a value is a scalar constant, which kernels hold in their code.
 pub fn is_constant(func: &Func, value: ValueId) -> bool {
-    func.def_op(value).is_some_and(|op| func.ops[op].opcode == Opcode::Constant)
+    func.defined_by(value, Opcode::Constant).is_some()
 }

@@ -169,7 +169,7 @@ impl Survey {
         self.stands_for(func, owner)
     }
     fn stands_for(&self, func: &Func, owner: ValueId) -> ValueId {
-        let param = func.def_op(owner).map(|op| &func.ops[op]).filter(|op| op.opcode == Opcode::Param);
+        let param = func.defined_by(owner, Opcode::Param);
         param.and_then(|op| self.param(op.text("name"))).unwrap_or(owner)
     }
 

@@ -122,7 +122,7 @@ impl Build {
                 (false, true) => Level::Variant,
             };
             leaves.insert(value, Fact { ty: func.ty(value).clone(), level, constant: None });
-            if func.def_op(value).is_some_and(|op| func.ops[op].opcode == Opcode::Constant) {
+            if func.defined_by(value, Opcode::Constant).is_some() {
                 constants.push(value);
             }
         }

@@ -75,6 +75,7 @@ fn budgets_are_used_up() {
     let (module, _) = WIDE.looped(7);
     let stacks = |budget| kept(&module, &module.funcs[0], &options(Remat::Budget(budget))).unwrap().bytes();
     let all = stacks(usize::MAX);
+    // Of four iterations and eight tokens, in f32.
     let column = 4 * 8 * 4;
     // The narrow product alone is enough; of both, the wide one.
     assert_eq!(stacks(all - 100 * column), all - 128 * column);

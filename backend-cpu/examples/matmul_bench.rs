@@ -95,19 +95,24 @@ fn runner(target: &Target, kernel: &Kernel) -> Result<Runner, Error> {
     Ok(runner)
 }
 
-/// `acc + aᵀ b`, the accumulator in place.
-fn product_case(target: &Target, (m, n, k): (usize, usize, usize), (rows, columns): (usize, usize)) -> Kernel {
+/// `acc + aᵀ b`, or `acc + a b` if not transposed, the accumulator in place.
+fn product_case(
+    target: &Target,
+    transposed: bool,
+    (m, n, k): (usize, usize, usize),
+    (rows, columns): (usize, usize),
+) -> Kernel {
     let mut func = Func::new("f");
     let mut b = Builder::new(&mut func);
-    let left = b.arg("a", ArgRole::Input, Type::f32([k, m]));
+    let left = b.arg("a", ArgRole::Input, Type::f32(if transposed { [k, m] } else { [m, k] }));
     let right = b.arg("b", ArgRole::Input, Type::f32([k, n]));
     let sum = b.arg("c", ArgRole::Input, Type::f32([m, n]));
-    let product = b.op(Opcode::Matmul, &[left, right], vec![Attr::Bool(true), Attr::Bool(false)]);
+    let product = b.op(Opcode::Matmul, &[left, right], vec![Attr::Bool(transposed), Attr::Bool(false)]);
     let out = b.op(Opcode::Add, &[sum, product], vec![]);
     b.output("c", out, false);
     let rows_per_task = m.div_ceil(m.div_ceil(rows)).next_multiple_of(target.mr);
     let columns_per_task = n.div_ceil(n.div_ceil(columns)).next_multiple_of(target.nr);
-    let inner = target.l1 / (16 * target.nr);
+    let inner = (target.l1 / (8 * target.nr)).min(128);
     let kc = k.div_ceil(k.div_ceil(inner)).next_multiple_of(4);
     let kind = KernelKind::Product { batch: 1, m, n, k, rows_per_task, columns_per_task, kc };
     kernel("k", kind, func, m.div_ceil(rows_per_task) * n.div_ceil(columns_per_task))
@@ -259,16 +264,25 @@ fn rates(flops: f64, (best, median): (f64, f64), peak: f64) -> String {
 }
 
 fn product(target: &Target) -> Result<(), Error> {
-    for shape in [(1024, 1024, 512), (384, 2048, 1024), (128, 704, 4096), (1024, 2816, 2048)] {
+    let cases = [
+        (true, (1024, 1024, 512)),
+        (true, (384, 2048, 1024)),
+        (true, (128, 704, 4096)),
+        (true, (1024, 2816, 2048)),
+        (false, (512, 1024, 5632)),
+        (false, (512, 1024, 3072)),
+    ];
+    for (transposed, shape) in cases {
         for tiles in [(96, 512), (192, 512), (256, 1024)] {
-            let kernel = product_case(target, shape, tiles);
+            let kernel = product_case(target, transposed, shape, tiles);
             let mut runner = runner(target, &kernel)?;
             runner.shared.push((3, 2));
             let flops = 2.0 * shape.0 as f64 * shape.1 as f64 * shape.2 as f64;
             let before = peak(target);
             let (best, median) = time_tasks(&mut runner, kernel.tasks, (1e10 / flops).clamp(5.0, 20.0) as usize);
             let peak = peak(target).max(before);
-            println!("product {shape:?}, tasks of {tiles:?}: {}", rates(flops, (best, median), peak));
+            let left = if transposed { "aᵀ" } else { "a" };
+            println!("product {left} b {shape:?}, tasks of {tiles:?}: {}", rates(flops, (best, median), peak));
         }
     }
     Ok(())

@@ -125,8 +125,7 @@ impl<'k> Form<'k> {
     /// The pointer index of the left operand, if it is read where it lies: it is an argument, and neither few enough rows nor
     /// an odd enough stride keeps a register tile of rows out of one set of the first-level cache.
     pub fn x_in_place(&self) -> Option<usize> {
-        let collide = self.m > WAYS && (self.k * 4).is_multiple_of(SET_STRIDE);
-        pointer(self.func, self.x).filter(|_| !collide)
+        pointer(self.func, self.x).filter(|_| !collide(self.m, self.k * 4))
     }
     /// Results that are computed before the product, with their pointer indices.
     pub fn prologue_results(&self) -> Vec<(ValueId, usize)> {
@@ -164,8 +163,13 @@ impl<'k> Form<'k> {
     }
 }
 
+/// Whether so many rows, so many bytes apart, keep each other out of a first-level cache.
+pub fn collide(rows: usize, stride: usize) -> bool {
+    rows > WAYS && stride.is_multiple_of(SET_STRIDE)
+}
+
 /// Bytes of so many floats and some more: an odd number of cache lines, so that rows do not fall on each other in the cache.
-fn odd_lines(floats: usize) -> usize {
+pub fn odd_lines(floats: usize) -> usize {
     ((floats * 4).div_ceil(64) | 1) * 64
 }
 

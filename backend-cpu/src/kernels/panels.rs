@@ -80,6 +80,29 @@ impl Strip {
     }
 }
 
+/// Copies steps `0..length` (`i64`) of some rows, which are so many bytes apart where they lie and where they go.
+pub fn copy_rows(
+    e: &mut Emitter,
+    (from, stride): (Val, usize),
+    (to, pitch): (Val, usize),
+    (rows, length): (usize, Val),
+) {
+    let mut done = e.i64(0);
+    for step in [2 * e.lanes, e.lanes, 1] {
+        let (count, _) = e.div_rem(length, step);
+        let end = e.mul_const(count, step);
+        e.for_range(done, end, step, &[], |e, k, _| {
+            let (from, to) = (e.at(from, k, 4), e.at(to, k, 4));
+            for row in 0..rows {
+                let (from, to) = (e.offset_const(from, row * stride), e.offset_const(to, row * pitch));
+                copy_floats(e, from, to, step);
+            }
+            vec![]
+        });
+        done = end;
+    }
+}
+
 /// Copies `count` floats.
 pub fn copy_floats(e: &mut Emitter, from: Val, to: Val, count: usize) {
     for (start, lanes) in all_pieces(count, e.lanes) {

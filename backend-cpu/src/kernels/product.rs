@@ -1,25 +1,27 @@
 //! Products of two row-major operands, either transposed: bound by arithmetic.
 //!
 //! A task is a block of rows times a block of columns of one matrix. For each block of `kc` of the inner size, its piece of the left
-//! operand lies in scratch, `mr` rows interleaved, in the second-level cache. Panel by panel of `nr` columns, the
-//! micro-kernel of the matmuls ([`Micro`]) goes through it with a piece of the right operand, which stays in the first-level
-//! cache. The sums of the whole block stay in scratch between inner blocks. After the last one the epilogue runs on each tile
+//! operand stays in the second-level cache: in scratch, `mr` rows interleaved, or, if the inner index runs along its rows, row by
+//! row where it lies, as in matmuls. Panel by panel of `nr` columns, the micro-kernel of the matmuls ([`Micro`]) goes
+//! through it with a piece of the right operand, which lies in scratch and stays in the first-level cache. The sums of the whole block stay in scratch between inner blocks. After the last one the epilogue runs on each tile
 //! while its sums are in the first-level cache. It reads an element of an argument before it writes that of a result.
 //!
-//! Both pieces are copied to scratch bit by bit while the pieces before them are multiplied. Their cache lines come from far
+//! Pieces are copied to scratch bit by bit while the pieces before them are multiplied. Their cache lines come from far
 //! and, one a row, fall into few sets of the caches, so the micro-kernel asks for them only shortly before; so it does for what
 //! the epilogue reads and writes.
 //!
-//! Blocks at the edge are computed as whole tiles. The order of additions to an element depends on `kc` only.
+//! Copied blocks at the edge are computed as whole tiles. The order of additions to an element depends on `kc` only.
 //!
-//! `examples/matmul_bench.rs`, one thread of an Intel Xeon, tasks of 192 rows and 512 columns, accumulating, for (m, n, k) = (1024,
-//! 1024, 512), (384, 2048, 1024), (128, 704, 4096) and (1024, 2816, 2048): 86 to 88 % of the multiply-add peak with AVX2; 81 to 89 %
-//! with AVX-512, but 62 % for the last, whose operands come from memory. Without the copies it would be 95 to 97 %.
+//! `examples/matmul_bench.rs`, one thread of an Intel Xeon, tasks of 192 rows and 512 columns, accumulating: aᵀ b for (m, n, k) =
+//! (1024, 1024, 512), (384, 2048, 1024), (128, 704, 4096) and (1024, 2816, 2048), a b for (512, 1024, 5632), in place, and (512,
+//! 1024, 3072), copied: 84 to 87 % of the multiply-add peak with AVX2, 88 to 90 % with AVX-512. Without the copies it would be 95
+//! to 97 %.
 use super::anchor::{only, pointer};
 use super::heads::all_pieces;
 use super::matmul::{bounded, ceil_div};
+use super::matmul_form::{collide, odd_lines};
 use super::micro::{Ahead, Micro, Share};
-use super::panels::{Strip, widths};
+use super::panels::{Strip, copy_rows, widths};
 use crate::emit::{Cmp, Emitter, Epilogue, Error, Ty, Val};
 use rdc_ir::program::{Kernel, KernelKind, Target};
 use rdc_ir::{Opcode, ValueId};
@@ -38,6 +40,17 @@ struct Operand {
     inner_last: bool,
 }
 
+/// Where the micro-kernel reads the left operand.
+#[derive(Clone, Copy, PartialEq)]
+enum Left {
+    /// In scratch, `mr` rows interleaved.
+    Interleaved,
+    /// Where it lies, row by row.
+    InPlace,
+    /// In scratch, row by row: where it lies a tile's rows would fall on each other in the cache.
+    Rows,
+}
+
 /// A kernel taken apart. Sizes are in elements.
 struct Form<'k> {
     batch: usize,
@@ -50,6 +63,7 @@ struct Form<'k> {
     mr: usize,
     nr: usize,
     left: Operand,
+    left_in: Left,
     right: Operand,
     pointers: usize,
     epilogue: Epilogue<'k>,
@@ -79,7 +93,7 @@ impl<'k> Form<'k> {
         let (Some(left), Some(right)) = (left, right) else {
             return fail("operands that are not arguments of the sizes its kind says");
         };
-        let first = func.args.len();
+        let (mr, first) = (target.mr, func.args.len());
         let results: Vec<(ValueId, usize)> = body.yields.iter().enumerate().map(|(i, &v)| (v, first + i)).collect();
         let epilogue = Epilogue::new(&kernel.name, func, batch * m, anchor, &results)?;
         Ok(Form {
@@ -90,8 +104,13 @@ impl<'k> Form<'k> {
             rows_per_task: rows_per_task.min(m),
             columns_per_task: columns_per_task.min(n),
             kc: kc.min(k),
-            mr: target.mr,
+            mr,
             nr: target.nr,
+            left_in: match left.inner_last {
+                false => Left::Interleaved,
+                true if collide(mr, left.stride) => Left::Rows,
+                true => Left::InPlace,
+            },
             left,
             right,
             pointers: first + results.len(),
@@ -103,9 +122,25 @@ impl<'k> Form<'k> {
     fn tiles(&self) -> (usize, usize) {
         (self.rows_per_task.div_ceil(self.mr), self.columns_per_task.div_ceil(self.nr))
     }
-    /// Bytes of `mr` interleaved rows: an odd number of cache lines, so that they do not fall on each other in the cache.
+    /// Bytes between the rows of a tile as the micro-kernel reads them, and between the inner steps.
+    fn left_strides(&self) -> (usize, usize) {
+        match self.left_in {
+            Left::Interleaved => (4, self.mr * 4),
+            Left::InPlace => (self.left.stride, 4),
+            Left::Rows => (odd_lines(self.kc), 4),
+        }
+    }
+    /// Bytes of `mr` copied rows: an odd number of cache lines, so that they do not fall on each other in the cache.
     fn left_bytes(&self) -> usize {
-        ((self.kc * self.mr * 4).div_ceil(64) | 1) * 64
+        match self.left_in {
+            Left::Interleaved => odd_lines(self.kc * self.mr),
+            Left::InPlace => 0,
+            Left::Rows => self.mr * odd_lines(self.kc),
+        }
+    }
+    /// Whether the left operand is copied to scratch.
+    fn copies_left(&self) -> bool {
+        self.left_in != Left::InPlace
     }
     /// Bytes of the sums of one panel.
     fn sums_bytes(&self) -> usize {
@@ -141,7 +176,7 @@ impl<'k> Form<'k> {
 }
 
 impl Operand {
-    /// Steps that are copied at a time, rounded up to whole cache lines if copies are transposed.
+    /// Steps that are copied at a time, rounded up to whole cache lines if they lie side by side.
     fn whole(&self, steps: usize, lanes: usize) -> usize {
         if self.inner_last { steps.next_multiple_of(2 * lanes) } else { steps }
     }
@@ -217,17 +252,14 @@ impl Block<'_> {
         let (first, last) = (e.cmp(Cmp::Eq, index, zero), e.cmp(Cmp::Eq, index, end));
         let (tiles, panels) = (ceil_div(e, self.rows, form.mr), ceil_div(e, self.columns, form.nr));
         let (left_share, right_share) = (form.left_share(e.lanes), form.right_share(e.lanes));
-        e.when(first, |e| self.left_from(e, inner, tiles, zero));
+        if form.copies_left() {
+            e.when(first, |e| self.left_from(e, inner, tiles, zero));
+        }
         self.right(e, inner, zero, zero, inner.length);
         let sums = e.offset_const(e.scratch, form.scratch().1);
-        let micro = Micro {
-            rows: form.mr,
-            nr: form.nr,
-            row_stride: 4,
-            step: form.mr * 4,
-            even: Micro::is_even(form.k, form.kc),
-        };
-        let block = self.left_block(e, inner);
+        let (row_stride, step) = form.left_strides();
+        let even = Micro::is_even(form.k, form.kc);
+        let micro = Micro { rows: form.mr, nr: form.nr, row_stride, step, even };
         e.each(zero, panels, |e, panel| {
             let (right, sums) = (self.right_panel(e, panel), e.at(sums, panel, form.sums_bytes()));
             let later = e.add_const(panel, 1);
@@ -235,7 +267,7 @@ impl Block<'_> {
             let from = e.mul_const(panel, left_share);
             let to = e.add_const(from, left_share);
             e.each(zero, tiles, |e, tile| {
-                if form.blocks() > 1 {
+                if form.blocks() > 1 && form.copies_left() {
                     self.left(e, next, tile, from, to);
                 }
                 e.when(more, |e| {
@@ -243,18 +275,26 @@ impl Block<'_> {
                     let to = e.add_const(from, right_share);
                     self.right(e, inner, later, from, to);
                 });
-                let left = e.at(block, tile, form.left_bytes());
+                let left = self.left_tile(e, inner, tile);
                 let sums = e.at(sums, tile, form.mr * form.nr * 4);
                 let lines = |e: &mut Emitter, share: Share| {
                     if form.blocks() > 1 {
-                        self.prefetch_left(e, next, (tile, to), share);
+                        self.prefetch_left(e, next, (tile, if form.copies_left() { to } else { from }), share);
                     }
                     self.prefetch_right(e, inner, (later, panels), (tile, tiles), share);
                     self.prefetch_epilogue(e, (tile, panel), share, (last, sums));
                 };
                 let ahead = Ahead::over(form.mr, (form.k, form.kc), &lines);
                 let first = (form.blocks() > 1).then_some(first);
-                micro.emit(e, (left, right), inner.length, (sums, first), ahead.as_ref());
+                let multiply = |e: &mut Emitter, rows: usize| {
+                    let ahead = ahead.as_ref().filter(|_| rows == form.mr);
+                    Micro { rows, ..micro }.emit(e, (left, right), inner.length, (sums, first), ahead);
+                };
+                if form.copies_left() {
+                    multiply(e, form.mr);
+                } else {
+                    self.heights(e, tile, multiply);
+                }
                 e.when(last, |e| self.finish(e, panel, tile, sums));
             });
             // The last block of rows has fewer tiles.
@@ -263,7 +303,7 @@ impl Block<'_> {
                 self.right(e, inner, later, from, inner.length);
             });
         });
-        if form.blocks() > 1 {
+        if form.blocks() > 1 && form.copies_left() {
             let from = e.mul_const(panels, left_share);
             self.left_from(e, next, tiles, from);
         }
@@ -275,6 +315,25 @@ impl Block<'_> {
         let matrix = e.at(e.arg(operand.pointer), self.matrix, operand.bytes);
         let row = e.at(matrix, row, operand.stride);
         e.at(row, column, 4)
+    }
+
+    /// Runs `body` with the rows of a tile.
+    fn heights(&self, e: &mut Emitter, tile: Val, body: impl Fn(&mut Emitter, usize)) {
+        let form = self.form;
+        let offset = e.mul_const(tile, form.mr);
+        let left_over = e.sub(self.rows, offset);
+        widths(e, left_over, (form.m, form.rows_per_task, form.mr), body);
+    }
+
+    /// Where the micro-kernel reads a tile's rows of the left operand.
+    fn left_tile(&self, e: &mut Emitter, inner: Inner, tile: Val) -> Val {
+        if self.form.copies_left() {
+            let block = self.left_block(e, inner);
+            return e.at(block, tile, self.form.left_bytes());
+        }
+        let offset = e.mul_const(tile, self.form.mr);
+        let row = e.add(self.row, offset);
+        self.element(e, &self.form.left, row, inner.start)
     }
 
     /// Where a block of the left operand is copied to: two take turns.
@@ -291,13 +350,12 @@ impl Block<'_> {
         let offset = e.mul_const(tile, form.mr);
         let (outer, step) = (e.add(self.row, offset), e.add(inner.start, first));
         let from = self.element(e, &form.left, outer, step);
-        let block = self.left_block(e, inner);
-        let to = e.at(block, tile, form.left_bytes());
-        let to = e.at(to, first, form.mr * 4);
-        let Operand { stride, inner_last: transpose, .. } = form.left;
-        let left_over = e.sub(self.rows, offset);
-        widths(e, left_over, (form.m, form.rows_per_task, form.mr), |e, columns| {
-            Strip { from, stride, transpose, columns }.copy(e, length, to, form.mr);
+        let tile_at = self.left_tile(e, inner, tile);
+        let (pitch, each) = form.left_strides();
+        let (to, stride) = (e.at(tile_at, first, each), form.left.stride);
+        self.heights(e, tile, |e, rows| match form.left_in {
+            Left::Rows => copy_rows(e, (from, stride), (to, pitch), (rows, length)),
+            _ => Strip { from, stride, transpose: false, columns: rows }.copy(e, length, to, form.mr),
         });
     }
 
@@ -312,15 +370,22 @@ impl Block<'_> {
         });
     }
 
-    /// Asks for a part of a round of a tile's rows of the share of the left operand that begins at step `from`.
+    /// Asks for a part of a round of a tile's rows of the share of the left operand that begins at step `from`: some steps of all
+    /// of them, or all steps of one where those lie side by side.
     fn prefetch_left(&self, e: &mut Emitter, inner: Inner, (tile, from): (Val, Val), (round, part): Share) {
         let form = self.form;
-        if form.left.inner_last {
-            return;
-        }
         let offset = e.mul_const(tile, form.mr);
         let (outer, step) = (e.add(self.row, offset), e.add(inner.start, from));
-        self.prefetch(e, &form.left, (outer, step), (form.left_share(e.lanes), 1), (round, part));
+        let share = form.left_share(e.lanes);
+        if !form.left.inner_last {
+            return self.prefetch(e, &form.left, (outer, step), (share, 1), (round, part));
+        }
+        let outer = e.add(outer, round);
+        let row = self.element(e, &form.left, outer, step);
+        for line in (part.0..(share * 4).div_ceil(64)).step_by(part.1) {
+            let line = e.offset_const(row, line * 64);
+            e.prefetch(line, 2);
+        }
     }
 
     /// Asks for a part of a round of some steps of an operand, from an element on: so many cache lines of each.

@@ -42,6 +42,16 @@ fn ragged_shapes_of_every_transposition() {
 }
 
 #[test]
+fn rows_that_fall_on_each_other_in_the_cache() {
+    for (m, n, kc) in [(25, 40, 128), (25, 40, 1024), (3, 20, 100)] {
+        for batch in [1, 2] {
+            let shape = Shape { batch, m, n, k: 1024, rows_per_task: 18, columns_per_task: 32, kc };
+            shape.kernel((false, false), "", "yield \"p\" = %p").check();
+        }
+    }
+}
+
+#[test]
 fn every_matrix_of_a_batch() {
     for (m, n, k) in [(5, 33, 70), (25, 7, 64), (12, 32, 131)] {
         for transposed in [(true, false), (false, false), (true, true), (false, true)] {

@@ -139,11 +139,18 @@ impl WeightSource {
 }
 
 impl Program {
-    /// Bytes of the constant buffers, training state included, and of the largest arena: what running it needs, but for its
-    /// inputs and outputs and the threads' scratch. Saturates, since an artifact may claim any size.
-    pub fn memory(&self) -> usize {
-        let weights = self.weights.iter().fold(0usize, |sum, w| sum.saturating_add(w.ty.bytes()));
-        weights.saturating_add(self.entries.iter().map(|e| e.arena).max().unwrap_or(0))
+    /// Bytes that running it needs: the constant buffers, training state included, the largest arena, the most inputs and outputs,
+    /// and the scratch of so many threads. Saturates, since an artifact may claim any size.
+    pub fn memory(&self, threads: usize) -> usize {
+        let weights = self.weights.iter().map(|w| w.ty.bytes());
+        let most = |bytes: fn(&Entry) -> usize| self.entries.iter().map(bytes).max().unwrap_or(0);
+        let others = [most(|e| e.arena), most(Entry::outside), self.scratch().saturating_mul(threads)];
+        weights.chain(others).fold(0, usize::saturating_add)
+    }
+
+    /// Bytes of scratch that a thread needs; 0 before a back end has set those of the kernels.
+    pub fn scratch(&self) -> usize {
+        self.kernels.iter().map(|k| k.scratch).max().unwrap_or(0)
     }
 }
 
@@ -346,6 +353,11 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Bytes of the inputs and outputs in the caller's memory, caches included.
+    pub fn outside(&self) -> usize {
+        let outside = self.buffers.iter().filter(|b| matches!(b.place, Place::Input(_) | Place::Output(_)));
+        outside.map(|b| b.ty.bytes()).fold(0, usize::saturating_add)
+    }
     /// The weights that it writes: parameters and training state that its results replace. `kernels` are the program's.
     pub fn updated(&self, kernels: &[Kernel]) -> BTreeSet<usize> {
         let mut written = Vec::new();

@@ -114,11 +114,6 @@ fn training(remat: Remat) -> rdc_passes::Options {
     rdc_passes::Options { training: Some(training), ..common::options(WeightType::F32) }
 }
 
-fn memory(program: &Program) -> usize {
-    let weights: usize = program.weights.iter().map(|w| w.ty.bytes()).sum();
-    weights + program.entries.iter().map(|e| e.arena).max().unwrap()
-}
-
 #[test]
 fn every_point_of_training_is_seen_in_order() {
     let mut seen = Vec::new();
@@ -154,7 +149,7 @@ fn training_keeps_the_gradients_of_differentiation() {
 
 #[test]
 fn auto_takes_the_first_policy_that_fits() {
-    let bytes = |remat| compile(loss(), &training(remat), &mut |_, _| {}).map(|(_, program)| memory(&program));
+    let bytes = |remat| compile(loss(), &training(remat), &mut |_, _| {}).map(|(_, program)| program.memory(0));
     let (all, least) = (bytes(Remat::None).unwrap(), bytes(Remat::Iteration).unwrap());
     let worth_it = bytes(Remat::default()).unwrap();
     assert!(least < worth_it && worth_it < all);

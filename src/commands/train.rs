@@ -48,7 +48,7 @@ pub fn run(args: TrainArgs, quiet: bool) -> Result<()> {
     let files = files(&config, base)?;
     std::fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
     crate::interrupt::watch(&args.out.join(METRICS));
-    let planned = trainer.meta().program.memory();
+    let planned = trainer.meta().program.memory(threads);
     let parts =
         Parts { trainer, config: config.clone(), batches: Box::new(batches), validation, out: args.out.clone(), files };
     let mut run = if args.resume { Run::resume(parts, false)? } else { Run::start(parts)? };

@@ -1,6 +1,6 @@
 //! The rdc without the compiler runs artifacts, in little more memory than they plan for.
 use crate::support::*;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// What the process may take beyond weights, caches, arenas, inputs and outputs.
@@ -21,12 +21,34 @@ fn peak(command: &mut Command) -> u64 {
     peak
 }
 
+/// The rdc without the compiler, if it was built.
+fn runtime_only() -> Option<PathBuf> {
+    let binary = std::env::var_os("RDC_RUNTIME_ONLY");
+    if binary.is_none() {
+        println!("RDC_RUNTIME_ONLY is not set: nothing is checked (`make test` sets it)");
+    }
+    binary.map(PathBuf::from)
+}
+
+#[test]
+fn trains_within_a_tenth_of_the_planned_memory() {
+    let Some(binary) = runtime_only() else { return };
+    let sizes = ["vocab=1024", "dim=128", "heads=4", "inner=352", "context=128"];
+    let layers = ["layers_prelude=1", "layers_core=1", "layers_coda=1"];
+    let set = sizes.iter().chain(&layers).flat_map(|size| ["--set", size]);
+    let args: Vec<&str> =
+        ["examples/huginn.rdm", "--train", "--batch", "32", "--seq", "128"].into_iter().chain(set).collect();
+    let artifact = artifact(&args);
+    let measured = ["--work", "train", "--steps", "8", "--seconds", "0.1", "--threads", "2", "--json"];
+    let shown = rdc_of(&binary, &[&["bench", artifact.to_str().unwrap()], &measured[..]].concat());
+    let line: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let [planned, peak] = ["planned", "peak"].map(|which| line["memory"][which].as_f64().unwrap());
+    assert!(peak > 0.9 * planned && peak < 1.1 * planned, "{peak} bytes resident, {planned} planned");
+}
+
 #[test]
 fn runs_a_fixture_within_the_planned_memory() {
-    let Some(binary) = std::env::var_os("RDC_RUNTIME_ONLY") else {
-        println!("RDC_RUNTIME_ONLY is not set: nothing is checked (`make test` sets it)");
-        return;
-    };
+    let Some(binary) = runtime_only() else { return };
     let reference = fixture("huginn-tiny/a_logits.safetensors");
     let hf = "tests/fixtures/huginn-tiny";
     // No larger caches than the run fills: pages that are never touched are not resident.
@@ -40,7 +62,7 @@ fn runs_a_fixture_within_the_planned_memory() {
     let peak = peak(Command::new(&binary).args(["run", artifact, "--steps", "32", "--threads", "2"]).args(paths));
     assert_close("logits", &read(&output)["logits"], &reference["b2s12.r32.logits"], TOLERANCE);
 
-    let shown = rdc_of(Path::new(&binary), &["inspect", artifact, "--json"]);
+    let shown = rdc_of(&binary, &["inspect", artifact, "--json"]);
     let plan: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
     let functions = plan["functions"].as_array().unwrap().iter();
     let arena = functions.map(|f| f["arena_bytes"].as_u64().unwrap() + f["input_output_bytes"].as_u64().unwrap()).max();

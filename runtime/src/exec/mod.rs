@@ -53,7 +53,7 @@ impl Executor {
             plans.push(plan(&model, entry, threads, &mut launches, &mut dynamic));
         }
         let arena = program.entries.iter().map(|e| e.arena).max().unwrap_or(0);
-        let scratch = program.kernels.iter().map(|k| k.scratch).max().unwrap_or(0);
+        let scratch = program.scratch();
         let cells = plans.iter().map(|p| p.cells).max().unwrap_or(0);
         let workers = (0..threads)
             .map(|thread| Ok(Mutex::new(Worker::new(thread, scratch, cells, dynamic)?)))

@@ -46,7 +46,7 @@ pub struct Line {
 /// Memory of a process that trains.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Memory {
-    /// Bytes of weights, gradients, moments and the largest arena, as planned.
+    /// Bytes of weights, gradients, moments, the largest arena, inputs, outputs and scratch, as planned.
     pub planned: usize,
     /// The most bytes that were resident, the process's code and this benchmark's own buffers included.
     pub peak: usize,

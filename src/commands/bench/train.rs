@@ -28,7 +28,7 @@ pub fn measure_trainer(
     let ids = |add: usize| (0..train.batch * train.seq).map(|i| ((i * 7919 + add) % vocabulary) as i32).collect();
     let batch = Batch { ids: ids(13), labels: ids(7932), states: Vec::new() };
     let optimizer = Optimizer { lr: 1e-4, ..Optimizer::default() };
-    let planned = trainer.meta().program.memory();
+    let planned = trainer.meta().program.memory(threads);
     for &steps in &args.steps {
         let depth = depth(steps, train.max_grad_steps);
         progress.stage(&format!("train {size} n={} k={}", depth.no_grad, depth.grad));

@@ -5,7 +5,7 @@ mod common;
 use rdc_ir::cost::func_cost;
 use rdc_ir::interp::{Inputs, Options, Outputs, Tensor, run};
 use rdc_ir::packing::{quantize, row_scale};
-use rdc_ir::program::{Program, WeightSource};
+use rdc_ir::program::WeightSource;
 use rdc_ir::testing::{max_difference, random_inputs};
 use rdc_ir::{Module, parse};
 use rdc_passes::{

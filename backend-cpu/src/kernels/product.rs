@@ -2,8 +2,9 @@
 //!
 //! A task is a block of rows times a block of columns of one matrix. For each block of `kc` of the inner size, its piece of the left
 //! operand stays in the second-level cache: in scratch, `mr` rows interleaved, or, if the inner index runs along its rows, row by
-//! row where it lies, as in matmuls. Panel by panel of `nr` columns, the micro-kernel of the matmuls ([`Micro`]) goes
-//! through it with a piece of the right operand, which lies in scratch and stays in the first-level cache. The sums of the whole block stay in scratch between inner blocks. After the last one the epilogue runs on each tile
+//! row where it lies, as in matmuls (or in scratch: [`Left`]). Panel by panel of `nr` columns, the micro-kernel of the
+//! matmuls ([`Micro`]) goes through it with a piece of the right operand, which lies in scratch and stays in the first-level
+//! cache. The sums of the whole block stay in scratch between inner blocks. After the last one the epilogue runs on each tile
 //! while its sums are in the first-level cache. It reads an element of an argument before it writes that of a result.
 //!
 //! Pieces are copied to scratch bit by bit while the pieces before them are multiplied. Their cache lines come from far

@@ -11,6 +11,8 @@ use std::time::Instant;
 
 /// Longest inner block of a matmul, as the passes plan it.
 const INNER: usize = 256;
+/// The same of a product.
+const INNER_OF_PRODUCT: usize = 128;
 
 /// What surrounds the product in a case.
 #[derive(Clone, Copy, PartialEq)]
@@ -112,7 +114,7 @@ fn product_case(
     b.output("c", out, false);
     let rows_per_task = m.div_ceil(m.div_ceil(rows)).next_multiple_of(target.mr);
     let columns_per_task = n.div_ceil(n.div_ceil(columns)).next_multiple_of(target.nr);
-    let inner = (target.l1 / (8 * target.nr)).min(128);
+    let inner = (target.l1 / (8 * target.nr)).min(INNER_OF_PRODUCT);
     let kc = k.div_ceil(k.div_ceil(inner)).next_multiple_of(4);
     let kind = KernelKind::Product { batch: 1, m, n, k, rows_per_task, columns_per_task, kc };
     kernel("k", kind, func, m.div_ceil(rows_per_task) * n.div_ceil(columns_per_task))

@@ -18,7 +18,7 @@
 //! may have the memory of its base. A kernel therefore reads an element of an argument (a row of it, in the second case) before it
 //! writes that element of a result computed from it, in the same task, and not again after.
 use crate::entity::OpId;
-use crate::module::{Func, Loc};
+use crate::module::{ArgRole, Func, Loc};
 use crate::ops::Opcode;
 use crate::types::Type;
 use serde::{Deserialize, Serialize};
@@ -139,13 +139,18 @@ impl WeightSource {
 }
 
 impl Program {
-    /// Bytes that running it needs: the constant buffers, training state included, the largest arena, the most inputs and outputs,
-    /// and the scratch of so many threads. Saturates, since an artifact may claim any size.
+    /// Bytes that running it needs: the constant buffers, training state included, the largest arena, the most inputs and outputs
+    /// but for caches, and the scratch of so many threads. Saturates, since an artifact may claim any size.
     pub fn memory(&self, threads: usize) -> usize {
         let weights = self.weights.iter().map(|w| w.ty.bytes());
-        let most = |bytes: fn(&Entry) -> usize| self.entries.iter().map(bytes).max().unwrap_or(0);
-        let others = [most(|e| e.arena), most(Entry::outside), self.scratch().saturating_mul(threads)];
+        let outside = self.entries.iter().map(Entry::outside).max().unwrap_or(0);
+        let others = [self.arena(), outside, self.scratch().saturating_mul(threads)];
         weights.chain(others).fold(0, usize::saturating_add)
+    }
+
+    /// Bytes of the largest arena: entries take turns in it.
+    pub fn arena(&self) -> usize {
+        self.entries.iter().map(|e| e.arena).max().unwrap_or(0)
     }
 
     /// Bytes of scratch that a thread needs; 0 before a back end has set those of the kernels.
@@ -353,10 +358,11 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Bytes of the inputs and outputs in the caller's memory, caches included.
+    /// Bytes of the inputs and outputs, but for caches. Saturates, since an artifact may claim any size.
     pub fn outside(&self) -> usize {
-        let outside = self.buffers.iter().filter(|b| matches!(b.place, Place::Input(_) | Place::Output(_)));
-        outside.map(|b| b.ty.bytes()).fold(0, usize::saturating_add)
+        let inputs = self.inputs.iter().filter(|i| i.role != ArgRole::Cache).map(|i| i.buffer);
+        let outside = inputs.chain(self.outputs.iter().map(|o| o.buffer));
+        outside.map(|b| self.buffers[b].ty.bytes()).fold(0, usize::saturating_add)
     }
     /// The weights that it writes: parameters and training state that its results replace. `kernels` are the program's.
     pub fn updated(&self, kernels: &[Kernel]) -> BTreeSet<usize> {
@@ -420,7 +426,7 @@ pub struct Input {
     /// Its name.
     pub name: String,
     /// Its role and, for a state, how it is drawn.
-    pub role: crate::module::ArgRole,
+    pub role: ArgRole,
     /// Its buffer.
     pub buffer: usize,
 }

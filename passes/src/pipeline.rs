@@ -175,6 +175,7 @@ fn what_fits(module: &Module, options: &Options, training: &Training, memory: us
     let bytes = |keep: Keep| -> Result<usize, Error> {
         let mut run = Run { module: module.clone(), observer: &mut |_, _| {} };
         run.train(options, training, keep)?;
+        // Of no threads: their scratch is known after code generation only.
         Ok(plan::build(&run.module, options)?.memory(0))
     };
     let all = bytes(WORTH_IT)?;

@@ -142,12 +142,10 @@ fn facts(meta: &Meta, steps: usize, weights_in_artifact: Option<bool>) -> Facts 
 fn function(entry: &Entry, work: Option<&Work>, steps: usize) -> Function {
     let work = work.copied().unwrap_or_default();
     let (once, looped) = launches(&entry.steps);
-    let outside = entry.inputs.iter().filter(|i| i.role != ArgRole::Cache).map(|i| i.buffer);
-    let outside = outside.chain(entry.outputs.iter().map(|o| o.buffer));
     Function {
         name: entry.name.clone(),
         arena_bytes: entry.arena,
-        input_output_bytes: total(outside.map(|b| entry.buffers[b].ty.bytes())),
+        input_output_bytes: entry.outside(),
         flops_once: work.once,
         flops_per_iteration: work.iteration,
         flops: work.once.saturating_add(work.iteration.saturating_mul(steps as u64)),

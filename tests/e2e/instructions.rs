@@ -38,8 +38,6 @@ fn key_kernels_take_no_more_instructions() {
         println!("valgrind is not installed: instruction counts are not checked");
         return;
     }
-    let sizes = ["dim=128", "heads=4", "inner=352", "vocab=1024", "layers_prelude=1", "layers_core=1", "layers_coda=1"];
-    let sizes: Vec<&str> = sizes.iter().flat_map(|s| ["--set", s]).collect();
     // Valgrind knows no AVX-512.
     let fixed = ["examples/huginn.rdm", "--target", "x86-64-v3", "--context", "128", "--seq", "64", "--max-steps", "4"];
     let path = repository("tests/e2e/instructions.txt");
@@ -49,7 +47,7 @@ fn key_kernels_take_no_more_instructions() {
         ("bf16", &["matmul_bf16_64x", "matmul_bf16_1x"]),
         ("i8", &["matmul_i8_64x", "matmul_i8_1x"]),
     ] {
-        let artifact = artifact(&[&fixed[..], &["--dtype", dtype], &sizes].concat());
+        let artifact = artifact(&[&fixed[..], &["--dtype", dtype], &tiny()].concat());
         let artifact = &artifact;
         let per_launch = move |kernel: &&str| {
             let one = count(artifact, kernel, 1);

@@ -155,6 +155,12 @@ pub fn fails(args: &[&str]) -> String {
     errors
 }
 
+/// The flags for the smallest size that speed is measured at.
+pub fn tiny() -> Vec<&'static str> {
+    let sizes = ["dim=128", "heads=4", "inner=352", "vocab=1024", "layers_prelude=1", "layers_core=1", "layers_coda=1"];
+    sizes.into_iter().flat_map(|size| ["--set", size]).collect()
+}
+
 /// An artifact for these arguments of `rdc compile`, compiled once per test binary.
 pub fn artifact(args: &[&str]) -> PathBuf {
     type Slot = Arc<OnceLock<PathBuf>>;

@@ -94,7 +94,7 @@ impl<'k> Form<'k> {
         let (Some(left), Some(right)) = (left, right) else {
             return fail("operands that are not arguments of the sizes its kind says");
         };
-        let (mr, first) = (target.mr, func.args.len());
+        let first = func.args.len();
         let results: Vec<(ValueId, usize)> = body.yields.iter().enumerate().map(|(i, &v)| (v, first + i)).collect();
         let epilogue = Epilogue::new(&kernel.name, func, batch * m, anchor, &results)?;
         Ok(Form {
@@ -105,11 +105,11 @@ impl<'k> Form<'k> {
             rows_per_task: rows_per_task.min(m),
             columns_per_task: columns_per_task.min(n),
             kc: kc.min(k),
-            mr,
+            mr: target.mr,
             nr: target.nr,
             left_in: match left.inner_last {
                 false => Left::Interleaved,
-                true if collide(mr, left.stride) => Left::Rows,
+                true if collide(m, left.stride) => Left::Rows,
                 true => Left::InPlace,
             },
             left,
@@ -267,6 +267,8 @@ impl Block<'_> {
             let more = e.cmp(Cmp::Lt, later, panels);
             let from = e.mul_const(panel, left_share);
             let to = e.add_const(from, left_share);
+            // What is copied with a panel was asked for with the one before; what is read where it lies is due in the next block.
+            let due = if form.copies_left() { to } else { from };
             e.each(zero, tiles, |e, tile| {
                 if form.blocks() > 1 && form.copies_left() {
                     self.left(e, next, tile, from, to);
@@ -280,7 +282,7 @@ impl Block<'_> {
                 let sums = e.at(sums, tile, form.mr * form.nr * 4);
                 let lines = |e: &mut Emitter, share: Share| {
                     if form.blocks() > 1 {
-                        self.prefetch_left(e, next, (tile, if form.copies_left() { to } else { from }), share);
+                        self.prefetch_left(e, next, (tile, due), share);
                     }
                     self.prefetch_right(e, inner, (later, panels), (tile, tiles), share);
                     self.prefetch_epilogue(e, (tile, panel), share, (last, sums));
@@ -324,6 +326,14 @@ impl Block<'_> {
         let offset = e.mul_const(tile, form.mr);
         let left_over = e.sub(self.rows, offset);
         widths(e, left_over, (form.m, form.rows_per_task, form.mr), body);
+    }
+
+    /// Runs `body` with the columns of a panel.
+    fn breadths(&self, e: &mut Emitter, panel: Val, body: impl Fn(&mut Emitter, usize)) {
+        let form = self.form;
+        let offset = e.mul_const(panel, form.nr);
+        let left_over = e.sub(self.columns, offset);
+        widths(e, left_over, (form.n, form.columns_per_task, form.nr), body);
     }
 
     /// Where the micro-kernel reads a tile's rows of the left operand.
@@ -373,34 +383,27 @@ impl Block<'_> {
 
     /// Asks for a part of a round of a tile's rows of the share of the left operand that begins at step `from`: some steps of all
     /// of them, or all steps of one where those lie side by side.
-    fn prefetch_left(&self, e: &mut Emitter, inner: Inner, (tile, from): (Val, Val), (round, part): Share) {
+    fn prefetch_left(&self, e: &mut Emitter, inner: Inner, (tile, from): (Val, Val), share: Share) {
         let form = self.form;
         let offset = e.mul_const(tile, form.mr);
         let (outer, step) = (e.add(self.row, offset), e.add(inner.start, from));
-        let share = form.left_share(e.lanes);
-        if !form.left.inner_last {
-            return self.prefetch(e, &form.left, (outer, step), (share, 1), (round, part));
-        }
-        let outer = e.add(outer, round);
-        let row = self.element(e, &form.left, outer, step);
-        for line in (part.0..(share * 4).div_ceil(64)).step_by(part.1) {
-            let line = e.offset_const(row, line * 64);
-            e.prefetch(line, 2);
-        }
+        let steps = form.left_share(e.lanes);
+        let lines = if form.left.inner_last { (form.mr, (steps * 4).div_ceil(64)) } else { (steps, 1) };
+        self.prefetch(e, &form.left, (outer, step), lines, share);
     }
 
-    /// Asks for a part of a round of some steps of an operand, from an element on: so many cache lines of each.
+    /// Asks for a part of a round of some rows of an operand as they lie in memory, from an element on: so many cache lines of each.
     fn prefetch(
         &self,
         e: &mut Emitter,
         operand: &Operand,
         (outer, step): (Val, Val),
-        (steps, lines): (usize, usize),
+        (rows, lines): (usize, usize),
         (round, (part, parts)): Share,
     ) {
-        let each = steps.div_ceil(self.form.mr);
+        let each = rows.div_ceil(self.form.mr);
         let first = e.mul_const(round, each);
-        let step = e.add(step, first);
+        let (outer, step) = if operand.inner_last { (e.add(outer, first), step) } else { (outer, e.add(step, first)) };
         let from = self.element(e, operand, outer, step);
         for line in (part..each * lines).step_by(parts) {
             let line = e.offset_const(from, line / lines * operand.stride + line % lines * 64);
@@ -434,8 +437,7 @@ impl Block<'_> {
         let to = self.right_panel(e, panel);
         let to = e.at(to, first, form.nr * 4);
         let Operand { stride, inner_last: transpose, .. } = form.right;
-        let left_over = e.sub(self.columns, offset);
-        widths(e, left_over, (form.n, form.columns_per_task, form.nr), |e, columns| {
+        self.breadths(e, panel, |e, columns| {
             Strip { from, stride, transpose, columns }.copy(e, length, to, form.nr);
         });
     }
@@ -481,9 +483,7 @@ impl Block<'_> {
     /// The epilogue of a tile of finished sums.
     fn finish(&self, e: &mut Emitter, panel: Val, tile: Val, sums: Val) {
         let form = self.form;
-        let offset = e.mul_const(panel, form.nr);
-        let left_over = e.sub(self.columns, offset);
-        widths(e, left_over, (form.n, form.columns_per_task, form.nr), |e, columns| {
+        self.breadths(e, panel, |e, columns| {
             let (row, column) = self.corner(e, tile, panel);
             let done = e.mul_const(tile, form.mr);
             let (left_over, most, zero) = (e.sub(self.rows, done), e.i64(form.mr), e.i64(0));

@@ -114,7 +114,7 @@ pub fn moving(func: &Func, uses: &Uses, op: OpId) -> Option<ValueId> {
     }
     let (stack, offset) = root(func, data.operands[0]);
     // Nothing is clamped; the stack does not move itself.
-    let plain = offset == 0 && func.def_op(stack).is_none_or(|op| func.ops[op].opcode != Opcode::Index);
+    let plain = offset == 0 && func.defined_by(stack, Opcode::Index).is_none();
     let all = func.ty(data.operands[0]).shape[0] >= around.size("max_steps");
     (plain && all).then_some(data.operands[0])
 }

@@ -52,8 +52,7 @@ impl Executor {
         for entry in &program.entries {
             plans.push(plan(&model, entry, threads, &mut launches, &mut dynamic));
         }
-        let arena = program.entries.iter().map(|e| e.arena).max().unwrap_or(0);
-        let scratch = program.scratch();
+        let (arena, scratch) = (program.arena(), program.scratch());
         let cells = plans.iter().map(|p| p.cells).max().unwrap_or(0);
         let workers = (0..threads)
             .map(|thread| Ok(Mutex::new(Worker::new(thread, scratch, cells, dynamic)?)))

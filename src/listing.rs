@@ -21,7 +21,8 @@ pub fn program(program: &Program) -> String {
         out.push('\n');
         line(&mut out, 0, format!("function {}: arena of {} bytes", e.name, e.arena));
         for (index, buffer) in e.buffers.iter().enumerate() {
-            line(&mut out, 1, format!("%{index} {}: {} in {}", buffer.name, buffer.ty, place(buffer.place, e)));
+            let rows = buffer.pitch.map_or(String::new(), |pitch| format!(", rows {pitch} bytes apart,"));
+            line(&mut out, 1, format!("%{index} {}: {}{rows} in {}", buffer.name, buffer.ty, place(buffer.place, e)));
         }
         steps(&mut out, 1, &e.steps, program);
     }

@@ -8,8 +8,9 @@
 //! # Calling convention of a kernel
 //! `extern "C" fn(args: *const *mut u8, begin: i64, end: i64, scratch: *mut u8)` runs tasks `begin..end`. `args` holds one
 //! pointer per function argument, then one per non-linear result, in order. `scratch` is private to the thread, 64-byte
-//! aligned, [`Kernel::scratch`] bytes. Arguments and results are row-major; packed weights as the `pack` op says; types
-//! marked `cache` are one slot of a KV cache stored head-major: logical `[.., T, H, D]`, physical `[.., H, T, D]`.
+//! aligned, [`Kernel::scratch`] bytes. Arguments and results are row-major, rows of the last axis one after the other or
+//! [`Kernel::pitches`] apart; packed weights as the `pack` op says; types marked `cache` are one slot of a KV cache stored
+//! head-major: logical `[.., T, H, D]`, physical `[.., H, T, D]`.
 //!
 //! Results do not overlap arguments or each other, but for these cases: a result may have the memory of an argument that it
 //! is computed from element by element (only elementwise operations, all over the full shape, lead from the argument to the
@@ -22,7 +23,7 @@ use crate::module::{ArgRole, Func, Loc};
 use crate::ops::Opcode;
 use crate::types::Type;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A machine that code is generated for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -326,6 +327,9 @@ pub struct Kernel {
     pub kind: KernelKind,
     /// What it computes; arguments in launch order, results in launch order (linear results have no pointer).
     pub func: Func,
+    /// Bytes from one row of the last axis to the next, of the pointers whose rows do not follow each other.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pitches: BTreeMap<usize, usize>,
     /// Number of tasks.
     pub tasks: usize,
     /// How they are handed out.
@@ -336,6 +340,19 @@ pub struct Kernel {
     pub flops: u64,
     /// Bytes of arguments and results that one launch must read or write.
     pub bytes: u64,
+}
+
+impl Kernel {
+    /// The type of each pointer: arguments, then results that are not linear.
+    pub fn pointers(&self) -> impl Iterator<Item = &Type> {
+        let body = &self.func.regions[self.func.body];
+        let results = body.yields.iter().map(|&v| self.func.ty(v)).filter(|ty| !ty.cache);
+        body.args.iter().map(|&v| self.func.ty(v)).chain(results)
+    }
+    /// Bytes from one row to the next of a pointer whose rows are so long.
+    pub fn pitch(&self, pointer: usize, row: usize) -> usize {
+        self.pitches.get(&pointer).copied().unwrap_or(row)
+    }
 }
 
 /// A specialised function as a schedule.
@@ -397,8 +414,18 @@ pub struct Buffer {
     pub name: String,
     /// Type of the contents.
     pub ty: Type,
+    /// Bytes from one row of the last axis to the next, if rows do not follow each other; of the arena only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pitch: Option<usize>,
     /// Where it lives.
     pub place: Place,
+}
+
+impl Buffer {
+    /// Its size.
+    pub fn bytes(&self) -> usize {
+        self.ty.bytes_at(self.pitch)
+    }
 }
 
 /// Where a buffer lives.

@@ -85,6 +85,14 @@ impl Type {
     pub fn bytes(&self) -> usize {
         self.elements().saturating_mul(self.dtype.bytes())
     }
+    /// Size in bytes if the rows of the last axis begin `pitch` bytes apart, of the row-major tensor if that is not said.
+    pub fn bytes_at(&self, pitch: Option<usize>) -> usize {
+        pitch.map_or_else(|| self.bytes(), |pitch| self.rows().saturating_mul(pitch))
+    }
+    /// Size in bytes of a row of the last axis.
+    pub fn row_bytes(&self) -> usize {
+        self.last().saturating_mul(self.dtype.bytes())
+    }
     /// Size of the last axis (1 for a scalar).
     pub fn last(&self) -> usize {
         self.shape.last().copied().unwrap_or(1)

@@ -17,6 +17,14 @@ pub(crate) fn bytes(ty: &Type) -> Option<usize> {
     total.filter(|&b| b <= isize::MAX as usize)
 }
 
+/// The same with rows so many bytes apart, if they do not overlap.
+fn bytes_at(ty: &Type, pitch: Option<usize>) -> Option<usize> {
+    let dense = bytes(ty)?;
+    let Some(pitch) = pitch else { return Some(dense) };
+    let total = ty.rows().checked_mul(pitch).filter(|_| pitch >= ty.row_bytes());
+    total.filter(|&b| b <= isize::MAX as usize)
+}
+
 /// Checks metadata: its cache policy, its program, and that the parameters have what the weights take.
 pub(crate) fn meta(meta: &Meta) -> Result<(), String> {
     if empty(meta.kv) {
@@ -61,7 +69,11 @@ fn empty(policy: KvPolicy) -> bool {
 fn entry(program: &Program, entry: &Entry) -> Result<(), String> {
     let checker = Checker { program, entry };
     for (index, buffer) in entry.buffers.iter().enumerate() {
-        let size = bytes(&buffer.ty).ok_or_else(|| format!("buffer {} is too large", buffer.name))?;
+        let size = bytes_at(&buffer.ty, buffer.pitch).ok_or_else(|| format!("buffer {} is too large", buffer.name))?;
+        // What is outside is seen by those who know nothing of the pitch.
+        if buffer.pitch.is_some() && !matches!(buffer.place, Place::Arena(_)) {
+            return Err(format!("rows of buffer {} are apart", buffer.name));
+        }
         let fits = match buffer.place {
             Place::Arena(offset) => offset % 64 == 0 && offset.checked_add(size).is_some_and(|end| end <= entry.arena),
             Place::Weight(w) => program.weights.get(w).is_some_and(|w| bytes(&w.ty) == Some(size)),
@@ -99,7 +111,9 @@ fn entry(program: &Program, entry: &Entry) -> Result<(), String> {
         }
     }
     for output in &entry.outputs {
-        checker.place(output.buffer)?;
+        if checker.buffer(output.buffer)?.pitch.is_some() {
+            return Err(format!("rows of output {} are apart", output.name));
+        }
     }
     checker.steps(&entry.steps, None)
 }
@@ -126,7 +140,8 @@ impl Checker<'_> {
                 }
                 Step::Copy { dst, src } => {
                     let (to, from) = (self.buffer(*dst)?, self.buffer(*src)?);
-                    if bytes(&to.ty) != bytes(&from.ty) || !self.writable(*dst)? {
+                    let size = |b: &rdc_ir::program::Buffer| bytes_at(&b.ty, b.pitch);
+                    if size(to) != size(from) || to.pitch != from.pitch || !self.writable(*dst)? {
                         return Err(format!("buffer {} cannot be copied to {}", from.name, to.name));
                     }
                 }
@@ -156,8 +171,8 @@ impl Checker<'_> {
                 launch.args.len()
             ));
         }
-        for (arg, (ty, written)) in launch.args.iter().zip(pointers) {
-            self.argument(arg, ty, around)?;
+        for (pointer, (arg, (ty, written))) in launch.args.iter().zip(pointers).enumerate() {
+            self.argument(arg, (ty, kernel.pitches.get(&pointer).copied()), around)?;
             // What an entry updates is what its results say, and a cache is no result.
             if ty.cache && matches!(self.place(arg.buffer)?, Place::Weight(_)) {
                 return Err(format!("kernel {} would use weight {} as a cache", kernel.name, arg.buffer));
@@ -180,9 +195,17 @@ impl Checker<'_> {
         })
     }
     /// Checks that what a kernel addresses as `ty` lies in the buffer in every step of the loop around.
-    fn argument(&self, arg: &LaunchArg, ty: &Type, around: Option<&LoopStep>) -> Result<(), String> {
+    fn argument(
+        &self,
+        arg: &LaunchArg,
+        (ty, pitch): (&Type, Option<usize>),
+        around: Option<&LoopStep>,
+    ) -> Result<(), String> {
         let buffer = self.buffer(arg.buffer)?;
-        let size = bytes(&buffer.ty).unwrap_or(0);
+        if buffer.pitch != pitch {
+            return Err(format!("rows of buffer {} are not as far apart as a kernel takes them", buffer.name));
+        }
+        let size = bytes_at(&buffer.ty, pitch).unwrap_or(0);
         let last_step = around.map_or(0, |l| l.max_steps.saturating_sub(1));
         // The largest offset.
         let reach = match arg.offset {
@@ -196,7 +219,7 @@ impl Checker<'_> {
                 base.checked_add(last).and_then(|slot| slot.checked_mul(stride))
             }
         };
-        let end = reach.and_then(|offset| offset.checked_add(bytes(ty)?));
+        let end = reach.and_then(|offset| offset.checked_add(bytes_at(ty, pitch)?));
         if end.is_some_and(|end| end <= size) {
             Ok(())
         } else {
@@ -220,7 +243,7 @@ impl Checker<'_> {
         for &(a, b) in &inner.swaps {
             let (a, b) = (self.buffer(a)?, self.buffer(b)?);
             let fixed = |p| matches!(p, Place::Step | Place::IsLast | Place::Trips | Place::Weight(_));
-            if a.ty != b.ty || fixed(a.place) || fixed(b.place) {
+            if a.ty != b.ty || a.pitch != b.pitch || fixed(a.place) || fixed(b.place) {
                 return Err(format!("buffers {} and {} cannot be exchanged", a.name, b.name));
             }
         }
@@ -229,7 +252,12 @@ impl Checker<'_> {
         {
             return Err("the loop's exit is not a bool".into());
         }
-        inner.carried.iter().try_for_each(|&b| self.buffer(b).map(|_| ()))?;
+        for &carried in &inner.carried {
+            let buffer = self.buffer(carried)?;
+            if buffer.pitch.is_some() {
+                return Err(format!("rows of {}, which a loop carries, are apart", buffer.name));
+            }
+        }
         self.steps(&inner.body, Some(inner))
     }
 }

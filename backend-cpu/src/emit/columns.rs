@@ -2,7 +2,8 @@
 use super::row::{Chunk, Row, store};
 use super::rowgraph::{Graph, Kind, NodeId};
 use super::{Emitter, Error, Ty, Val};
-use rdc_ir::{Func, OpId, Opcode, Type, ValueId};
+use rdc_ir::program::Kernel;
+use rdc_ir::{OpId, Opcode, Type, ValueId};
 
 /// Rows taken together, so that as many streams are read and sums are loaded and stored once for them.
 const ROWS: usize = 4;
@@ -35,21 +36,21 @@ impl<'k> ColumnProgram<'k> {
     /// # Errors
     /// [`Error::Unsupported`] if anything but elementwise operations comes before or after the sums.
     pub fn new(
-        kernel: &'k str,
-        func: &'k Func,
+        kernel: &'k Kernel,
         (rows, columns): (usize, usize),
         results: &[(ValueId, usize)],
     ) -> Result<ColumnProgram<'k>, Error> {
+        let func = &kernel.func;
         let is_sum = |op: &&OpId| func.ops[**op].opcode == Opcode::SumTo;
         let sums: Vec<OpId> = func.regions[func.body].ops.iter().filter(is_sum).copied().collect();
         let given: Vec<ValueId> = sums.iter().map(|&op| func.ops[op].results[0]).collect();
-        let (mut terms, mut after) = (Graph::new(kernel, func, rows, &[]), Graph::new(kernel, func, 1, &given));
+        let (mut terms, mut after) = (Graph::new(kernel, rows, &[]), Graph::new(kernel, 1, &given));
         let mut nodes = Vec::new();
         for (&op, &sum) in sums.iter().zip(&given) {
             let term = func.ops[op].operands[0];
             let (from, to) = (func.ty(term), func.ty(sum));
             if to.elements() != columns || !is_column_sum(from, to, rows) {
-                return Err(Error::unsupported(kernel, format!("a sum of {from} to {to} as column sums")));
+                return Err(Error::unsupported(&kernel.name, format!("a sum of {from} to {to} as column sums")));
             }
             nodes.push(terms.result(term)?);
         }
@@ -57,7 +58,7 @@ impl<'k> ColumnProgram<'k> {
         for &(value, pointer) in results {
             if func.ty(value).elements() != columns {
                 let what = format!("a result of {} beside sums of {columns} columns", func.ty(value));
-                return Err(Error::unsupported(kernel, what));
+                return Err(Error::unsupported(&kernel.name, what));
             }
             stored.push((after.result(value)?, pointer));
         }
@@ -65,7 +66,7 @@ impl<'k> ColumnProgram<'k> {
             match n.kind {
                 Kind::Arg(_) | Kind::Given(_) | Kind::Constant(_) | Kind::Positions { .. } | Kind::Gather { .. } => {}
                 Kind::Alias(_) | Kind::Elementwise { .. } | Kind::Slice { .. } | Kind::OneHot { .. } => {}
-                _ => return Err(Error::unsupported(kernel, format!("{:?} among column sums", n.kind))),
+                _ => return Err(Error::unsupported(&kernel.name, format!("{:?} among column sums", n.kind))),
             }
         }
         Ok(ColumnProgram { terms, nodes, after, results: stored, rows })

@@ -2,6 +2,7 @@
 use super::row::{Chunk, Row};
 use super::rowgraph::{Class, Graph, Kind, NodeId};
 use super::{Emitter, Error, Val};
+use rdc_ir::program::Kernel;
 use rdc_ir::{Func, OpId, Opcode, ValueId};
 
 /// Elementwise operations after a matmul, on accumulators still in registers.
@@ -19,15 +20,15 @@ struct Stored {
     pointer: usize,
     /// Its first column there.
     first: usize,
-    /// Columns of a row there.
-    width: usize,
+    /// Bytes between rows there.
+    pitch: usize,
 }
 
 impl Stored {
     /// The address of column `col` of the node in row `row`.
     fn place(&self, e: &mut Emitter, graph: &Graph, row: Val, col: Val) -> Val {
         let bytes = graph.nodes[self.node].dtype.bytes();
-        let place = e.at(e.arg(self.pointer), row, self.width * bytes);
+        let place = e.at(e.arg(self.pointer), row, self.pitch);
         let place = e.offset_const(place, self.first * bytes);
         e.at(place, col, bytes)
     }
@@ -42,27 +43,29 @@ impl<'k> Epilogue<'k> {
     /// [`Error::Unsupported`] if a result is anything but elementwise operations on parts of the matmul and arguments, or such
     /// values joined.
     pub fn new(
-        kernel: &'k str,
-        func: &'k Func,
+        kernel: &'k Kernel,
         rows: usize,
         matmul: OpId,
         results: &[(ValueId, usize)],
     ) -> Result<Epilogue<'k>, Error> {
+        let func = &kernel.func;
         let op = &func.ops[matmul];
         let parts = if op.opcode == Opcode::PackedMatmul { op.size("parts").max(1) } else { 1 };
         let columns = func.ty(op.results[0]).last() / parts;
-        let mut graph = Graph::new(kernel, func, rows, &op.results);
+        let mut graph = Graph::new(kernel, rows, &op.results);
         let mut nodes = Vec::new();
         for &(value, pointer) in results {
-            let (joined, width) = (joined(func, value), func.ty(value).last());
+            let (joined, ty) = (joined(func, value), func.ty(value));
+            let width = if joined.is_some() { ty.last() } else { columns };
+            let pitch = kernel.pitch(pointer, width * ty.dtype.bytes());
             let mut first = 0;
             for &part in joined.unwrap_or(&[value]) {
                 let node = graph.result(part)?;
                 if graph.nodes[node].class.width().unwrap_or(1) != columns {
                     let what = format!("a result of {} after a matmul of {columns} columns", func.ty(part));
-                    return Err(Error::unsupported(kernel, what));
+                    return Err(Error::unsupported(&kernel.name, what));
                 }
-                nodes.push(Stored { node, pointer, first, width: if joined.is_some() { width } else { columns } });
+                nodes.push(Stored { node, pointer, first, pitch });
                 first += columns;
             }
         }
@@ -82,16 +85,26 @@ impl<'k> Epilogue<'k> {
                 _ => false,
             };
             if !fits {
-                return Err(Error::unsupported(kernel, format!("{:?} after a matmul", n.kind)));
+                return Err(Error::unsupported(&kernel.name, format!("{:?} after a matmul", n.kind)));
             }
         }
         Ok(epilogue)
     }
 
-    /// The arguments and results: their pointers, and the bytes of a row.
+    /// The arguments and results: their pointers, and the bytes between rows.
     pub fn rows(&self) -> impl Iterator<Item = (usize, usize)> {
-        let written = self.results.iter().map(|r| (r.pointer, r.width * self.graph.nodes[r.node].dtype.bytes()));
-        self.graph.rows_read().chain(written)
+        self.touched().map(|stored| (stored.pointer, stored.pitch))
+    }
+
+    /// The arguments that are read row by row, and the results.
+    fn touched(&self) -> impl Iterator<Item = Stored> {
+        let read = self.graph.nodes.iter().enumerate().filter_map(|(node, n)| match (&n.kind, n.class) {
+            (&Kind::Arg(pointer), Class::Rows(_)) => {
+                Some(Stored { node, pointer, first: 0, pitch: self.graph.pitch(pointer, n) })
+            }
+            _ => None,
+        });
+        read.chain(self.results.iter().copied())
     }
 
     /// Asks for the cache lines of the arguments and results at `columns` columns, from `col` on, of a row (both `i64`): those of
@@ -105,11 +118,7 @@ impl<'k> Epilogue<'k> {
         (part, parts): (usize, usize),
         (due, otherwise): (Val, Val),
     ) {
-        let args = self.graph.nodes.iter().enumerate().filter_map(|(node, n)| match (&n.kind, n.class) {
-            (Kind::Arg(pointer), Class::Rows(width)) => Some(Stored { node, pointer: *pointer, first: 0, width }),
-            _ => None,
-        });
-        let lines = args.chain(self.results.iter().copied()).flat_map(|stored| {
+        let lines = self.touched().flat_map(|stored| {
             let bytes = columns * self.graph.nodes[stored.node].dtype.bytes();
             (0..bytes).step_by(64).map(move |line| (stored, line))
         });

@@ -259,7 +259,7 @@ impl Graph<'_> {
         }
         let n = &self.nodes[node];
         let base = match (&n.kind, n.class, ctx.given) {
-            (Kind::Arg(index), Class::Rows(d), _) => e.at(e.arg(*index), ctx.index, d * n.dtype.bytes()),
+            (Kind::Arg(index), Class::Rows(_), _) => e.at(e.arg(*index), ctx.index, self.pitch(*index, n)),
             (Kind::Arg(index), ..) => e.arg(*index),
             (Kind::Given(_), _, Some(given)) => given,
             (Kind::Gather { table, rows, ids }, class, _) => {

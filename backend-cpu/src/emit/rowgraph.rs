@@ -10,6 +10,7 @@
 //! The columns of a row may be several axes of a tensor: `[B, S, H, D]` is B * S rows of H * D columns where that suits.
 use super::Error;
 use super::rope::Turn;
+use rdc_ir::program::Kernel;
 use rdc_ir::{DType, Func, Op, OpId, Opcode, Type, ValueDef, ValueId};
 use std::collections::HashMap;
 
@@ -138,7 +139,7 @@ pub struct Graph<'k> {
     pub func: &'k Func,
     /// Nodes; operands come before their users.
     pub nodes: Vec<Node>,
-    kernel: &'k str,
+    kernel: &'k Kernel,
     rows: usize,
     given: Vec<ValueId>,
     memo: HashMap<(ValueId, Class), NodeId>,
@@ -146,8 +147,8 @@ pub struct Graph<'k> {
 
 impl<'k> Graph<'k> {
     /// An empty graph over `rows` rows. Values `given` are at hand in registers, for an epilogue.
-    pub fn new(kernel: &'k str, func: &'k Func, rows: usize, given: &[ValueId]) -> Graph<'k> {
-        Graph { func, nodes: Vec::new(), kernel, rows, given: given.to_vec(), memo: HashMap::new() }
+    pub fn new(kernel: &'k Kernel, rows: usize, given: &[ValueId]) -> Graph<'k> {
+        Graph { func: &kernel.func, nodes: Vec::new(), kernel, rows, given: given.to_vec(), memo: HashMap::new() }
     }
 
     /// The node of a value that is stored, one row (or element) for each row of the kernel.
@@ -163,12 +164,9 @@ impl<'k> Graph<'k> {
         self.node(value, class)
     }
 
-    /// The arguments that are read row by row: their pointers, and the bytes of a row.
-    pub fn rows_read(&self) -> impl Iterator<Item = (usize, usize)> {
-        self.nodes.iter().filter_map(|n| match (&n.kind, n.class) {
-            (Kind::Arg(pointer), Class::Rows(width)) => Some((*pointer, width * n.dtype.bytes())),
-            _ => None,
-        })
+    /// Bytes from one row of a node to the next in the memory of a pointer.
+    pub fn pitch(&self, pointer: usize, node: &Node) -> usize {
+        self.kernel.pitch(pointer, node.class.width().unwrap_or(1) * node.dtype.bytes())
     }
 
     /// Rows of the kernel.
@@ -178,7 +176,7 @@ impl<'k> Graph<'k> {
 
     /// That the kernel has something which is not supported.
     pub fn error(&self, what: impl Into<String>) -> Error {
-        Error::unsupported(self.kernel, what)
+        Error::unsupported(&self.kernel.name, what)
     }
 
     fn misfit(&self, op: &Op, class: Class) -> Error {

@@ -9,7 +9,8 @@
 use super::row::{Chunk, Place, Row, Stat, load, packed_row, rotate_row, store};
 use super::rowgraph::{Graph, Kind, NodeId};
 use super::{Cmp, Emitter, Error, Val, math};
-use rdc_ir::{DType, Func, Opcode, ValueId};
+use rdc_ir::program::Kernel;
+use rdc_ir::{DType, Opcode, ValueId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Independent accumulators of a reduction: enough to hide the latency of an addition.
@@ -70,8 +71,8 @@ impl<'k> RowProgram<'k> {
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the targets depend on anything but row operations.
-    pub fn new(kernel: &'k str, func: &'k Func, rows: usize, targets: &[ValueId]) -> Result<RowProgram<'k>, Error> {
-        Self::after(kernel, func, rows, &[], targets)
+    pub fn new(kernel: &'k Kernel, rows: usize, targets: &[ValueId]) -> Result<RowProgram<'k>, Error> {
+        Self::after(kernel, rows, &[], targets)
     }
 
     /// As [`RowProgram::new`], of targets made of a value whose rows are in memory: [`RowProgram::emit_after`] is given them.
@@ -79,13 +80,12 @@ impl<'k> RowProgram<'k> {
     /// # Errors
     /// As [`RowProgram::new`].
     pub fn after(
-        kernel: &'k str,
-        func: &'k Func,
+        kernel: &'k Kernel,
         rows: usize,
         given: &[ValueId],
         targets: &[ValueId],
     ) -> Result<RowProgram<'k>, Error> {
-        let mut graph = Graph::new(kernel, func, rows, given);
+        let (mut graph, func) = (Graph::new(kernel, rows, given), &kernel.func);
         let target = |&value: &ValueId| {
             let sums = func.defined_by(value, Opcode::SumBlocks);
             let Some(op) = sums else { return Ok(Target { node: graph.result(value)?, block: None }) };
@@ -114,12 +114,11 @@ impl<'k> RowProgram<'k> {
         self.scratch
     }
 
-    /// The address of what row `row` (`i64`) of a target is written to, or added to, in memory from `base` on.
-    pub fn row_of(&self, e: &mut Emitter, target: usize, base: Val, row: Val) -> Val {
+    /// The address of what row `row` (`i64`) of a target is written to, or added to, in the memory of a pointer.
+    pub fn row_of(&self, e: &mut Emitter, target: usize, pointer: usize, row: Val) -> Val {
         let Target { node, block } = self.targets[target];
-        let n = &self.graph.nodes[node];
         let row = block.map_or(row, |rows| e.div_rem(row, rows).0);
-        e.at(base, row, n.class.width().unwrap_or(1) * n.dtype.bytes())
+        e.at(e.arg(pointer), row, self.graph.pitch(pointer, &self.graph.nodes[node]))
     }
 
     /// Checks that tasks of so many rows begin with a block of every target that sums them.

@@ -30,9 +30,9 @@ fn program(kernel: &Kernel) -> Result<(Program<'_>, Vec<(ValueId, usize)>), Erro
     let results: Vec<(ValueId, usize)> = yields.enumerate().map(|(i, &v)| (v, first + i)).collect();
     if columns == 1 {
         let targets: Vec<ValueId> = results.iter().map(|r| r.0).collect();
-        return Ok((Program::One(RowProgram::new(&kernel.name, func, 1, &targets)?), results));
+        return Ok((Program::One(RowProgram::new(kernel, 1, &targets)?), results));
     }
-    let sums = ColumnProgram::new(&kernel.name, func, (rows, columns), &results)?;
+    let sums = ColumnProgram::new(kernel, (rows, columns), &results)?;
     Ok((Program::Several(sums, columns, columns_per_task.min(columns)), results))
 }
 

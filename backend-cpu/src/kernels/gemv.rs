@@ -47,14 +47,14 @@ pub fn scratch(kernel: &Kernel, target: &Target) -> Result<usize, Error> {
 pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     let form = Form::new(target, kernel)?;
     if form.rows_per_task < form.m {
-        return Err(Error::unsupported(form.name, "a matmul of few rows cut into row blocks"));
+        return Err(Error::unsupported(&form.kernel.name, "a matmul of few rows cut into row blocks"));
     }
     let prologue = Prologue::new(&form)?;
     let finish = Finish::new(&form)?;
     let scratch = layout(&form, &prologue);
-    let mut e = Emitter::new(form.name, form.pointers(), target.lanes);
+    let mut e = Emitter::new(&form.kernel.name, form.pointers(), target.lanes);
     let (left, stride) = match form.x_in_place() {
-        Some(x) => (e.arg(x), form.k * 4),
+        Some((x, stride)) => (e.arg(x), stride),
         None => (e.offset_const(e.scratch, scratch.left), form.left_stride()),
     };
     let rows = Rows { first: e.i64(0), count: e.i64(form.m), left, stride };

@@ -27,9 +27,8 @@ pub fn emit(target: &rdc_ir::program::Target, kernel: &Kernel) -> Result<String,
     e.tasks(|e, _| match &row_program {
         Some(program) => {
             let rows = anchor.ty(anchor.op.results[0]).rows();
-            let to = e.arg(anchor.first_result);
             e.repeat(rows, |e, row| {
-                let to = program.row_of(e, 0, to, row);
+                let to = program.row_of(e, 0, anchor.first_result, row);
                 program.emit(e, row, &[to], e.scratch);
             });
         }
@@ -80,8 +79,7 @@ impl<'k> Anchor<'k> {
             return Ok(None);
         }
         let rows = self.ty(self.op.results[0]).rows();
-        let kernel = self.kernel;
-        RowProgram::new(&kernel.name, &kernel.func, rows, &self.op.results).map(Some)
+        RowProgram::new(self.kernel, rows, &self.op.results).map(Some)
     }
 
     /// Whether [`Anchor::emit`] has code for the operation.

@@ -77,7 +77,7 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     let prologue = Prologue::new(&form)?;
     let finish = Finish::new(&form)?;
     let after = RowEpilogue::new(&form)?;
-    let mut e = Emitter::new(form.name, form.pointers(), target.lanes);
+    let mut e = Emitter::new(&form.kernel.name, form.pointers(), target.lanes);
     let scratch = layout(&form, &prologue, after.as_ref());
     let rows_at = scratch.rows;
     let ahead = rows_ahead(&form, target, &finish, after.as_ref());
@@ -87,7 +87,7 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
         let first = e.mul_const(row_block, form.rows_per_task);
         let count = bounded(e, first, form.rows_per_task, form.m);
         let (left, stride) = match form.x_in_place() {
-            Some(x) => (e.at(e.arg(x), first, form.k * 4), form.k * 4),
+            Some((x, stride)) => (e.at(e.arg(x), first, stride), stride),
             None => (e.offset_const(e.scratch, gemm.scratch.left), form.left_stride()),
         };
         let rows = Rows { first, count, left, stride };

@@ -1,19 +1,15 @@
 //! The shape of a matmul kernel: its anchor, what comes before and after, and how its tasks are cut.
 use super::anchor::{only, pointer};
 use crate::emit::{Emitter, Error, Val};
+use rdc_ir::pitch::{collide, odd_lines};
 use rdc_ir::program::{Kernel, KernelKind, Target, has_row_epilogue};
 use rdc_ir::{DType, Func, OpId, Opcode, ValueId};
 use std::collections::HashSet;
 
-/// Bytes between addresses that fall into the same set of a first-level cache.
-const SET_STRIDE: usize = 4096;
-/// Rows that fall into one set of a first-level cache and still stay there together.
-const WAYS: usize = 4;
-
 /// A matmul kernel taken apart. Sizes are in elements; `n` counts the columns of the unsliced result.
 pub struct Form<'k> {
-    /// The kernel's name, for messages.
-    pub name: &'k str,
+    /// The kernel.
+    pub kernel: &'k Kernel,
     /// What it computes.
     pub func: &'k Func,
     /// Rows.
@@ -82,7 +78,7 @@ impl<'k> Form<'k> {
         }
         let panels = n.div_ceil(nr);
         let form = Form {
-            name: &kernel.name,
+            kernel,
             func,
             m,
             n,
@@ -122,10 +118,12 @@ impl<'k> Form<'k> {
     fn results(&self) -> &'k [ValueId] {
         &self.func.regions[self.func.body].yields
     }
-    /// The pointer index of the left operand, if it is read where it lies: it is an argument, and neither few enough rows nor
-    /// an odd enough stride keeps a register tile of rows out of one set of the first-level cache.
-    pub fn x_in_place(&self) -> Option<usize> {
-        pointer(self.func, self.x).filter(|_| !collide(self.m, self.k * 4))
+    /// The left operand, if it is read where it lies: its pointer index, and the bytes between its rows. It is an argument, and
+    /// the rows are few enough, or so far apart, that those of a register tile do not fall into one set of the first-level cache.
+    pub fn x_in_place(&self) -> Option<(usize, usize)> {
+        let x = pointer(self.func, self.x)?;
+        let stride = self.kernel.pitch(x, self.k * 4);
+        (!collide(self.m, stride)).then_some((x, stride))
     }
     /// Results that are computed before the product, with their pointer indices.
     pub fn prologue_results(&self) -> Vec<(ValueId, usize)> {
@@ -161,16 +159,6 @@ impl<'k> Form<'k> {
     pub fn row_stride(&self) -> usize {
         odd_lines(self.panels * self.nr)
     }
-}
-
-/// Whether so many rows, so many bytes apart, keep each other out of a first-level cache.
-pub fn collide(rows: usize, stride: usize) -> bool {
-    rows > WAYS && stride.is_multiple_of(SET_STRIDE)
-}
-
-/// Bytes of so many floats and some more: an odd number of cache lines, so that rows do not fall on each other in the cache.
-pub fn odd_lines(floats: usize) -> usize {
-    ((floats * 4).div_ceil(64) | 1) * 64
 }
 
 /// What depends on the product, and elementwise operations over `m` rows of the epilogue's `columns` that the left operand `x` does

@@ -33,7 +33,7 @@ impl<'k> Prologue<'k> {
         let results = form.prologue_results();
         let program = |targets: &[ValueId]| match targets {
             [] => Ok(None),
-            _ => RowProgram::new(form.name, form.func, form.m, targets)?.in_tasks(form.rows_per_task).map(Some),
+            _ => RowProgram::new(form.kernel, form.m, targets)?.in_tasks(form.rows_per_task).map(Some),
         };
         let bare = program(&left)?;
         let all: Vec<ValueId> = left.iter().copied().chain(results.iter().map(|r| r.0)).collect();
@@ -78,7 +78,7 @@ impl<'k> Prologue<'k> {
             }
             if store {
                 for &pointer in &self.results {
-                    targets.push(program.row_of(e, targets.len(), e.arg(pointer), row));
+                    targets.push(program.row_of(e, targets.len(), pointer, row));
                 }
             }
             program.emit(e, row, &targets, scratch);
@@ -89,14 +89,14 @@ impl<'k> Prologue<'k> {
 /// Rows that memory is asked for while the micro-kernels of a task compute: one after the other, so that the machine sees them coming
 /// and brings more than a core can wait for.
 pub struct RowsAhead {
-    /// Pointers, and the bytes of a row.
+    /// Pointers, and the bytes between rows.
     rows: Vec<(usize, usize)>,
     /// Rows of a task.
     height: usize,
 }
 
 impl RowsAhead {
-    /// `height` rows of each of some pointers, given with the bytes of a row.
+    /// `height` rows of each of some pointers, given with the bytes between rows.
     pub fn new(rows: impl IntoIterator<Item = (usize, usize)>, height: usize) -> RowsAhead {
         let mut rows: Vec<(usize, usize)> = rows.into_iter().collect();
         rows.sort_unstable();
@@ -143,7 +143,7 @@ impl<'k> RowEpilogue<'k> {
         let results = form.epilogue_results();
         let targets: Vec<ValueId> = results.iter().map(|r| r.0).collect();
         let product = form.func.ops[form.anchor].results[0];
-        let program = RowProgram::after(form.name, form.func, form.m, &[product], &targets)?;
+        let program = RowProgram::after(form.kernel, form.m, &[product], &targets)?;
         let program = program.in_tasks(form.rows_per_task)?;
         Ok(Some(RowEpilogue { form, program, results }))
     }
@@ -156,7 +156,8 @@ impl<'k> RowEpilogue<'k> {
     /// The results that have a row for each row, to be asked for as they are computed.
     pub fn written(&self) -> RowsAhead {
         let written = self.results.iter().enumerate().filter(|(target, _)| self.program.block(*target).is_none());
-        let rows = written.map(|(_, &(value, pointer))| (pointer, self.form.func.ty(value).bytes() / self.form.m));
+        let pitch = |value, pointer| self.form.kernel.pitch(pointer, self.form.func.ty(value).bytes() / self.form.m);
+        let rows = written.map(|(_, &(value, pointer))| (pointer, pitch(value, pointer)));
         RowsAhead::new(rows, self.form.rows_per_task)
     }
 
@@ -167,7 +168,7 @@ impl<'k> RowEpilogue<'k> {
             let row = e.add(first, i);
             let given = e.at(from, i, stride);
             let places = self.results.iter().enumerate();
-            let targets: Vec<Val> = places.map(|(target, r)| self.program.row_of(e, target, e.arg(r.1), row)).collect();
+            let targets: Vec<Val> = places.map(|(target, r)| self.program.row_of(e, target, r.1, row)).collect();
             self.program.emit_after(e, row, Some(given), &targets, scratch);
         });
     }
@@ -183,7 +184,7 @@ impl<'k> Finish<'k> {
     /// Plans the epilogue of a kernel.
     pub fn new(form: &'k Form<'k>) -> Result<Finish<'k>, Error> {
         let results = if form.has_row_epilogue() { vec![] } else { form.epilogue_results() };
-        let epilogue = Epilogue::new(form.name, form.func, form.m, form.anchor, &results)?;
+        let epilogue = Epilogue::new(form.kernel, form.m, form.anchor, &results)?;
         Ok(Finish { form, epilogue })
     }
 
@@ -211,7 +212,7 @@ impl<'k> Finish<'k> {
 
     /// What the epilogue of a whole row block reads and writes, the left operand too if it is read where it lies.
     pub fn around(&self) -> RowsAhead {
-        let left = self.form.x_in_place().map(|x| (x, self.form.k * 4));
+        let left = self.form.x_in_place();
         RowsAhead::new(self.epilogue.rows().chain(left), self.form.rows_per_task)
     }
 

@@ -22,6 +22,8 @@ pub struct Case {
     pub views: Vec<&'static str>,
     /// Results that use the memory of an argument, by name.
     pub in_place: Vec<(&'static str, &'static str)>,
+    /// Bytes between the rows of arguments and results whose rows do not follow each other, by name.
+    pub pitches: Vec<(&'static str, usize)>,
 }
 
 impl Case {
@@ -29,7 +31,8 @@ impl Case {
     #[track_caller]
     pub fn new(text: &str, kind: KernelKind, tasks: usize) -> Case {
         let func = rdc_ir::parse::parse_func(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
-        Case { func, kind, tasks, tolerance: 2e-6, ints: vec![], views: vec![], in_place: vec![] }
+        let (ints, views, in_place, pitches) = (vec![], vec![], vec![], vec![]);
+        Case { func, kind, tasks, tolerance: 2e-6, ints, views, in_place, pitches }
     }
     /// Sets an integer argument.
     pub fn int(mut self, name: &'static str, values: &[i32]) -> Case {
@@ -45,6 +48,12 @@ impl Case {
     /// Lets a result use the memory of an argument.
     pub fn in_place(mut self, result: &'static str, argument: &'static str) -> Case {
         self.in_place.push((result, argument));
+        self
+    }
+
+    /// Puts the rows of an argument or result so many bytes apart.
+    pub fn pitch(mut self, name: &'static str, bytes: usize) -> Case {
+        self.pitches.push((name, bytes));
         self
     }
 
@@ -100,9 +109,14 @@ impl Case {
         let module = Module { name: "test".into(), funcs: vec![self.func.clone()], ..Module::default() };
         let outputs = interp::run(&module, &self.func.name, &inputs, &mut interp::Options::default()).unwrap();
         let target = crate::target("x86-64-v3").unwrap();
-        let kernel = kernel("k", self.kind.clone(), kernel_func, self.tasks);
-        let mut runner = Runner::new(&target, &kernel).unwrap_or_else(|e| panic!("{e}"));
+        let mut kernel = kernel("k", self.kind.clone(), kernel_func, self.tasks);
         let pointers = self.pointers(&kernel.func);
+        for &(name, bytes) in &self.pitches {
+            let argument = kernel.func.args.iter().position(|a| a.name == name);
+            let result = kernel.func.outputs.iter().position(|o| o.name == name).map(|o| pointers[o]);
+            kernel.pitches.insert(argument.or(result).unwrap(), bytes);
+        }
+        let mut runner = Runner::new(&target, &kernel).unwrap_or_else(|e| panic!("{e}"));
         for &(result, argument) in &self.in_place {
             let result = kernel.func.outputs.iter().position(|o| o.name == result).unwrap();
             let argument = kernel.func.args.iter().position(|a| a.name == argument).unwrap();
@@ -110,7 +124,7 @@ impl Case {
         }
         let set = |runner: &mut Runner| {
             for (i, (&value, tensor)) in args.iter().zip(&tensors).enumerate() {
-                runner.args[i] = memory(kernel.func.ty(value), tensor);
+                runner.args[i] = memory(kernel.func.ty(value), kernel.pitches.get(&i).copied(), tensor);
             }
             // Results that are not written must show.
             for result in &mut runner.args[args.len()..] {
@@ -131,7 +145,8 @@ impl Case {
             outputs.tensors.iter().zip(kernel.func.regions[kernel.func.body].yields.iter().zip(pointers))
         {
             let pointer = runner.shared.iter().find(|s| s.0 == pointer).map_or(pointer, |s| s.1);
-            compare(name, &numbers(kernel.func.ty(value), &whole[pointer]), &want.to_f64(), self.tolerance);
+            let got = numbers(kernel.func.ty(value), kernel.pitches.get(&pointer).copied(), &whole[pointer]);
+            compare(name, &got, &want.to_f64(), self.tolerance);
         }
     }
 
@@ -159,21 +174,25 @@ impl Case {
     }
 }
 
-/// Where element `i` of a row-major tensor lies: caches are head-major.
-fn place(ty: &Type, i: usize) -> usize {
-    if !ty.cache {
-        return i;
+/// The byte at which element `i` of a row-major tensor lies: caches are head-major.
+fn place(ty: &Type, pitch: Option<usize>, i: usize) -> usize {
+    let size = ty.dtype.bytes();
+    if let Some(pitch) = pitch {
+        return i / ty.last() * pitch + i % ty.last() * size;
     }
-    let [.., t, h, d] = ty.shape[..] else { return i };
+    if !ty.cache {
+        return i * size;
+    }
+    let [.., t, h, d] = ty.shape[..] else { return i * size };
     let (outer, t_at, h_at, d_at) = (i / (t * h * d), i / (h * d) % t, i / d % h, i % d);
-    ((outer * h + h_at) * t + t_at) * d + d_at
+    (((outer * h + h_at) * t + t_at) * d + d_at) * size
 }
 
-fn memory(ty: &Type, tensor: &Tensor<f64>) -> Aligned {
-    let mut out = Aligned::new(ty.bytes());
+fn memory(ty: &Type, pitch: Option<usize>, tensor: &Tensor<f64>) -> Aligned {
+    let mut out = Aligned::new(ty.bytes_at(pitch));
     let size = ty.dtype.bytes();
     for (i, v) in tensor.to_f64().into_iter().enumerate() {
-        let to = &mut out.bytes_mut()[place(ty, i) * size..][..size];
+        let to = &mut out.bytes_mut()[place(ty, pitch, i)..][..size];
         match ty.dtype {
             DType::F32 => to.copy_from_slice(&(v as f32).to_ne_bytes()),
             DType::I32 => to.copy_from_slice(&(v as i32).to_ne_bytes()),
@@ -185,11 +204,11 @@ fn memory(ty: &Type, tensor: &Tensor<f64>) -> Aligned {
     out
 }
 
-fn numbers(ty: &Type, memory: &Aligned) -> Vec<f64> {
+fn numbers(ty: &Type, pitch: Option<usize>, memory: &Aligned) -> Vec<f64> {
     let size = ty.dtype.bytes();
     (0..ty.elements())
         .map(|i| {
-            let b = &memory.bytes()[place(ty, i) * size..][..size];
+            let b = &memory.bytes()[place(ty, pitch, i)..][..size];
             match ty.dtype {
                 DType::F32 => f32::from_ne_bytes([b[0], b[1], b[2], b[3]]).into(),
                 DType::I32 => i32::from_ne_bytes([b[0], b[1], b[2], b[3]]).into(),

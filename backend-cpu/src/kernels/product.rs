@@ -20,10 +20,10 @@
 use super::anchor::{only, pointer};
 use super::heads::all_pieces;
 use super::matmul::{bounded, ceil_div};
-use super::matmul_form::{collide, odd_lines};
 use super::micro::{Ahead, Micro, Share};
 use super::panels::{Strip, copy_rows, widths};
 use crate::emit::{Cmp, Emitter, Epilogue, Error, Ty, Val};
+use rdc_ir::pitch::{collide, odd_lines};
 use rdc_ir::program::{Kernel, KernelKind, Target};
 use rdc_ir::{Opcode, ValueId};
 
@@ -33,7 +33,7 @@ const TILES_AHEAD: usize = 2;
 /// An operand in memory.
 struct Operand {
     pointer: usize,
-    /// Bytes of a row.
+    /// Bytes between rows.
     stride: usize,
     /// Bytes of a matrix.
     bytes: usize,
@@ -87,7 +87,8 @@ impl<'k> Form<'k> {
             let (pointer, shape) = (pointer(func, value)?, &func.ty(value).shape);
             let (rows, columns) = if inner_last { (outer, k) } else { (k, outer) };
             let fits = *shape == [batch, rows, columns] || batch == 1 && *shape == [rows, columns];
-            fits.then_some(Operand { pointer, stride: columns * 4, bytes: rows * columns * 4, inner_last })
+            let stride = kernel.pitch(pointer, columns * 4);
+            fits.then_some(Operand { pointer, stride, bytes: rows * stride, inner_last })
         };
         let left = operand(op.operands[0], !op.flag("trans_a"), m);
         let right = operand(op.operands[1], op.flag("trans_b"), n);
@@ -96,7 +97,7 @@ impl<'k> Form<'k> {
         };
         let first = func.args.len();
         let results: Vec<(ValueId, usize)> = body.yields.iter().enumerate().map(|(i, &v)| (v, first + i)).collect();
-        let epilogue = Epilogue::new(&kernel.name, func, batch * m, anchor, &results)?;
+        let epilogue = Epilogue::new(kernel, batch * m, anchor, &results)?;
         Ok(Form {
             batch,
             m,

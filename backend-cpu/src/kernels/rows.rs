@@ -24,11 +24,11 @@ fn form(kernel: &Kernel) -> Result<(usize, usize, Vec<ValueId>), Error> {
 /// The kernel's MLIR module.
 pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     let (rows, rows_per_task, results) = form(kernel)?;
-    let program = RowProgram::new(&kernel.name, &kernel.func, rows, &results)?.in_tasks(rows_per_task)?;
+    let program = RowProgram::new(kernel, rows, &results)?.in_tasks(rows_per_task)?;
     let arguments = kernel.func.args.len();
     let mut e = Emitter::new(&kernel.name, arguments + results.len(), target.lanes);
     e.items(rows_per_task, rows, |e, row| {
-        let to: Vec<_> = (0..results.len()).map(|i| program.row_of(e, i, e.arg(arguments + i), row)).collect();
+        let to: Vec<_> = (0..results.len()).map(|i| program.row_of(e, i, arguments + i, row)).collect();
         program.emit(e, row, &to, e.scratch);
     });
     Ok(e.finish())
@@ -37,6 +37,6 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
 /// Bytes of scratch per thread.
 pub fn scratch(kernel: &Kernel) -> usize {
     form(kernel)
-        .and_then(|(rows, _, results)| Ok(RowProgram::new(&kernel.name, &kernel.func, rows, &results)?.scratch()))
+        .and_then(|(rows, _, results)| Ok(RowProgram::new(kernel, rows, &results)?.scratch()))
         .unwrap_or(0)
 }

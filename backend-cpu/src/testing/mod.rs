@@ -4,6 +4,7 @@ mod loader;
 use crate::{Error, Options, compile, scratch_bytes};
 use rdc_ir::program::{Dispatch, Kernel, KernelKind, Program, Target};
 use rdc_ir::{DType, Func};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 pub use loader::{Aligned, Entry, Loaded};
@@ -11,7 +12,8 @@ pub use loader::{Aligned, Entry, Loaded};
 /// A kernel of a function, less what only schedules need.
 pub fn kernel(name: &str, kind: KernelKind, func: Func, tasks: usize) -> Kernel {
     let dispatch = Dispatch::Static;
-    Kernel { name: name.into(), kind, func, tasks, dispatch, scratch: 0, flops: 0, bytes: 0 }
+    let (name, pitches) = (name.into(), BTreeMap::new());
+    Kernel { name, kind, func, pitches, tasks, dispatch, scratch: 0, flops: 0, bytes: 0 }
 }
 
 /// A program of kernels only.
@@ -44,9 +46,8 @@ impl Runner {
             Ok(code) => code,
             Err(e) => panic!("mapping code: {e}"),
         };
-        let region = &kernel.func.regions[kernel.func.body];
-        let results = region.yields.iter().filter(|&&v| !kernel.func.ty(v).cache);
-        let args = region.args.iter().chain(results).map(|&v| Aligned::new(kernel.func.ty(v).bytes())).collect();
+        let bytes = kernel.pointers().enumerate().map(|(i, ty)| ty.bytes_at(kernel.pitches.get(&i).copied()));
+        let args = bytes.map(Aligned::new).collect();
         let mut scratch = Aligned::new(scratch_bytes(kernel, target));
         // A thread's scratch holds what the last kernel left there: a kernel that trusts it computes NaN.
         scratch.bytes_mut().fill(0xff);

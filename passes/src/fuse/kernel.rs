@@ -8,7 +8,7 @@ use super::tiles::{self, Tiled};
 use super::uses::{User, Uses, is_constant};
 use rdc_ir::program::{Dispatch, Kernel, KernelKind, Target};
 use rdc_ir::{Arg, ArgRole, Attr, DType, Func, Loc, OpId, Opcode, Output, RegionId, Type, ValueId};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// What a launch passes for a pointer argument.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -66,7 +66,8 @@ pub fn build(func: &Func, uses: &Uses, region: RegionId, group: &Group, target: 
     let flops = out.walk().iter().map(|&(_, op)| flops_of(&out, op)).fold(0, u64::saturating_add);
     let bytes = bytes_of(&out);
     let Tiled { kind, tasks, dispatch } = tiled;
-    let kernel = Kernel { name, kind, func: out, tasks, dispatch, scratch: 0, flops, bytes };
+    let pitches = BTreeMap::new();
+    let kernel = Kernel { name, kind, func: out, pitches, tasks, dispatch, scratch: 0, flops, bytes };
     let mut locs: Vec<Loc> = group.ops.iter().map(|&op| func.ops[op].loc).filter(|loc| loc.line > 0).collect();
     locs.sort_by_key(|loc| (loc.line, loc.col));
     locs.dedup();

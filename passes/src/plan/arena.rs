@@ -24,7 +24,7 @@ impl Range {
 /// Gives every arena buffer its offset, and the entry its arena size and the bytes that live at most.
 pub fn allocate(entry: &mut Entry, lives: &[Life]) {
     let (ranges, moments) = ranges(entry, lives);
-    let size = |buffer: usize| entry.buffers[buffer].ty.bytes().next_multiple_of(ALIGN);
+    let size = |buffer: usize| entry.buffers[buffer].bytes().next_multiple_of(ALIGN);
     let mut order: Vec<(usize, Range)> =
         (0..lives.len()).filter(|&b| lives[b].arena).filter_map(|b| Some((b, ranges[b]?))).collect();
     entry.live = most_alive(order.iter().map(|&(b, range)| (size(b), range)), moments);

@@ -6,8 +6,7 @@
 //! trip count when it comes to a loop: who writes it again must wait for a barrier after that. (`done` is the runtime's
 //! care.)
 use super::entry::Life;
-use super::kernels::Kernels;
-use rdc_ir::program::{Buffer, Entry, Launch, Offset, Place, Step};
+use rdc_ir::program::{Buffer, Entry, Kernel, Launch, Offset, Place, Step};
 use rdc_ir::{DType, Type};
 use std::collections::BTreeSet;
 
@@ -38,9 +37,9 @@ impl Access {
 }
 
 /// Sets the barriers of an entry whose buffers have places.
-pub fn place(entry: &mut Entry, lives: &[Life], kernels: &Kernels) {
+pub fn place(entry: &mut Entry, lives: &[Life], kernels: &[Kernel]) {
     let pairs = lives.iter().map(|life| life.pair).collect();
-    let updated = entry.updated(kernels.list());
+    let updated = entry.updated(kernels);
     let steps = std::mem::take(&mut entry.steps);
     let mut placer = Placer { entry, pairs, kernels, updated, open: Vec::new(), spacer: None };
     let mut steps = placer.steps(steps);
@@ -54,7 +53,7 @@ pub fn place(entry: &mut Entry, lives: &[Life], kernels: &Kernels) {
 struct Placer<'a> {
     entry: &'a mut Entry,
     pairs: Vec<Option<usize>>,
-    kernels: &'a Kernels,
+    kernels: &'a [Kernel],
     /// The weights that the entry writes.
     updated: BTreeSet<usize>,
     /// What was touched since the last barrier.
@@ -73,16 +72,16 @@ fn barrier_of(step: Option<&mut Step>) -> Option<&mut bool> {
 impl Placer<'_> {
     /// Whether a launch writes its pointer of an index: a result, or a single slot `[1, B, T, H, D]` in place.
     fn writes(&self, launch: &Launch, index: usize) -> bool {
-        let func = &self.kernels.get(launch.kernel).func;
+        let func = &self.kernels[launch.kernel].func;
         let arg = func.regions[func.body].args.get(index);
         arg.map(|&v| func.ty(v)).is_none_or(|ty| ty.cache && ty.rank() == 5)
     }
     /// The memory that a buffer may be: of either buffer of a pair.
     fn touch(&self, buffer: usize, write: bool) -> Vec<Access> {
         let one = |buffer: usize| {
-            let Buffer { ty, place, .. } = &self.entry.buffers[buffer];
-            let to = ty.bytes();
-            match *place {
+            let buffer = &self.entry.buffers[buffer];
+            let to = buffer.bytes();
+            match buffer.place {
                 Place::Arena(at) => Some(Access { space: Space::Arena, from: at, to: at + to, write }),
                 Place::Input(i) => Some(Access { space: Space::Input(i), from: 0, to, write }),
                 Place::Output(i) => Some(Access { space: Space::Output(i), from: 0, to, write }),
@@ -95,15 +94,12 @@ impl Placer<'_> {
         std::iter::once(buffer).chain(self.pairs[buffer]).filter_map(one).collect()
     }
     fn launch(&self, launch: &Launch) -> Vec<Access> {
-        let func = &self.kernels.get(launch.kernel).func;
-        let body = &func.regions[func.body];
-        let results = body.yields.iter().filter(|&&v| !func.ty(v).cache);
-        let types = body.args.iter().chain(results).map(|&v| func.ty(v));
-        let touched = launch.args.iter().zip(types).enumerate().flat_map(|(index, (arg, ty))| {
+        let kernel = &self.kernels[launch.kernel];
+        let touched = launch.args.iter().zip(kernel.pointers()).enumerate().flat_map(|(index, (arg, ty))| {
             let mut touched = self.touch(arg.buffer, self.writes(launch, index));
             if let (Offset::Fixed(at), [one]) = (arg.offset, &mut touched[..]) {
                 one.from += at;
-                one.to = one.from + ty.bytes();
+                one.to = one.from + ty.bytes_at(kernel.pitches.get(&index).copied());
             }
             touched
         });
@@ -147,7 +143,8 @@ impl Placer<'_> {
                 let place = Place::Arena(self.entry.arena);
                 self.entry.arena += 64;
                 self.entry.live += 64;
-                self.entry.buffers.push(Buffer { name: "spacer".into(), ty: Type::scalar(DType::Bool), place });
+                let (name, ty) = ("spacer".into(), Type::scalar(DType::Bool));
+                self.entry.buffers.push(Buffer { name, ty, pitch: None, place });
                 self.pairs.push(None);
             }
             (first, first + 1)

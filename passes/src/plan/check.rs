@@ -44,22 +44,22 @@ pub fn run(program: &Program, entry: &str, params: &Tensors, args: &Tensors) -> 
             && machine.spaces.memory.contains_key(&Space::Weight(w))
         {
             let tensor = machine.weights[w].clone();
-            machine.store(buffer, 0, &tensor.ty.clone(), &tensor);
+            machine.store(buffer, 0, (&tensor.ty.clone(), None), &tensor);
         }
     }
     for (input, buffer) in entry.inputs.iter().map(|i| (i, &entry.buffers[i.buffer])) {
         let tensor = args.get(&input.name).unwrap();
-        machine.store(input.buffer, 0, &buffer.ty, tensor);
+        machine.store(input.buffer, 0, (&buffer.ty, None), tensor);
     }
     machine.steps(&entry.steps, 0);
     let outputs = entry.outputs.iter().map(|o| {
         let buffer = &entry.buffers[o.buffer];
-        (o.name.clone(), machine.load(o.buffer, 0, &buffer.ty, true))
+        (o.name.clone(), machine.load(o.buffer, 0, (&buffer.ty, buffer.pitch), true))
     });
     let outputs = outputs.collect();
     let caches = entry.inputs.iter().filter(|i| entry.buffers[i.buffer].ty.cache);
     let caches =
-        caches.map(|i| (i.name.clone(), machine.load(i.buffer, 0, &entry.buffers[i.buffer].ty, false))).collect();
+        caches.map(|i| (i.name.clone(), machine.load(i.buffer, 0, (&entry.buffers[i.buffer].ty, None), false))).collect();
     let weights = entry.buffers.iter().enumerate().filter_map(|(buffer, b)| match b.place {
         Place::Weight(w) => Some((buffer, w)),
         _ => None,
@@ -70,7 +70,7 @@ pub fn run(program: &Program, entry: &str, params: &Tensors, args: &Tensors) -> 
             WeightSource::Param { name, .. } | WeightSource::State { name } => name,
             _ => return None,
         };
-        Some((name.clone(), machine.load(buffer, 0, &weight.ty, true)))
+        Some((name.clone(), machine.load(buffer, 0, (&weight.ty, None), true)))
     });
     let updated = updated.collect();
     Outcome { outputs, caches, states: machine.states, updated }
@@ -94,13 +94,13 @@ impl Spaces {
     fn new(entry: &Entry) -> Spaces {
         let mut memory = HashMap::from([(Space::Arena, vec![0xff; entry.arena])]);
         for buffer in &entry.buffers {
-            let bytes = vec![0xff; buffer.ty.bytes()];
+            let bytes = vec![0xff; buffer.bytes()];
             match buffer.place {
                 Place::Input(i) => memory.insert(Space::Input(i), bytes),
                 Place::Weight(i) if buffer.ty.dtype == DType::F32 => memory.insert(Space::Weight(i), bytes),
                 Place::Output(i) => memory.insert(Space::Output(i), bytes),
                 Place::Arena(at) => {
-                    assert!(at % 64 == 0 && at + buffer.ty.bytes() <= entry.arena, "{} leaves the arena", buffer.name);
+                    assert!(at % 64 == 0 && at + buffer.bytes() <= entry.arena, "{} leaves the arena", buffer.name);
                     None
                 }
                 _ => None,
@@ -143,18 +143,19 @@ impl Machine<'_> {
                     }
                 }
                 Step::Copy { dst, src } => {
-                    let ty = &self.entry.buffers[*src].ty;
+                    let (from, to) = (&self.entry.buffers[*src], &self.entry.buffers[*dst]);
+                    let ty = (&from.ty, from.pitch);
                     let tensor = self.load(*src, 0, ty, true);
-                    assert_eq!(ty.bytes(), self.entry.buffers[*dst].ty.bytes());
-                    self.touch(*src, 0, ty.bytes(), false);
-                    self.touch(*dst, 0, ty.bytes(), true);
+                    assert_eq!((from.bytes(), from.pitch), (to.bytes(), to.pitch));
+                    self.touch(*src, 0, from.bytes(), false);
+                    self.touch(*dst, 0, to.bytes(), true);
                     self.store(*dst, 0, ty, &tensor);
                     self.open.clear();
                 }
                 Step::Zero { buffer, barrier } => {
-                    let ty = Type::new(DType::Bool, [self.entry.buffers[*buffer].ty.bytes()]);
+                    let ty = Type::new(DType::Bool, [self.entry.buffers[*buffer].bytes()]);
                     self.touch(*buffer, 0, ty.bytes(), true);
-                    self.store(*buffer, 0, &ty, &Tensor::zeros(&ty));
+                    self.store(*buffer, 0, (&ty, None), &Tensor::zeros(&ty));
                     if *barrier {
                         self.open.clear();
                     }
@@ -166,7 +167,7 @@ impl Machine<'_> {
     fn repeat(&mut self, inner: &LoopStep) {
         let scalar = Type::scalar(DType::I32);
         self.touch(inner.steps, 0, 4, false);
-        let steps = self.load(inner.steps, 0, &scalar, true).ints()[0] as usize;
+        let steps = self.load(inner.steps, 0, (&scalar, None), true).ints()[0] as usize;
         assert!(steps <= inner.max_steps);
         let meets = |step: &Step| match step {
             Step::Launch(launch) => launch.barrier,
@@ -194,17 +195,18 @@ impl Machine<'_> {
             let mut done = false;
             if let Some(buffer) = inner.done {
                 self.touch(buffer, 0, 1, false);
-                done = self.load(buffer, 0, &Type::scalar(DType::Bool), true).bools()[0];
+                done = self.load(buffer, 0, (&Type::scalar(DType::Bool), None), true).bools()[0];
                 let before = inner.body.iter().position(|s| writes(s, buffer)).unwrap();
                 if !inner.body[..before].iter().any(meets) {
                     self.open.clear();
                 }
             }
             for &(a, b) in &inner.swaps {
-                assert_eq!(self.entry.buffers[a].ty, self.entry.buffers[b].ty);
+                let [one, other] = [a, b].map(|b| (&self.entry.buffers[b].ty, self.entry.buffers[b].pitch));
+                assert_eq!(one, other);
                 self.table.swap(a, b);
             }
-            let carried = inner.carried.iter().map(|&b| self.load(b, 0, &self.entry.buffers[b].ty, true));
+            let carried = inner.carried.iter().map(|&b| self.load(b, 0, (&self.entry.buffers[b].ty, None), true));
             self.states.push(carried.collect());
             if done {
                 break;
@@ -226,8 +228,8 @@ impl Machine<'_> {
             // The caller cuts what it gets.
             let cut = self.entry.outputs.iter().any(|o| o.buffer == buffer);
             if cut || reads_beyond(&self.entry.steps, inner, buffer, None) {
-                let rest = Type::new(DType::Bool, [self.entry.buffers[buffer].ty.bytes() - written]);
-                self.store(buffer, written, &rest, &Tensor::zeros(&rest));
+                let rest = Type::new(DType::Bool, [self.entry.buffers[buffer].bytes() - written]);
+                self.store(buffer, written, (&rest, None), &Tensor::zeros(&rest));
             }
         }
     }
@@ -245,30 +247,36 @@ impl Machine<'_> {
         let mut places = Vec::new();
         // What the launch itself reads is another matter.
         let before = self.open.len();
-        for ((arg, at), &value) in func.args.iter().zip(&launch.args).zip(&body.args) {
-            let (ty, write) = (func.ty(value), updated(value));
-            self.touch(at.buffer, offset(at.offset), ty.bytes(), write);
-            let tensor = self.load(at.buffer, offset(at.offset), ty, !write);
+        for (pointer, at) in launch.args.iter().enumerate() {
+            assert_eq!(self.entry.buffers[at.buffer].pitch, kernel.pitches.get(&pointer).copied(), "{}", kernel.name);
+        }
+        for (pointer, ((arg, at), &value)) in func.args.iter().zip(&launch.args).zip(&body.args).enumerate() {
+            let (ty, pitch, write) = (func.ty(value), kernel.pitches.get(&pointer).copied(), updated(value));
+            let bytes = ty.bytes_at(pitch);
+            self.touch(at.buffer, offset(at.offset), bytes, write);
+            let tensor = self.load(at.buffer, offset(at.offset), (ty, pitch), !write);
             inputs.args.insert(arg.name.clone(), Rc::new(tensor));
-            if !write && let Some((space, from)) = self.place(at.buffer, offset(at.offset), ty.bytes()) {
-                places.push((arg.name.clone(), space, from, from + ty.bytes()));
+            if !write && let Some((space, from)) = self.place(at.buffer, offset(at.offset), bytes) {
+                places.push((arg.name.clone(), space, from, from + bytes));
             }
         }
         let module = Module { funcs: vec![func.clone()], ..Module::default() };
         let results = interp::run(&module, &func.name, &inputs, &mut interp::Options::default())
             .unwrap_or_else(|e| panic!("{}: {e}", kernel.name));
-        let mut pointers = launch.args[body.args.len()..].iter();
+        let mut pointers = launch.args.iter().enumerate().skip(body.args.len());
         let mut own: Vec<Touch> = Vec::new();
         for (&value, (result, tensor)) in body.yields.iter().zip(&results.tensors) {
             let ty = func.ty(value);
-            let at = if ty.cache {
+            let (at, pitch) = if ty.cache {
                 let update = &func.ops[func.def_op(value).unwrap()];
                 let index = body.args.iter().position(|&v| v == update.operands[0]).unwrap();
-                &launch.args[index]
+                (&launch.args[index], None)
             } else {
-                let at = pointers.next().unwrap();
-                if let Some((space, from)) = self.place(at.buffer, offset(at.offset), ty.bytes()) {
-                    let to = from + ty.bytes();
+                let (pointer, at) = pointers.next().unwrap();
+                let pitch = kernel.pitches.get(&pointer).copied();
+                let bytes = ty.bytes_at(pitch);
+                if let Some((space, from)) = self.place(at.buffer, offset(at.offset), bytes) {
+                    let to = from + bytes;
                     assert!(!own.iter().any(|o| o.space == space && o.from < to && from < o.to), "results overlap");
                     own.push(Touch { space, from, to, write: true });
                     let over: Vec<&String> = places
@@ -283,17 +291,17 @@ impl Machine<'_> {
                         assert_element_by_element(kernel, &module, &inputs, &over, result, &results);
                     }
                 }
-                self.touch_apart(before, at.buffer, offset(at.offset), ty.bytes());
-                at
+                self.touch_apart(before, at.buffer, offset(at.offset), bytes);
+                (at, pitch)
             };
-            self.store(at.buffer, offset(at.offset), ty, tensor);
+            self.store(at.buffer, offset(at.offset), (ty, pitch), tensor);
         }
         assert!(pointers.next().is_none());
     }
 
     fn place(&self, buffer: usize, offset: usize, bytes: usize) -> Option<(Space, usize)> {
         let at = &self.entry.buffers[self.table[buffer]];
-        assert!(offset + bytes <= at.ty.bytes(), "{offset} + {bytes} is outside of {} ({})", at.name, at.ty);
+        assert!(offset + bytes <= at.bytes(), "{offset} + {bytes} is outside of {} ({})", at.name, at.ty);
         match at.place {
             Place::Arena(start) => Some((Space::Arena, start + offset)),
             Place::Input(i) => Some((Space::Input(i), offset)),
@@ -323,21 +331,29 @@ impl Machine<'_> {
         }
         self.open.push(new);
     }
-    /// A tensor of that type from a buffer. `checked`: it must have been written there.
-    fn load(&self, buffer: usize, offset: usize, ty: &Type, checked: bool) -> Tensor<f32> {
+    /// A tensor of that type and pitch from a buffer. `checked`: it must have been written there.
+    fn load(
+        &self,
+        buffer: usize,
+        offset: usize,
+        (ty, pitch): (&Type, Option<usize>),
+        checked: bool,
+    ) -> Tensor<f32> {
         let at = &self.entry.buffers[self.table[buffer]];
         match at.place {
             Place::Weight(w) if at.ty.dtype != DType::F32 => return part(&self.weights[w], offset, ty),
             Place::Step | Place::IsLast | Place::Trips => return self.cells[&buffer].clone(),
             _ => {}
         }
-        let (space, from) = self.place(buffer, offset, ty.bytes()).unwrap();
+        let size = ty.bytes_at(pitch);
+        let (space, from) = self.place(buffer, offset, size).unwrap();
         if space == Space::Arena && checked {
-            let owners = &self.spaces.owner[from..from + ty.bytes()];
+            let owners = &self.spaces.owner[from..from + size];
             let wrong = owners.iter().find(|&&o| o != self.table[buffer]);
             assert!(wrong.is_none(), "{} is overwritten or unwritten: {wrong:?}", at.name);
         }
-        let bytes = &self.spaces.memory[&space][from..from + ty.bytes()];
+        let rows = self.spaces.memory[&space][from..from + size].chunks_exact(pitch.unwrap_or(ty.row_bytes()).max(1));
+        let bytes: Vec<u8> = rows.flat_map(|row| &row[..ty.row_bytes()]).copied().collect();
         let words = || bytes.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
         let data = match ty.dtype {
             DType::F32 => Data::Float(words().map(f32::from_le_bytes).collect()),
@@ -348,8 +364,15 @@ impl Machine<'_> {
         };
         swap_heads(Tensor { ty: ty.clone(), data }, false)
     }
-    fn store(&mut self, buffer: usize, offset: usize, ty: &Type, tensor: &Tensor<f32>) {
-        let (space, from) = self.place(buffer, offset, ty.bytes()).unwrap();
+    fn store(
+        &mut self,
+        buffer: usize,
+        offset: usize,
+        (ty, pitch): (&Type, Option<usize>),
+        tensor: &Tensor<f32>,
+    ) {
+        let size = ty.bytes_at(pitch);
+        let (space, from) = self.place(buffer, offset, size).unwrap();
         let tensor = swap_heads(Tensor { ty: ty.clone(), data: tensor.data.clone() }, true);
         let bytes: Vec<u8> = match &tensor.data {
             Data::Float(v) if ty.dtype == DType::BF16 => {
@@ -360,9 +383,13 @@ impl Machine<'_> {
             Data::Bool(v) => v.iter().map(|&v| v as u8).collect(),
             Data::Byte(v) => v.iter().map(|&v| v as u8).collect(),
         };
-        self.spaces.memory.get_mut(&space).unwrap()[from..from + bytes.len()].copy_from_slice(&bytes);
+        let memory = &mut self.spaces.memory.get_mut(&space).unwrap()[from..from + size];
+        let row = ty.row_bytes().max(1);
+        for (to, row) in memory.chunks_exact_mut(pitch.unwrap_or(row)).zip(bytes.chunks_exact(row)) {
+            to[..row.len()].copy_from_slice(row);
+        }
         if space == Space::Arena {
-            self.spaces.owner[from..from + bytes.len()].fill(self.table[buffer]);
+            self.spaces.owner[from..from + size].fill(self.table[buffer]);
         }
     }
 }

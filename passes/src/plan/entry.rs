@@ -2,7 +2,6 @@
 use super::kernels::Kernels;
 use super::survey::{Survey, zeros};
 use super::weights::{self, Weights};
-use super::{arena, barriers};
 use crate::Error;
 use crate::fuse::GroupKind;
 use crate::fuse::kernel::{Built, Operand};
@@ -24,8 +23,16 @@ pub struct Life {
     pub pair: Option<usize>,
 }
 
-/// Plans one function, which must be normalised.
-pub fn plan(func: &Func, target: &Target, weights: &mut Weights, kernels: &mut Kernels) -> Result<Entry, Error> {
+/// Plans one function, which must be normalised: its schedule without barriers, and what places in the arena depend on, by buffer.
+///
+/// # Errors
+/// As [`super::build`].
+pub fn plan(
+    func: &Func,
+    target: &Target,
+    weights: &mut Weights,
+    kernels: &mut Kernels,
+) -> Result<(Entry, Vec<Life>), Error> {
     let uses = Uses::new(func);
     let leaves = weights::leaves(func, &uses, weights);
     let survey = Survey::new(func, &uses, weights, &leaves, target);
@@ -49,10 +56,7 @@ pub fn plan(func: &Func, target: &Target, weights: &mut Weights, kernels: &mut K
     let mut steps = planner.region(func.body)?;
     let outputs = planner.outputs(&mut steps)?;
     let (buffers, lives) = (planner.buffers, planner.lives);
-    let mut entry = Entry { name: func.name.clone(), buffers, inputs, outputs, steps, arena: 0, live: 0 };
-    arena::allocate(&mut entry, &lives);
-    barriers::place(&mut entry, &lives, kernels);
-    Ok(entry)
+    Ok((Entry { name: func.name.clone(), buffers, inputs, outputs, steps, arena: 0, live: 0 }, lives))
 }
 
 /// Where a value is.
@@ -91,7 +95,7 @@ impl Planner<'_> {
         Error::Unsupported { message: format!("`{}`: {message}", self.func.name), loc }
     }
     pub(super) fn buffer(&mut self, name: impl Into<String>, ty: Type, place: Place) -> usize {
-        self.buffers.push(Buffer { name: name.into(), ty, place });
+        self.buffers.push(Buffer { name: name.into(), ty, pitch: None, place });
         self.lives.push(Life::default());
         self.buffers.len() - 1
     }

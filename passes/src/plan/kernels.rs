@@ -20,14 +20,6 @@ impl Kernels {
             self.list.len() - 1
         })
     }
-    /// The kernel of an index.
-    pub fn get(&self, index: usize) -> &Kernel {
-        &self.list[index]
-    }
-    /// Those so far.
-    pub fn list(&self) -> &[Kernel] {
-        &self.list
-    }
     /// All of them.
     pub fn finish(self) -> Vec<Kernel> {
         self.list

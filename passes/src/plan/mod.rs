@@ -13,6 +13,7 @@ mod barriers;
 mod entry;
 mod kernels;
 mod loops;
+mod pitch;
 mod places;
 mod share;
 pub mod summary;
@@ -41,18 +42,26 @@ use rdc_ir::program::Program;
 pub fn build(module: &Module, options: &Options) -> Result<Program, Error> {
     let mut weights = weights::Weights::new(module);
     let mut kernels = kernels::Kernels::default();
-    let mut entries = Vec::new();
+    let (mut entries, mut lives) = (Vec::new(), Vec::new());
     for func in &module.funcs {
         let mut func = normalise(func, options.target.mr);
         places::own(&mut func, &weights);
         remove_unused(&mut func);
-        entries.push(entry::plan(&func, &options.target, &mut weights, &mut kernels)?);
+        let (entry, life) = entry::plan(&func, &options.target, &mut weights, &mut kernels)?;
+        entries.push(entry);
+        lives.push(life);
+    }
+    let mut kernels = kernels.finish();
+    pitch::set(&mut entries, &mut kernels);
+    for (entry, lives) in entries.iter_mut().zip(&lives) {
+        arena::allocate(entry, lives);
+        barriers::place(entry, lives, &kernels);
     }
     Ok(Program {
         name: module.name.clone(),
         target: options.target.clone(),
         weights: weights.finish(),
-        kernels: kernels.finish(),
+        kernels,
         entries,
     })
 }

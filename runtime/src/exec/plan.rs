@@ -131,7 +131,7 @@ impl Planner<'_> {
         steps.iter().map(node).collect()
     }
     fn bytes(&self, buffer: usize) -> usize {
-        self.entry.buffers[buffer].ty.bytes()
+        self.entry.buffers[buffer].bytes()
     }
     fn launch(&mut self, launch: &Launch) -> LaunchNode {
         let kernel = &self.model.program().kernels[launch.kernel];

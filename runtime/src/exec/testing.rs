@@ -105,7 +105,8 @@ pub fn kernel(name: &str, inputs: &[Type], results: &[Type], tasks: usize, dispa
     func.regions[body].ops.push(op);
     func.regions[body].yields = func.ops[op].results.clone();
     let (flops, bytes) = (1000, 100);
-    Kernel { name: name.into(), kind: KernelKind::Generic, func, tasks, dispatch, scratch: 64, flops, bytes }
+    let (name, kind, pitches) = (name.into(), KernelKind::Generic, BTreeMap::new());
+    Kernel { name, kind, func, pitches, tasks, dispatch, scratch: 64, flops, bytes }
 }
 
 pub fn launch(kernel: usize, args: &[(usize, Offset)], barrier: bool) -> Step {
@@ -123,7 +124,7 @@ fn entry(name: &str, rows: usize, kernels: usize, exit: bool) -> Entry {
         if place == Place::Arena(arena) {
             arena += ty.bytes().next_multiple_of(64);
         }
-        buffers.push(Buffer { name: name.into(), ty, place });
+        buffers.push(Buffer { name: name.into(), ty, pitch: None, place });
         buffers.len() - 1
     };
     let table = buffer("table", Type::f32([VOCABULARY, DIM]), Some(Place::Weight(0)));

@@ -75,7 +75,7 @@ struct Builder {
 
 impl Builder {
     fn at(&mut self, ty: Type, place: Place) -> usize {
-        self.buffers.push(Described { name: format!("b{}", self.buffers.len()), ty, place });
+        self.buffers.push(Described { name: format!("b{}", self.buffers.len()), ty, pitch: None, place });
         self.buffers.len() - 1
     }
     fn arena(&mut self, ty: Type) -> usize {

@@ -167,7 +167,7 @@ fn entry(program: &mut Program, name: &str, values: &[(&str, Type, What)]) {
             What::Input(_) | What::Weight => args.push(func.add_arg(func.body, ty.clone(), None)),
             What::Output | What::Updates(_) => results.push(ty.clone()),
         }
-        buffers.push(Buffer { name: (*value).into(), ty: ty.clone(), place });
+        buffers.push(Buffer { name: (*value).into(), ty: ty.clone(), pitch: None, place });
     }
     let (loc, body) = (Loc::default(), func.body);
     let op = func.make_op(Opcode::Param, vec![], vec![Attr::Str(name.into())], results, vec![], loc);
@@ -183,6 +183,7 @@ fn entry(program: &mut Program, name: &str, values: &[(&str, Type, What)]) {
         name: name.into(),
         kind: KernelKind::Generic,
         func,
+        pitches: Default::default(),
         tasks: 1,
         dispatch: Dispatch::Static,
         scratch: 0,

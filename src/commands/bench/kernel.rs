@@ -71,25 +71,34 @@ impl Kernels {
     }
 }
 
-/// A schedule of one launch: the kernel's arguments are inputs of the entry, its results lie in the arena.
+/// A schedule of one launch: the kernel's arguments are inputs of the entry; its results lie in the arena, and so do arguments whose
+/// rows are apart.
 fn entry(meta: &Meta, index: usize) -> Entry {
     let kernel = &meta.program.kernels[index];
     let func = &kernel.func;
     let body = &func.regions[func.body];
     let mut buffers: Vec<Buffer> = Vec::new();
     let mut inputs = Vec::new();
+    let pitch = |pointer: usize| kernel.pitches.get(&pointer).copied();
+    let mut arena = 0;
     for (i, &value) in body.args.iter().enumerate() {
         let ty = func.ty(value).clone();
+        if pitch(i).is_some() {
+            let buffer = Buffer { name: format!("a{i}"), ty, pitch: pitch(i), place: Place::Arena(arena) };
+            arena = (arena + buffer.bytes()).next_multiple_of(64);
+            buffers.push(buffer);
+            continue;
+        }
         // Slots of a cache (rank 5) are written in place, which only an input of that role may be; views are read.
         let role = if ty.cache && ty.rank() == 5 { ArgRole::Cache } else { ArgRole::Input };
+        buffers.push(Buffer { name: format!("a{i}"), ty, pitch: None, place: Place::Input(inputs.len()) });
         inputs.push(Input { name: format!("a{i}"), role, buffer: i });
-        buffers.push(Buffer { name: format!("a{i}"), ty, place: Place::Input(i) });
     }
-    let mut arena = 0;
     // Linear results have no pointer: they are their argument's memory.
-    for (i, ty) in body.yields.iter().map(|&v| func.ty(v)).filter(|ty| !ty.cache).enumerate() {
-        buffers.push(Buffer { name: format!("r{i}"), ty: ty.clone(), place: Place::Arena(arena) });
-        arena = (arena + ty.bytes()).next_multiple_of(64);
+    for (i, ty) in kernel.pointers().enumerate().skip(body.args.len()) {
+        let buffer = Buffer { name: format!("r{i}"), ty: ty.clone(), pitch: pitch(i), place: Place::Arena(arena) };
+        arena = (arena + buffer.bytes()).next_multiple_of(64);
+        buffers.push(buffer);
     }
     let args = (0..buffers.len()).map(|buffer| LaunchArg { buffer, offset: Offset::Fixed(0) }).collect();
     Entry {

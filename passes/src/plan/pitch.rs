@@ -1,0 +1,157 @@
+//! Rows that lie so far apart that they do not keep each other out of the first-level cache.
+//!
+//! A register tile of a matmul reads a dozen rows side by side. Where a row is a multiple of 4 KiB they all fall into one set of the
+//! cache, and a kernel would have to copy them first; what it writes collides in the same way. Such activations get rows an odd
+//! number of cache lines apart, if every kernel that touches them can address such rows. Memory of the caller keeps its rows, and
+//! so does what a loop carries, since it may be recorded.
+use petgraph::unionfind::UnionFind;
+use rdc_ir::pitch::{collide, odd_lines};
+use rdc_ir::program::{Buffer, Entry, Kernel, KernelKind, LaunchArg, LoopStep, Offset, Place, Step};
+use rdc_ir::{DType, Opcode, Type, ValueId};
+
+/// Sets the pitch of the buffers of entries that are not yet in the arena, and of the pointers that they are passed for.
+pub fn set(entries: &mut [Entry], kernels: &mut [Kernel]) {
+    let classes = Classes::new(entries, kernels);
+    let (mut spread, sets) = (classes.spread, classes.sets.into_labeling());
+    // What one kernel cannot address, no kernel sees.
+    for (node, &set) in sets.iter().enumerate() {
+        spread[set] &= spread[node];
+    }
+    let wanted: Vec<usize> = (0..kernels.len())
+        .filter(|&k| matches!(kernels[k].kind, KernelKind::Matmul { .. } | KernelKind::Product { .. }))
+        .flat_map(|k| (0..kernels[k].pointers().count()).map(move |pointer| (k, pointer)))
+        .map(|(k, pointer)| sets[classes.pointers[k] + pointer])
+        .filter(|&set| spread[set])
+        .collect();
+    let chosen = |node: usize| wanted.contains(&sets[node]);
+    for (k, kernel) in kernels.iter_mut().enumerate() {
+        let pitches: Vec<(usize, usize)> = kernel.pointers().map(|ty| odd_lines(ty.last())).enumerate().collect();
+        kernel.pitches.extend(pitches.into_iter().filter(|p| chosen(classes.pointers[k] + p.0)));
+    }
+    for (entry, first) in entries.iter_mut().zip(classes.buffers) {
+        for (index, buffer) in entry.buffers.iter_mut().enumerate() {
+            buffer.pitch = chosen(first + index).then(|| odd_lines(buffer.ty.last()));
+        }
+        let mut steps = std::mem::take(&mut entry.steps);
+        move_args(&mut steps, &entry.buffers);
+        entry.steps = steps;
+    }
+}
+
+/// Buffers and pointers that stand for the same memory.
+struct Classes {
+    sets: UnionFind<usize>,
+    /// Of each buffer and pointer, whether its rows may lie apart.
+    spread: Vec<bool>,
+    /// The number of each entry's first buffer, and of each kernel's first pointer.
+    buffers: Vec<usize>,
+    pointers: Vec<usize>,
+}
+
+impl Classes {
+    fn new(entries: &[Entry], kernels: &[Kernel]) -> Classes {
+        let mut spread = Vec::new();
+        let mut buffers = Vec::new();
+        for entry in entries {
+            buffers.push(spread.len());
+            spread.extend(entry.buffers.iter().map(collides));
+            let first = spread.len() - entry.buffers.len();
+            entry.outputs.iter().for_each(|output| spread[first + output.buffer] = false);
+        }
+        let mut pointers = Vec::new();
+        for kernel in kernels {
+            pointers.push(spread.len());
+            spread.extend((0..kernel.pointers().count()).map(|pointer| addresses(kernel, pointer)));
+        }
+        let mut classes = Classes { sets: UnionFind::new(spread.len()), spread, buffers, pointers };
+        for (index, entry) in entries.iter().enumerate() {
+            classes.steps(&entry.steps, (classes.buffers[index], &entry.buffers), kernels);
+        }
+        classes
+    }
+    fn steps(&mut self, steps: &[Step], (first, buffers): (usize, &[Buffer]), kernels: &[Kernel]) {
+        for step in steps {
+            match step {
+                Step::Launch(launch) => {
+                    let pointers = self.pointers[launch.kernel];
+                    for (index, (arg, ty)) in launch.args.iter().zip(kernels[launch.kernel].pointers()).enumerate() {
+                        self.sets.union(first + arg.buffer, pointers + index);
+                        self.spread[pointers + index] &= is_rows_of(ty, arg, &buffers[arg.buffer]);
+                    }
+                }
+                Step::Copy { dst, src } => {
+                    self.sets.union(first + dst, first + src);
+                    self.spread[first + dst] &= buffers[*dst].ty.last() == buffers[*src].ty.last();
+                }
+                Step::Zero { .. } => {}
+                Step::Loop(inner) => {
+                    let LoopStep { body, swaps, carried, .. } = inner;
+                    for &(a, b) in swaps {
+                        self.sets.union(first + a, first + b);
+                    }
+                    carried.iter().for_each(|carried| self.spread[first + carried] = false);
+                    self.steps(body, (first, buffers), kernels);
+                }
+            }
+        }
+    }
+}
+
+/// Whether a buffer of the schedule has rows that fall on each other.
+fn collides(buffer: &Buffer) -> bool {
+    let ty = &buffer.ty;
+    matches!(buffer.place, Place::Arena(_)) && ty.dtype == DType::F32 && !ty.cache && collide(ty.rows(), ty.row_bytes())
+}
+
+/// Whether an argument of that type is whole rows of a buffer.
+fn is_rows_of(ty: &Type, arg: &LaunchArg, buffer: &Buffer) -> bool {
+    let whole = |bytes: usize| bytes.is_multiple_of(ty.row_bytes());
+    ty.last() == buffer.ty.last()
+        && match arg.offset {
+            Offset::Fixed(bytes) | Offset::Step { stride: bytes } => whole(bytes),
+            Offset::Slot { .. } => false,
+        }
+}
+
+/// Whether a kernel addresses the tensor of a pointer row by row, as its kind sees rows.
+fn addresses(kernel: &Kernel, pointer: usize) -> bool {
+    let func = &kernel.func;
+    let body = &func.regions[func.body];
+    let Some(ty) = kernel.pointers().nth(pointer) else { return false };
+    // Tables are looked up, weights are packed.
+    let users = |v: ValueId| body.ops.iter().map(|&op| &func.ops[op]).filter(move |op| op.operands.contains(&v));
+    let is_rows = body.args.get(pointer).is_none_or(|&arg| {
+        users(arg).all(|op| match op.opcode {
+            Opcode::Gather | Opcode::PackedGather | Opcode::Rope | Opcode::RopeGrad => false,
+            Opcode::PackedMatmul => !op.operands[1..].contains(&arg),
+            _ => true,
+        })
+    });
+    let rows = match kernel.kind {
+        KernelKind::Rows { rows, .. } | KernelKind::Matmul { m: rows, .. } => ty.rows() == rows,
+        KernelKind::Columns { rows, columns, .. } => columns > 1 && ty.rows() == rows,
+        KernelKind::Product { batch, m, n, k, .. } => [m, n, k].map(|rows| batch * rows).contains(&ty.rows()),
+        _ => false,
+    };
+    is_rows && rows
+}
+
+/// Moves arguments that begin with a later row, or move by rows, as the pitches of their buffers ask.
+fn move_args(steps: &mut [Step], buffers: &[Buffer]) {
+    for step in steps {
+        match step {
+            Step::Launch(launch) => {
+                for arg in &mut launch.args {
+                    let buffer = &buffers[arg.buffer];
+                    if let (Some(pitch), Offset::Fixed(bytes) | Offset::Step { stride: bytes }) =
+                        (buffer.pitch, &mut arg.offset)
+                    {
+                        *bytes = *bytes / buffer.ty.row_bytes() * pitch;
+                    }
+                }
+            }
+            Step::Loop(inner) => move_args(&mut inner.body, buffers),
+            Step::Copy { .. } | Step::Zero { .. } => {}
+        }
+    }
+}

@@ -36,11 +36,14 @@ impl Case {
         let values = (0..ty.elements()).map(|_| one()).collect();
         self.arg(ty, Data::Int(values))
     }
-    fn op(&mut self, opcode: Opcode, operands: &[ValueId], attrs: Vec<Attr>) {
+    fn op(&mut self, opcode: Opcode, operands: &[ValueId], attrs: Vec<Attr>) -> Vec<ValueId> {
         let mut b = Builder::new(&mut self.func);
-        for (i, value) in b.try_op(opcode, operands, attrs).unwrap().into_iter().enumerate() {
-            b.output(format!("y{i}"), value, false);
+        let values = b.try_op(opcode, operands, attrs).unwrap();
+        for &value in &values {
+            let name = format!("y{}", b.func.outputs.len());
+            b.output(name, value, false);
         }
+        values
     }
     /// Applies a pass and compares. Returns the function.
     fn check(self, pass: fn(&mut Module), gone: &[Opcode], what: &str) -> Func {
@@ -94,6 +97,39 @@ fn losses_keep_their_meaning() {
         let func = case.check(expand::run, LOSSES, &what);
         let tokens: usize = lead.iter().product();
         assert_eq!(has_loop(&func), linear && tokens >= 1024, "{what}");
+    }
+}
+
+/// A loss and its derivative, of a head whose input is computed a second time for it.
+#[test]
+fn a_loss_and_its_derivative_share_the_logits() {
+    for seed in 0..40 {
+        let mut case = Case::new(seed);
+        let lead: &[usize] = case.rng.pick(&[&[][..], &[5], &[2, 3], &[3, 400]]);
+        let (k, classes) = (2 + case.rng.below(5), 2 + case.rng.below(9));
+        let labels = case.labels(lead, classes);
+        let (x, w, weights) = (case.floats(&[lead, &[k]].concat()), case.floats(&[classes, k]), case.floats(lead));
+        let bias = case.rng.one_in(2).then(|| case.floats(&[classes]));
+        let [of_loss, of_other, of_labels] = [case.rng.one_in(4), case.rng.one_in(4), case.rng.one_in(4)];
+        let what = format!("seed {seed}, {lead:?}, {k} to {classes}, {of_loss} {of_other} {of_labels}");
+        let attrs = vec![Attr::Float(case.rng.pick(&[0.0, 0.01]))];
+        let head = |case: &mut Case, factor: f64| {
+            let mut b = Builder::new(&mut case.func);
+            let factor = b.constant(factor, DType::F32);
+            b.op(Opcode::Mul, &[x, factor], vec![])
+        };
+        let first = head(&mut case, 0.5);
+        let nll =
+            case.op(Opcode::LinearCrossEntropy, &[&[first, w, labels][..], bias.as_slice()].concat(), attrs.clone());
+        let factor = if of_loss { nll[0] } else { weights };
+        let factor = Builder::new(&mut case.func).op(Opcode::Mul, &[weights, factor], vec![]);
+        let again = head(&mut case, if of_other { 0.25 } else { 0.5 });
+        let labels = if of_labels { case.labels(lead, classes) } else { labels };
+        case.op(Opcode::LinearCrossEntropyGrad, &[&[again, w, labels, factor][..], bias.as_slice()].concat(), attrs);
+        let func = case.check(expand::run, LOSSES, &what);
+        let logits = |op: &rdc_ir::Op| op.opcode == Opcode::Matmul && op.flag("trans_b");
+        let products = func.walk().into_iter().filter(|&(_, op)| logits(&func.ops[op])).count();
+        assert_eq!(products, if of_loss || of_other || of_labels { 2 } else { 1 }, "{what}");
     }
 }
 

@@ -36,7 +36,5 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
 
 /// Bytes of scratch per thread.
 pub fn scratch(kernel: &Kernel) -> usize {
-    form(kernel)
-        .and_then(|(rows, _, results)| Ok(RowProgram::new(kernel, rows, &results)?.scratch()))
-        .unwrap_or(0)
+    form(kernel).and_then(|(rows, _, results)| Ok(RowProgram::new(kernel, rows, &results)?.scratch())).unwrap_or(0)
 }

@@ -154,6 +154,10 @@ impl Head {
         let bias = data.operands.get(bias).copied();
         Head { x, labels, w: data.operands[1], bias, z_loss: data.float("z_loss"), chunks, c }
     }
+    /// The shapes of the derivatives by the weight and by the bias.
+    fn sums(&self, b: &Builder) -> Vec<Vec<usize>> {
+        std::iter::once(self.w).chain(self.bias).map(|v| b.func.ty(v).shape.clone()).collect()
+    }
     /// The logits and labels of a chunk `x: [c, K]`.
     fn rows<'b, 'f>(&self, b: &'b mut Builder<'f>, x: ValueId, labels: ValueId) -> Rows<'b, 'f> {
         let mut logits = b.op(Opcode::Matmul, &[x, self.w], vec![Attr::Bool(false), Attr::Bool(true)]);
@@ -162,10 +166,11 @@ impl Head {
         }
         Rows { b, logits, labels, z_loss: self.z_loss }
     }
-    /// The derivatives by a chunk `x: [c, K]`, by the weight and by the bias; `dnll: [c]`.
-    fn grads(&self, b: &mut Builder, x: ValueId, labels: ValueId, dnll: ValueId) -> (ValueId, Vec<ValueId>) {
-        let dnll = reshape(b, dnll, &[self.c, 1]);
-        let dlogits = self.rows(b, x, labels).grad(dnll);
+    /// The derivatives by a chunk `x: [c, K]` of these logits, by the weight and by the bias; `dnll: [c]`.
+    fn grads(&self, mut rows: Rows, x: ValueId, dnll: ValueId) -> (ValueId, Vec<ValueId>) {
+        let dnll = reshape(rows.b, dnll, &[self.c, 1]);
+        let dlogits = rows.grad(dnll);
+        let b = rows.b;
         let dx = b.op(Opcode::Matmul, &[dlogits, self.w], vec![Attr::Bool(false), Attr::Bool(false)]);
         let mut sums = vec![b.op(Opcode::Matmul, &[dlogits, x], vec![Attr::Bool(true), Attr::Bool(false)])];
         if let Some(bias) = self.bias {
@@ -222,18 +227,33 @@ pub fn linear_cross_entropy(b: &mut Builder, op: OpId) -> Vec<ValueId> {
     columns.into_iter().map(|v| reshape(b, v, &shape)).collect()
 }
 
+/// The results of a `linear_cross_entropy` and of the `linear_cross_entropy_grad` that is its derivative, in one loop.
+pub fn linear_cross_entropy_with_grad(b: &mut Builder, loss: OpId, grad: OpId) -> (Vec<ValueId>, Vec<ValueId>) {
+    let head = Head::new(b, loss, 3);
+    let (x, labels, dnll) = (b.func.ops[loss].operands[0], b.func.ops[loss].operands[2], b.func.ops[grad].operands[3]);
+    let (dnll, sums) = (split(b, dnll, head.chunks, &[head.c]), head.sums(b));
+    let (mut stacked, sums) = for_chunks(b, head.chunks, &[head.x, head.labels, dnll], &sums, |b, entries| {
+        let mut rows = head.rows(b, entries[0], entries[1]);
+        let [nll, correct] = rows.loss();
+        let (dx, sums) = head.grads(rows, entries[0], entries[2]);
+        (vec![nll, correct, dx], sums)
+    });
+    let [of_labels, of_x] = [labels, x].map(|v| b.func.ty(v).shape.clone());
+    let dx = stacked.pop().map(|dx| reshape(b, dx, &of_x));
+    let columns = stacked.into_iter().map(|v| reshape(b, v, &of_labels)).collect();
+    (columns, dx.into_iter().chain(sums).collect())
+}
+
 /// The results of a `linear_cross_entropy_grad`.
 pub fn linear_cross_entropy_grad(b: &mut Builder, op: OpId) -> Vec<ValueId> {
     let head = Head::new(b, op, 4);
     let (x, dnll) = (b.func.ops[op].operands[0], b.func.ops[op].operands[3]);
-    let dnll = split(b, dnll, head.chunks, &[head.c]);
-    let shape_of = |b: &Builder, v: ValueId| b.func.ty(v).shape.clone();
-    let sums: Vec<Vec<usize>> = std::iter::once(head.w).chain(head.bias).map(|v| shape_of(b, v)).collect();
+    let (dnll, sums) = (split(b, dnll, head.chunks, &[head.c]), head.sums(b));
     let (dx, sums) = for_chunks(b, head.chunks, &[head.x, head.labels, dnll], &sums, |b, entries| {
-        let (dx, sums) = head.grads(b, entries[0], entries[1], entries[2]);
+        let (dx, sums) = head.grads(head.rows(b, entries[0], entries[1]), entries[0], entries[2]);
         (vec![dx], sums)
     });
-    let shape = shape_of(b, x);
+    let shape = b.func.ty(x).shape.clone();
     dx.into_iter().map(|v| reshape(b, v, &shape)).chain(sums).collect()
 }
 

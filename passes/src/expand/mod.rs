@@ -1,12 +1,14 @@
 //! Rewrites after differentiation what is one operation for the sake of its derivative into what kernels compute.
 //!
 //! - `linear_cross_entropy` and its derivative become a loop over chunks of tokens around products and row operations, so that
-//!   the logits of all tokens never exist; `cross_entropy` and its derivative become row operations ([`loss`]).
+//!   the logits of all tokens never exist, one loop for both where that can be ([`joint`]); `cross_entropy` and its derivative
+//!   become row operations ([`loss`]).
 //! - `sum_to` becomes a sum over the last axis, over the leading axes, or both ([`sums`]).
 //! - `stop_gradient` goes.
 //!
 //! [`fuse_loss`] runs before differentiation.
 mod fuse_loss;
+mod joint;
 mod loss;
 mod sums;
 
@@ -19,6 +21,7 @@ use std::collections::HashMap;
 /// Expands every function.
 pub fn run(module: &mut Module) {
     for func in &mut module.funcs {
+        joint::run(func);
         rewrite(func, |b, op| match b.func.ops[op].opcode {
             Opcode::CrossEntropy => Some(loss::cross_entropy(b, op)),
             Opcode::CrossEntropyGrad => Some(loss::cross_entropy_grad(b, op)),

@@ -58,8 +58,9 @@ pub fn run(program: &Program, entry: &str, params: &Tensors, args: &Tensors) -> 
     });
     let outputs = outputs.collect();
     let caches = entry.inputs.iter().filter(|i| entry.buffers[i.buffer].ty.cache);
-    let caches =
-        caches.map(|i| (i.name.clone(), machine.load(i.buffer, 0, (&entry.buffers[i.buffer].ty, None), false))).collect();
+    let caches = caches
+        .map(|i| (i.name.clone(), machine.load(i.buffer, 0, (&entry.buffers[i.buffer].ty, None), false)))
+        .collect();
     let weights = entry.buffers.iter().enumerate().filter_map(|(buffer, b)| match b.place {
         Place::Weight(w) => Some((buffer, w)),
         _ => None,
@@ -332,13 +333,7 @@ impl Machine<'_> {
         self.open.push(new);
     }
     /// A tensor of that type and pitch from a buffer. `checked`: it must have been written there.
-    fn load(
-        &self,
-        buffer: usize,
-        offset: usize,
-        (ty, pitch): (&Type, Option<usize>),
-        checked: bool,
-    ) -> Tensor<f32> {
+    fn load(&self, buffer: usize, offset: usize, (ty, pitch): (&Type, Option<usize>), checked: bool) -> Tensor<f32> {
         let at = &self.entry.buffers[self.table[buffer]];
         match at.place {
             Place::Weight(w) if at.ty.dtype != DType::F32 => return part(&self.weights[w], offset, ty),
@@ -364,13 +359,7 @@ impl Machine<'_> {
         };
         swap_heads(Tensor { ty: ty.clone(), data }, false)
     }
-    fn store(
-        &mut self,
-        buffer: usize,
-        offset: usize,
-        (ty, pitch): (&Type, Option<usize>),
-        tensor: &Tensor<f32>,
-    ) {
+    fn store(&mut self, buffer: usize, offset: usize, (ty, pitch): (&Type, Option<usize>), tensor: &Tensor<f32>) {
         let size = ty.bytes_at(pitch);
         let (space, from) = self.place(buffer, offset, size).unwrap();
         let tensor = swap_heads(Tensor { ty: ty.clone(), data: tensor.data.clone() }, true);

@@ -103,7 +103,17 @@ mod tests {
         let text = format!("module \"m\"\nfunc \"k\"{body}");
         let func = rdc_ir::parse(&text).unwrap().funcs.remove(0);
         let (tasks, dispatch) = (1, Dispatch::Static);
-        let kernel = Kernel { name: "k".into(), kind, func, pitches: Default::default(), tasks, dispatch, scratch: 0, flops: 0, bytes: 0 };
+        let kernel = Kernel {
+            name: "k".into(),
+            kind,
+            func,
+            pitches: Default::default(),
+            tasks,
+            dispatch,
+            scratch: 0,
+            flops: 0,
+            bytes: 0,
+        };
         may_share(&kernel, args, result)
     }
 

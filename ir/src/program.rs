@@ -14,9 +14,9 @@
 //!
 //! Results do not overlap arguments or each other, but for these cases: a result may have the memory of an argument that it
 //! is computed from element by element (only elementwise operations, all over the full shape, lead from the argument to the
-//! result), if no other result depends on the argument or all of the kernel is elementwise; of [`KernelKind::Rows`] the only result
-//! that depends on the argument may, if norms and sums and maxima of rows lead to it too; and the result of `scatter_add`
-//! may have the memory of its base. A kernel therefore reads an element of an argument (a row of it, in the second case) before it
+//! result), if no other result depends on the argument or all of the kernel is elementwise; of [`KernelKind::Rows`] a result may, if
+//! norms and sums and maxima of rows lead to it too, if the others that depend on the argument have one element a row, and no sweep
+//! over the row that they need comes after the one that computes it; and the result of `scatter_add` may have the memory of its base. A kernel therefore reads an element of an argument (a row of it, in the second case) before it
 //! writes that element of a result computed from it, in the same task, and not again after.
 use crate::entity::OpId;
 use crate::module::{ArgRole, Func, Loc};

@@ -1,7 +1,7 @@
 //! Whether a kernel may write a result over an argument: the condition in `rdc_ir::program`, "Calling convention".
 use rdc_ir::program::{Kernel, KernelKind};
 use rdc_ir::{Func, Op, OpId, Opcode, ValueId};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// Whether the result may have the memory of the arguments, all of which are the same memory, seen whole.
 pub fn may_share(kernel: &Kernel, args: &[usize], result: usize) -> bool {
@@ -61,18 +61,45 @@ fn dependents(func: &Func, args: &[ValueId], leads: impl Fn(&Op, &[ValueId]) -> 
     Some(depends)
 }
 
-/// Whether elementwise operations, norms, and reductions of rows are all that leads from the arguments to results, of which there is one.
-/// A row program has read a row for the last time when it writes such a result.
+/// Whether elementwise operations, norms, and reductions of rows are all that leads from the arguments to results, of which all but
+/// one have one element a row. A row program has read a row for the last time when it writes that one, if nothing is reduced after.
 fn row_by_row(func: &Func, args: &[ValueId], result: ValueId, results: &[ValueId], rows: usize) -> bool {
     let whole = func.ty(result).elements();
-    let fits = |&v: &ValueId| [whole, rows].contains(&func.ty(v).elements());
-    let reduces =
-        |op: &Op| matches!(op.opcode, Opcode::ReduceSum | Opcode::ReduceMax | Opcode::RmsNorm | Opcode::LayerNorm);
-    let leads = |op: &Op, _: &[ValueId]| (same_places(op) || reduces(op)) && op.results.iter().all(fits);
+    let is_column = |v: ValueId| func.ty(v).elements() == rows;
+    let fits = |&v: &ValueId| func.ty(v).elements() == whole || is_column(v);
+    let leads = |op: &Op, _: &[ValueId]| (same_places(op) || sweeps(op) > 0) && op.results.iter().all(fits);
     dependents(func, args, leads).is_some_and(|depends| {
-        let dependent = results.iter().filter(|v| depends.contains(v));
-        dependent.eq([&result])
+        let others = results.iter().filter(|&&v| v != result && depends.contains(&v)).all(|&v| is_column(v));
+        let levels = levels(func);
+        let of = |v: &ValueId| levels.get(v).copied().unwrap_or(0);
+        let last_read = func.regions[func.body]
+            .ops
+            .iter()
+            .map(|&op| &func.ops[op])
+            .filter(|op| sweeps(op) > 0 && depends.contains(&op.operands[0]));
+        let read_before = last_read.map(|op| of(&op.operands[0]) + sweeps(op) - 1).all(|level| level <= of(&result));
+        depends.contains(&result) && others && read_before
     })
+}
+
+/// How many sweeps over a row an operation needs before its result can be computed.
+fn sweeps(op: &Op) -> usize {
+    match op.opcode {
+        Opcode::ReduceSum | Opcode::ReduceMax | Opcode::RmsNorm => 1,
+        Opcode::LayerNorm => 2,
+        _ => 0,
+    }
+}
+
+/// The sweeps that come before the one in which a value of a row program is computed.
+fn levels(func: &Func) -> HashMap<ValueId, usize> {
+    let mut levels = HashMap::new();
+    for &op in &func.regions[func.body].ops {
+        let op = &func.ops[op];
+        let before = op.operands.iter().filter_map(|v| levels.get(v)).max().copied().unwrap_or(0);
+        levels.extend(op.results.iter().map(|&v| (v, before + sweeps(op))));
+    }
+    levels
 }
 
 /// Whether an operation makes each element of those in its place, or is a reshape.
@@ -169,6 +196,14 @@ mod tests {
         };
         let only = "\"n\" = %n, \"c\" = %c";
         assert!(shares(rows.clone(), &one("div %e, %s", only), &[0], 0));
+        assert!(
+            shares(rows.clone(), &one("div %e, %s", "\"n\" = %n, \"m\" = %m, \"s\" = %s"), &[0], 0),
+            "columns beside it"
+        );
+        let early = one("add %a, %b", "\"n\" = %n, \"s\" = %s");
+        assert!(!shares(rows.clone(), &early, &[0], 0), "it is written before the sweep that sums");
+        let early = one("sub %a, %m", "\"n\" = %n, \"s\" = %s");
+        assert!(shares(rows.clone(), &early, &[0], 0), "it is written in the sweep that sums");
         assert!(!shares(rows.clone(), &one("div %e, %s", "\"n\" = %n, \"e\" = %e"), &[0], 1), "another result");
         assert!(!shares(rows.clone(), &one("softmax %l", only), &[0], 0), "it is written before its last sweep");
         let matmul = KernelKind::Matmul { m: 4, n: 8, k: 8, rows_per_task: 4, panels_per_task: 1, kc: 8 };

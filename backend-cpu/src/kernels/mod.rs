@@ -27,6 +27,8 @@ mod micro;
 mod oracle;
 mod pack;
 mod panels;
+#[cfg(test)]
+mod pitch_tests;
 mod product;
 #[cfg(test)]
 mod product_tests;

@@ -324,7 +324,9 @@ fn losses_of_rows() {
             %c = cast %right {{dtype = f32}} : f32[6, 1]
             yield "loss" = %loss, "g" = %g, "c" = %c }}"#
         );
-        rows(&text, 6).int("l", &[3, -100, 8, 0, -100, 1]).check();
+        let case = || rows(&text, 6).int("l", &[3, -100, 8, 0, -100, 1]);
+        case().check();
+        case().in_place("g", "x").check();
     }
 }
 

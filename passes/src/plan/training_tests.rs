@@ -328,3 +328,55 @@ fn random_functions_train_as_planned() {
     }
     assert!(planned > 50, "only {planned} were planned");
 }
+
+/// Rows of `h` are 4 KiB long: so are those of a stack of them, of a value that is an output, and of one that the loop carries.
+const WIDE: &str = "module \"m\"
+param \"w\": f32[1024, 8] = normal(1.0)
+param \"grad.w\": f32[1024, 8] = constant(0.0) state
+func \"grad\"(\"k\" grad_steps = %k: i32[], \"x\" input = %x: f32[6, 8], \"y\" input = %y: f32[6, 1024]) {
+  %w = param {name = \"w\"} : f32[1024, 8]
+  %zero = constant {value = 0.0, dtype = f32} : f32[]
+  %zeros = broadcast %zero {shape = [1024, 8]} : f32[1024, 8]
+  %s, %c, %t, %all = loop %k, %x, %y {max_steps = 3, exit = false, stacked = 1, reverse = false} : f32[6, 8], f32[6, 1024], i32[], f32[3, 6, 1024] {
+    (%step: i32[], %last: bool[], %a: f32[6, 8], %b: f32[6, 1024])
+    %h = matmul %a, %w {trans_a = false, trans_b = true} : f32[6, 1024]
+    %r = tanh %h : f32[6, 1024]
+    %n = matmul %r, %w {trans_a = false, trans_b = false} : f32[6, 8]
+    %u = tanh %n : f32[6, 8]
+    %v = softmax %b : f32[6, 1024]
+    yield %u, %v, %h
+  }
+  %ds, %dw, %t2 = loop %t, %s, %zeros {max_steps = 3, exit = false, stacked = 0, reverse = true} : f32[6, 8], f32[1024, 8], i32[] {
+    (%step: i32[], %last: bool[], %d: f32[6, 8], %sum: f32[1024, 8])
+    %h = index %all, %step : f32[6, 1024]
+    %product = matmul %h, %d {trans_a = true, trans_b = false} : f32[1024, 8]
+    %next = add %sum, %product : f32[1024, 8]
+    %e = matmul %h, %w {trans_a = false, trans_b = false} : f32[6, 8]
+    %u = tanh %e : f32[6, 8]
+    yield %u, %next
+  }
+  %o = matmul %ds, %w {trans_a = false, trans_b = true} : f32[6, 1024]
+  yield \"loss\" = %ds, \"carried\" = %c, \"o\" = %o, \"grad.w\" updates = %dw
+}";
+
+#[test]
+fn rows_that_fall_on_each_other_lie_apart() {
+    let (module, program) = planned(WIDE);
+    for steps in 0..4 {
+        same(&module, &program, "grad", &[steps]);
+    }
+    let entry = &program.entries[0];
+    let apart: Vec<usize> = (0..entry.buffers.len()).filter(|&b| entry.buffers[b].pitch.is_some()).collect();
+    let shapes: Vec<&[usize]> = apart.iter().map(|&b| &entry.buffers[b].ty.shape[..]).collect();
+    assert_eq!(shapes, [&[3, 6, 1024][..], &[6, 1024]], "the stack and what is made of an entry");
+    assert!(apart.iter().all(|&b| entry.buffers[b].pitch == Some(4160)));
+    let [forward, reverse] = loops(&entry.steps)[..] else { panic!("two loops") };
+    for inner in [forward, reverse] {
+        let mut launches = inner.body.iter().filter_map(|step| match step {
+            Step::Launch(launch) => Some(launch),
+            _ => None,
+        });
+        let stride = 6 * 4160;
+        assert!(launches.any(|l| l.args.iter().any(|a| a.offset == Offset::Step { stride })));
+    }
+}

@@ -5,9 +5,12 @@
 //! numbers: as easy as 1, 2, 3", SC 2011). The key is a hash of the seed and the tensor's name; the counter is
 //! (element / 4, row, batch row, attempt), and the four words of a block are four elements' uniforms, two and two for
 //! Box–Muller. Logarithm, sine and cosine are those of the `libm` crate, whose results do not depend on the system.
+mod lanes;
+
 use rdc_ir::Init;
 
 /// One block of Philox4x32-10: four words from a counter and a key.
+#[inline(always)]
 pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     let ([mut a, mut b, mut c, mut d], [mut k0, mut k1]) = (counter, key);
     for _ in 0..10 {
@@ -40,8 +43,18 @@ impl Stream {
             out.fill(value as f32);
             return;
         }
+        // Whole lanes of blocks, then what is left one by one.
+        let mut done = 0;
+        while start.is_multiple_of(4) && out.len() - done >= lanes::NORMALS {
+            let block = ((start + done) / 4) as u32;
+            let normals = lanes::normals(block, [row, batch, 0], self.key);
+            for (i, (x, normal)) in out[done..].iter_mut().zip(normals).enumerate() {
+                *x = self.finish([block.wrapping_add((i / 4) as u32), row, batch, 0], i % 4, normal) as f32;
+            }
+            done += lanes::NORMALS;
+        }
         let (mut block, mut normals) = (u32::MAX, [0.0; 4]);
-        for (i, x) in out.iter_mut().enumerate() {
+        for (i, x) in out.iter_mut().enumerate().skip(done) {
             let element = start + i;
             let index = (element / 4) as u32;
             if i == 0 || index != block {
@@ -54,14 +67,7 @@ impl Stream {
     /// Four standard normals.
     fn normals(&self, counter: [u32; 4]) -> [f64; 4] {
         let words = philox4x32(counter, self.key);
-        // In the open interval (0, 1), so the logarithm is finite.
-        let uniform = |w: u32| (f64::from(w) + 0.5) / 4_294_967_296.0;
-        let pair = |a: u32, b: u32| {
-            let radius = (-2.0 * libm::log(uniform(a))).sqrt();
-            let (sin, cos) = libm::sincos(2.0 * std::f64::consts::PI * uniform(b));
-            (radius * cos, radius * sin)
-        };
-        let ((a, b), (c, d)) = (pair(words[0], words[1]), pair(words[2], words[3]));
+        let ([a, b], [c, d]) = (box_muller(words[0], words[1]), box_muller(words[2], words[3]));
         [a, b, c, d]
     }
     fn finish(&self, mut counter: [u32; 4], lane: usize, mut normal: f64) -> f64 {
@@ -81,6 +87,13 @@ impl Stream {
             }
         }
     }
+}
+
+/// Two independent standard normals from two words (Box and Muller).
+fn box_muller(a: u32, b: u32) -> [f64; 2] {
+    let radius = (-2.0 * libm::log(lanes::uniform(a))).sqrt();
+    let (sin, cos) = libm::sincos(2.0 * std::f64::consts::PI * lanes::uniform(b));
+    [radius * cos, radius * sin]
 }
 
 /// Uniform numbers of one purpose at one step of training, one after another. They depend on the seed, the purpose's name and the

@@ -90,6 +90,19 @@ impl Executor {
         let entry = &self.model.program().entries[entry];
         entry.outputs.iter().map(|o| entry.buffers[o.buffer].ty.bytes()).collect()
     }
+    /// Runs `each` with the number and the elements of every row of `width` elements, the rows shared out among the threads.
+    pub fn for_rows(&mut self, elements: &mut [f32], width: usize, each: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        let width = width.max(1);
+        let rows = (elements.len() / width).div_ceil(self.threads()).max(1);
+        let parts: Vec<Mutex<&mut [f32]>> = elements.chunks_mut(rows * width).map(Mutex::new).collect();
+        self.pool.run(&|thread| {
+            let Some(part) = parts.get(thread) else { return };
+            let mut part = part.lock().unwrap_or_else(PoisonError::into_inner);
+            for (row, elements) in part.chunks_exact_mut(width).enumerate() {
+                each(thread * rows + row, elements);
+            }
+        });
+    }
     /// Records times from now on.
     pub fn start_profile(&mut self) {
         self.profile = Some(Profile::new(self.launches.clone(), self.threads()));

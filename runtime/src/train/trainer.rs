@@ -333,18 +333,21 @@ impl Trainer {
     }
     /// Runs an entry; its outputs are then in the pool.
     fn call(&mut self, entry: usize, call: &Call) -> Result<(), Error> {
-        let described = &self.executor.model().program().entries[entry];
+        let model = self.executor.model().clone();
+        let described = &model.program().entries[entry];
         let mut inputs = Vec::with_capacity(described.inputs.len());
         for input in &described.inputs {
             let ty = &described.buffers[input.buffer].ty;
             let mut buffer = self.memory.take(&input.name, ty.bytes())?;
-            fill(input, ty, call, &mut buffer)?;
+            fill(input, ty, call, &mut buffer, &mut self.executor)?;
             inputs.push(buffer);
         }
         let mut outputs = Vec::with_capacity(described.outputs.len());
         for output in &described.outputs {
             outputs.push(self.memory.take(&output.name, described.buffers[output.buffer].ty.bytes())?);
         }
+        // An entry that updates weights must be their only owner.
+        drop(model);
         let mut pointers: Vec<&mut Buffer> = inputs.iter_mut().collect();
         self.executor.run(entry, &mut pointers, &mut outputs, None, true)?;
         let described = &self.executor.model().program().entries[entry];
@@ -386,7 +389,7 @@ fn scalar(bytes: &[u8]) -> Option<f32> {
 }
 
 /// Fills the memory of an input.
-fn fill(input: &Input, ty: &Type, call: &Call, out: &mut Buffer) -> Result<(), Error> {
+fn fill(input: &Input, ty: &Type, call: &Call, out: &mut Buffer, executor: &mut Executor) -> Result<(), Error> {
     let misplaced = || Error::Program(format!("the input {} has no value in this function", input.name));
     let ints = |out: &mut Buffer, value: usize| {
         let value = i32::try_from(value).map_err(|_| misplaced())?;
@@ -420,9 +423,9 @@ fn fill(input: &Input, ty: &Type, call: &Call, out: &mut Buffer) -> Result<(), E
             }
             let stream = Stream::new(fold_step(draw.seed, "state", draw.step), &input.name, init);
             let (seq, dim) = (ty.shape.get(1).copied().unwrap_or(1).max(1), ty.last().max(1));
-            for (i, row) in bytemuck::cast_slice_mut::<u8, f32>(out).chunks_exact_mut(dim).enumerate() {
+            executor.for_rows(bytemuck::cast_slice_mut::<u8, f32>(out), dim, &|i, row| {
                 stream.fill((draw.row + i / seq) as u32, (i % seq) as u32, 0, row);
-            }
+            });
             Ok(())
         }
         (ArgRole::Input, Call::Update(_) | Call::Accumulate(_)) => {

@@ -184,6 +184,32 @@ fn malformed_programs_are_refused() {
             p.entries[0].buffers[0].ty = p.weights[0].ty.clone();
             second(p).args[4].buffer = 0;
         },
+        // Rows apart: of an input, of what a kernel takes side by side, of an output, of what a loop carries, and overlapping.
+        |p| p.entries[0].buffers[4].pitch = Some(4096),
+        |p| {
+            let buffer = first(p).args[3].buffer;
+            p.entries[0].buffers[buffer].pitch = Some(DIM * 4 + 4);
+            p.entries[0].arena *= 2;
+        },
+        |p| {
+            let kernel = first(p).kernel;
+            p.kernels[kernel].pitches.insert(3, DIM * 4 + 4);
+        },
+        |p| {
+            let buffer = p.entries[0].outputs[0].buffer;
+            p.entries[0].buffers[buffer].pitch = Some(4096);
+            p.entries[0].arena *= 100;
+        },
+        |p| {
+            let buffer = inner(p).carried[0];
+            p.entries[0].buffers[buffer].pitch = Some(4096);
+            p.entries[0].arena *= 100;
+        },
+        |p| {
+            let (kernel, buffer) = (first(p).kernel, first(p).args[3].buffer);
+            p.kernels[kernel].pitches.insert(3, DIM * 4 - 4);
+            p.entries[0].buffers[buffer].pitch = Some(DIM * 4 - 4);
+        },
         // A result in an input.
         |p| {
             second(p).args[6].buffer = 4;

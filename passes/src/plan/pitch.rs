@@ -8,6 +8,7 @@ use petgraph::unionfind::UnionFind;
 use rdc_ir::pitch::{collide, odd_lines};
 use rdc_ir::program::{Buffer, Entry, Kernel, KernelKind, LaunchArg, LoopStep, Offset, Place, Step};
 use rdc_ir::{DType, Opcode, Type, ValueId};
+use std::collections::HashSet;
 
 /// Sets the pitch of the buffers of entries that are not yet in the arena, and of the pointers that they are passed for.
 pub fn set(entries: &mut [Entry], kernels: &mut [Kernel]) {
@@ -17,7 +18,7 @@ pub fn set(entries: &mut [Entry], kernels: &mut [Kernel]) {
     for (node, &set) in sets.iter().enumerate() {
         spread[set] &= spread[node];
     }
-    let wanted: Vec<usize> = (0..kernels.len())
+    let wanted: HashSet<usize> = (0..kernels.len())
         .filter(|&k| matches!(kernels[k].kind, KernelKind::Matmul { .. } | KernelKind::Product { .. }))
         .flat_map(|k| (0..kernels[k].pointers().count()).map(move |pointer| (k, pointer)))
         .map(|(k, pointer)| sets[classes.pointers[k] + pointer])
@@ -25,8 +26,8 @@ pub fn set(entries: &mut [Entry], kernels: &mut [Kernel]) {
         .collect();
     let chosen = |node: usize| wanted.contains(&sets[node]);
     for (k, kernel) in kernels.iter_mut().enumerate() {
-        let pitches: Vec<(usize, usize)> = kernel.pointers().map(|ty| odd_lines(ty.last())).enumerate().collect();
-        kernel.pitches.extend(pitches.into_iter().filter(|p| chosen(classes.pointers[k] + p.0)));
+        let pitches = kernel.pointers().map(|ty| odd_lines(ty.last())).enumerate();
+        kernel.pitches = pitches.filter(|p| chosen(classes.pointers[k] + p.0)).collect();
     }
     for (entry, first) in entries.iter_mut().zip(classes.buffers) {
         for (index, buffer) in entry.buffers.iter_mut().enumerate() {

@@ -320,11 +320,12 @@ fn matches(pattern: &str, name: &str) -> bool {
 }
 
 fn train_meta(training: &Training, lowered: &Lowered, frozen: &[String]) -> TrainMeta {
-    let compiled = |l: &&rdc_frontend::LossInfo| lowered.module.func(&l.func).is_some();
-    let losses = lowered.losses.iter().filter(compiled).map(|l| LossInfo {
+    let compiled = |l: &rdc_frontend::LossInfo| lowered.module.func(&l.func);
+    let losses = lowered.losses.iter().filter_map(|l| Some((l, compiled(l)?))).map(|(l, func)| LossInfo {
         name: l.name.clone(),
         suffix: l.func.strip_prefix("loss").unwrap_or_default().to_string(),
         outputs: l.outputs.clone(),
+        products: rdc_ir::cost::product_flops(func),
         all_steps: l.all_steps,
     });
     TrainMeta {

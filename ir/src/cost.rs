@@ -102,6 +102,32 @@ fn add_region(func: &Func, region: RegionId, depth: usize, cost: &mut FuncCost) 
     }
 }
 
+/// Operations of products alone, two per multiply-add: of matmuls, and of the two products of an attention. Outside of loops, and in
+/// an iteration; `None` if a loop is within another.
+pub fn product_flops(func: &Func) -> Option<[u64; 2]> {
+    let mut total = [0u64; 2];
+    let mut regions = vec![(func.body, 0)];
+    while let Some((region, depth)) = regions.pop() {
+        for &id in &func.regions[region].ops {
+            let op = &func.ops[id];
+            let flops = op_cost(func, id).flops;
+            let products = match op.opcode {
+                Opcode::Matmul => flops,
+                // A score is two multiply-adds a column of a head, and two operations of the softmax.
+                Opcode::Attention => {
+                    let head = 2 * func.ty(op.operands[0]).last() as u64;
+                    flops / (head + 2) * head
+                }
+                _ => 0,
+            };
+            let sum = total.get_mut(depth)?;
+            *sum = sum.saturating_add(products);
+            regions.extend(op.regions.iter().map(|&inner| (inner, depth + 1)));
+        }
+    }
+    Some(total)
+}
+
 /// Numbers of parameters; training state is not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ParamCount {
@@ -208,6 +234,26 @@ func "f"("steps" steps = %steps: i32[], "x" input = %x: f32[2, 4]) {
         let count = param_count(&module);
         assert_eq!(count, ParamCount { total: 48, looped: 16 });
         assert_eq!((count.unrolled(1), count.unrolled(3)), (48, 80));
+    }
+
+    #[test]
+    fn products_count_two_per_multiply_add() {
+        let module = parse(
+            r#"module "m"
+func "f"("steps" steps = %steps: i32[], "q" input = %q: f32[2, 3, 4, 8], "w" input = %w: f32[8, 8], "pos" position = %pos: i32[2]) {
+  %y, %trips = loop %steps, %q {max_steps = 4, exit = false, stacked = 0, reverse = false} : f32[2, 3, 4, 8], i32[] {
+    (%step: i32[], %last: bool[], %s: f32[2, 3, 4, 8])
+    %a = attention %s, %s, %s, %pos {causal = true, scale = 0.5} : f32[2, 3, 4, 8]
+    %e = exp %a : f32[2, 3, 4, 8]
+    yield %e
+  }
+  %m = matmul %y, %w {trans_a = false, trans_b = false} : f32[2, 3, 4, 8]
+  yield "m" = %m
+}"#,
+        )
+        .unwrap();
+        // Of three queries the first sees one key, the last three: six in all, each a product with a key and one with a value.
+        assert_eq!(product_flops(&module.funcs[0]), Some([2 * 24 * 8 * 8, 2 * 4 * 6 * (2 * 8 + 2 * 8)]));
     }
 
     #[test]

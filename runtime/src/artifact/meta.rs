@@ -107,6 +107,9 @@ pub struct LossInfo {
     pub suffix: String,
     /// The names of its outputs; `loss` is the scalar that is minimised.
     pub outputs: Vec<String>,
+    /// Operations of the text's products, two per multiply-add, outside of its loop and in an iteration, if that is known.
+    #[serde(default)]
+    pub products: Option<[u64; 2]>,
     /// Whether it is about every iteration's state, so that no iteration goes without gradient.
     pub all_steps: bool,
 }

@@ -271,6 +271,7 @@ pub fn meta(batch: usize, accumulates: bool) -> Meta {
     (meta.batch, meta.max_steps) = (batch, MAX_STEPS);
     meta.train = Some(TrainMeta {
         losses: vec![LossInfo {
+            products: None,
             name: "mse".into(),
             suffix: String::new(),
             outputs: vec!["loss".into(), "correct".into()],

@@ -214,9 +214,14 @@ impl Trainer {
         let norm = outputs.iter().find(|(name, ..)| *name == "grad_norm").and_then(|(.., bytes)| scalar(bytes));
         norm.ok_or_else(|| Error::Program("update has no output grad_norm".into()))
     }
-    /// Floating-point operations of [`Trainer::grad`] at a depth, of `update`, and of [`Trainer::loss`] at `depth.grad` steps.
+    /// Floating-point operations of [`Trainer::grad`] at a depth, of `update`, and of [`Trainer::loss`] at `depth.grad` steps. They
+    /// are the text's products, three times where there are gradients: what a framework computes that neither hoists nor computes
+    /// again. Where these are not known, or some parameters have no gradient, they are those of the schedule.
     pub fn flops(&self, depth: Depth, loss: Option<&str>) -> Result<[u64; 3], Error> {
-        let functions = &self.losses[self.find_loss(loss)?];
+        let index = self.find_loss(loss)?;
+        let functions = &self.losses[index];
+        let train = self.train_meta();
+        let products = train.losses.get(index).and_then(|l| l.products).filter(|_| train.frozen.is_empty());
         let program = self.executor.model().program();
         let count = |entry: Option<usize>| {
             let trips = |role| match role {
@@ -225,7 +230,13 @@ impl Trainer {
             };
             entry.map_or(0, |e| flops(program, &program.entries[e], &trips))
         };
-        Ok([count(functions.grad), count(self.update), count(functions.loss)])
+        let of_text = products.map(|[once, each]| {
+            let times = |steps: usize| each.saturating_mul(steps as u64);
+            let forward = once.saturating_add(times(depth.grad));
+            (times(depth.no_grad).saturating_add(forward.saturating_mul(3)), forward)
+        });
+        let (grad, loss) = of_text.unwrap_or_else(|| (count(functions.grad), count(functions.loss)));
+        Ok([grad, count(self.update), loss])
     }
     /// Names, shapes and values of the parameters, in the text's order.
     pub fn params(&self) -> impl Iterator<Item = (&str, &[usize], &[f32])> {

@@ -268,6 +268,12 @@ impl Func {
     pub fn defined_by(&self, value: ValueId, opcode: Opcode) -> Option<&Op> {
         self.def_op(value).map(|op| &self.ops[op]).filter(|op| op.opcode == opcode)
     }
+    /// Gives a value the name of the one that it takes the place of, unless it has one.
+    pub fn inherit_name(&mut self, from: ValueId, to: ValueId) {
+        if self.values[to].name.is_none() {
+            self.values[to].name = self.values[from].name.clone();
+        }
+    }
     /// What a value is before its reshapes.
     pub fn through_reshapes(&self, mut value: ValueId) -> ValueId {
         while let Some(op) = self.defined_by(value, Opcode::Reshape) {

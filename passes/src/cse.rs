@@ -57,9 +57,7 @@ fn visit(
         if let Some(earlier) = seen.get(&key).filter(|_| !stays) {
             replaced.extend(data.results.iter().copied().zip(earlier.iter().copied()));
             for (&old, &new) in data.results.clone().iter().zip(&earlier.clone()) {
-                if func.values[new].name.is_none() {
-                    func.values[new].name = func.values[old].name.clone();
-                }
+                func.inherit_name(old, new);
             }
         } else {
             kept.push(op);

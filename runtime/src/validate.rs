@@ -7,7 +7,7 @@ pub(crate) use weight::weight;
 use crate::artifact::Meta;
 use rdc_ir::entity::Entity;
 use rdc_ir::program::{
-    Entry, Kernel, KvPolicy, Launch, LaunchArg, LoopStep, Offset, Place, Program, Step, WeightSource,
+    Buffer, Entry, Kernel, KvPolicy, Launch, LaunchArg, LoopStep, Offset, Place, Pointer, Program, Step, WeightSource,
 };
 use rdc_ir::{ArgRole, DType, Type};
 
@@ -127,7 +127,7 @@ impl Checker<'_> {
     fn place(&self, buffer: usize) -> Result<Place, String> {
         Ok(self.buffer(buffer)?.place)
     }
-    fn buffer(&self, buffer: usize) -> Result<&rdc_ir::program::Buffer, String> {
+    fn buffer(&self, buffer: usize) -> Result<&Buffer, String> {
         self.entry.buffers.get(buffer).ok_or_else(|| format!("there is no buffer {buffer}"))
     }
     fn steps(&self, steps: &[Step], around: Option<&LoopStep>) -> Result<(), String> {
@@ -140,7 +140,7 @@ impl Checker<'_> {
                 }
                 Step::Copy { dst, src } => {
                     let (to, from) = (self.buffer(*dst)?, self.buffer(*src)?);
-                    let size = |b: &rdc_ir::program::Buffer| bytes_at(&b.ty, b.pitch);
+                    let size = |b: &Buffer| bytes_at(&b.ty, b.pitch);
                     if size(to) != size(from) || to.pitch != from.pitch || !self.writable(*dst)? {
                         return Err(format!("buffer {} cannot be copied to {}", from.name, to.name));
                     }
@@ -156,13 +156,7 @@ impl Checker<'_> {
         Ok(())
     }
     fn launch(&self, kernel: &Kernel, launch: &Launch, around: Option<&LoopStep>) -> Result<(), String> {
-        let func = &kernel.func;
-        let body = &func.regions[func.body];
-        // Linear results have no pointer: the cache is an argument.
-        let results = body.yields.iter().map(|v| func.ty(*v)).filter(|ty| !ty.cache);
-        // Each pointer's type, and whether the kernel writes there: its results, and caches updated in place.
-        let arguments = body.args.iter().map(|v| (func.ty(*v), func.ty(*v).cache && func.ty(*v).rank() == 5));
-        let pointers: Vec<(&Type, bool)> = arguments.chain(results.map(|ty| (ty, true))).collect();
+        let pointers: Vec<Pointer> = kernel.pointers().collect();
         if launch.args.len() != pointers.len() {
             return Err(format!(
                 "kernel {} takes {} pointers, a launch gives {}",
@@ -171,13 +165,13 @@ impl Checker<'_> {
                 launch.args.len()
             ));
         }
-        for (pointer, (arg, (ty, written))) in launch.args.iter().zip(pointers).enumerate() {
-            self.argument(arg, (ty, kernel.pitches.get(&pointer).copied()), around)?;
+        for (arg, pointer) in launch.args.iter().zip(pointers) {
+            self.argument(arg, pointer, around)?;
             // What an entry updates is what its results say, and a cache is no result.
-            if ty.cache && matches!(self.place(arg.buffer)?, Place::Weight(_)) {
+            if pointer.ty.cache && matches!(self.place(arg.buffer)?, Place::Weight(_)) {
                 return Err(format!("kernel {} would use weight {} as a cache", kernel.name, arg.buffer));
             }
-            if written && !self.writable(arg.buffer)? {
+            if pointer.written && !self.writable(arg.buffer)? {
                 return Err(format!("kernel {} would write buffer {}", kernel.name, arg.buffer));
             }
         }
@@ -194,13 +188,9 @@ impl Checker<'_> {
             Place::Step | Place::IsLast | Place::Trips => false,
         })
     }
-    /// Checks that what a kernel addresses as `ty` lies in the buffer in every step of the loop around.
-    fn argument(
-        &self,
-        arg: &LaunchArg,
-        (ty, pitch): (&Type, Option<usize>),
-        around: Option<&LoopStep>,
-    ) -> Result<(), String> {
+    /// Checks that what a kernel addresses by a pointer lies in the buffer in every step of the loop around.
+    fn argument(&self, arg: &LaunchArg, pointer: Pointer, around: Option<&LoopStep>) -> Result<(), String> {
+        let Pointer { ty, pitch, .. } = pointer;
         let buffer = self.buffer(arg.buffer)?;
         if buffer.pitch != pitch {
             return Err(format!("rows of buffer {} are not as far apart as a kernel takes them", buffer.name));

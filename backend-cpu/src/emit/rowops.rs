@@ -116,9 +116,13 @@ impl<'k> RowProgram<'k> {
 
     /// The address of what row `row` (`i64`) of a target is written to, or added to, in the memory of a pointer.
     pub fn row_of(&self, e: &mut Emitter, target: usize, pointer: usize, row: Val) -> Val {
-        let Target { node, block } = self.targets[target];
-        let row = block.map_or(row, |rows| e.div_rem(row, rows).0);
-        e.at(e.arg(pointer), row, self.graph.pitch(pointer, &self.graph.nodes[node]))
+        let row = self.block(target).map_or(row, |rows| e.div_rem(row, rows).0);
+        e.at(e.arg(pointer), row, self.pitch(target, pointer))
+    }
+
+    /// Bytes from one row of a target to the next in the memory of a pointer.
+    pub fn pitch(&self, target: usize, pointer: usize) -> usize {
+        self.graph.pitch(pointer, &self.graph.nodes[self.targets[target].node])
     }
 
     /// Checks that tasks of so many rows begin with a block of every target that sums them.

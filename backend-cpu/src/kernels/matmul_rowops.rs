@@ -156,8 +156,7 @@ impl<'k> RowEpilogue<'k> {
     /// The results that have a row for each row, to be asked for as they are computed.
     pub fn written(&self) -> RowsAhead {
         let written = self.results.iter().enumerate().filter(|(target, _)| self.program.block(*target).is_none());
-        let pitch = |value, pointer| self.form.kernel.pitch(pointer, self.form.func.ty(value).bytes() / self.form.m);
-        let rows = written.map(|(_, &(value, pointer))| (pointer, pitch(value, pointer)));
+        let rows = written.map(|(target, &(_, pointer))| (pointer, self.program.pitch(target, pointer)));
         RowsAhead::new(rows, self.form.rows_per_task)
     }
 

@@ -46,8 +46,7 @@ impl Runner {
             Ok(code) => code,
             Err(e) => panic!("mapping code: {e}"),
         };
-        let bytes = kernel.pointers().enumerate().map(|(i, ty)| ty.bytes_at(kernel.pitches.get(&i).copied()));
-        let args = bytes.map(Aligned::new).collect();
+        let args = kernel.pointers().map(|pointer| Aligned::new(pointer.bytes())).collect();
         let mut scratch = Aligned::new(scratch_bytes(kernel, target));
         // A thread's scratch holds what the last kernel left there: a kernel that trusts it computes NaN.
         scratch.bytes_mut().fill(0xff);

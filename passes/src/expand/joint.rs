@@ -92,11 +92,9 @@ fn expand(func: &mut Func, region: RegionId, pair: &Pair) {
             let mut b = Builder::at(func, region);
             b.loc = b.func.ops[op].loc;
             let (columns, grads) = loss::linear_cross_entropy_with_grad(&mut b, pair.loss, pair.grad);
-            let old = [pair.loss, pair.grad].into_iter().flat_map(|op| func.ops[op].results.clone());
-            for (old, new) in old.zip(columns.into_iter().chain(grads)) {
-                if func.values[new].name.is_none() {
-                    func.values[new].name = func.values[old].name.clone();
-                }
+            let old = [pair.loss, pair.grad].map(|op| func.ops[op].results.clone()).concat();
+            for (old, new) in old.into_iter().zip(columns.into_iter().chain(grads)) {
+                func.inherit_name(old, new);
                 replaced.insert(old, new);
             }
         } else if op != pair.grad && !pair.between.contains(&op) {

@@ -48,9 +48,7 @@ fn rewrite(func: &mut Func, mut new: impl FnMut(&mut Builder<'_>, OpId) -> Optio
             match new(&mut b, op) {
                 Some(values) => {
                     for (old, value) in b.func.ops[op].results.clone().into_iter().zip(values) {
-                        if b.func.values[value].name.is_none() {
-                            b.func.values[value].name = b.func.values[old].name.clone();
-                        }
+                        b.func.inherit_name(old, value);
                         replaced.insert(old, value);
                     }
                 }

@@ -70,12 +70,6 @@ fn barrier_of(step: Option<&mut Step>) -> Option<&mut bool> {
 }
 
 impl Placer<'_> {
-    /// Whether a launch writes its pointer of an index: a result, or a single slot `[1, B, T, H, D]` in place.
-    fn writes(&self, launch: &Launch, index: usize) -> bool {
-        let func = &self.kernels[launch.kernel].func;
-        let arg = func.regions[func.body].args.get(index);
-        arg.map(|&v| func.ty(v)).is_none_or(|ty| ty.cache && ty.rank() == 5)
-    }
     /// The memory that a buffer may be: of either buffer of a pair.
     fn touch(&self, buffer: usize, write: bool) -> Vec<Access> {
         let one = |buffer: usize| {
@@ -94,12 +88,12 @@ impl Placer<'_> {
         std::iter::once(buffer).chain(self.pairs[buffer]).filter_map(one).collect()
     }
     fn launch(&self, launch: &Launch) -> Vec<Access> {
-        let kernel = &self.kernels[launch.kernel];
-        let touched = launch.args.iter().zip(kernel.pointers()).enumerate().flat_map(|(index, (arg, ty))| {
-            let mut touched = self.touch(arg.buffer, self.writes(launch, index));
+        let pointers = self.kernels[launch.kernel].pointers();
+        let touched = launch.args.iter().zip(pointers).flat_map(|(arg, pointer)| {
+            let mut touched = self.touch(arg.buffer, pointer.written);
             if let (Offset::Fixed(at), [one]) = (arg.offset, &mut touched[..]) {
                 one.from += at;
-                one.to = one.from + ty.bytes_at(kernel.pitches.get(&index).copied());
+                one.to = one.from + pointer.bytes();
             }
             touched
         });

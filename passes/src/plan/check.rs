@@ -10,7 +10,7 @@
 use rdc_ir::interp::{self, Data, Inputs, Tensor};
 use rdc_ir::packing::{Element, Packing, row_scale};
 use rdc_ir::program::{
-    Entry, Kernel, KernelKind, Launch, LoopStep, Offset, Piece, Place, Program, Step, Weight, WeightSource,
+    Entry, Kernel, KernelKind, Launch, LoopStep, Offset, Piece, Place, Pointer, Program, Step, Weight, WeightSource,
 };
 use rdc_ir::{DType, Module, Opcode, Type, tables};
 use std::collections::HashMap;
@@ -248,12 +248,12 @@ impl Machine<'_> {
         let mut places = Vec::new();
         // What the launch itself reads is another matter.
         let before = self.open.len();
-        for (pointer, at) in launch.args.iter().enumerate() {
-            assert_eq!(self.entry.buffers[at.buffer].pitch, kernel.pitches.get(&pointer).copied(), "{}", kernel.name);
+        let pointers: Vec<Pointer> = kernel.pointers().collect();
+        for (pointer, at) in pointers.iter().zip(&launch.args) {
+            assert_eq!(self.entry.buffers[at.buffer].pitch, pointer.pitch, "{}", kernel.name);
         }
-        for (pointer, ((arg, at), &value)) in func.args.iter().zip(&launch.args).zip(&body.args).enumerate() {
-            let (ty, pitch, write) = (func.ty(value), kernel.pitches.get(&pointer).copied(), updated(value));
-            let bytes = ty.bytes_at(pitch);
+        for ((arg, &value), (pointer, at)) in func.args.iter().zip(&body.args).zip(pointers.iter().zip(&launch.args)) {
+            let (Pointer { ty, pitch, .. }, bytes, write) = (*pointer, pointer.bytes(), updated(value));
             self.touch(at.buffer, offset(at.offset), bytes, write);
             let tensor = self.load(at.buffer, offset(at.offset), (ty, pitch), !write);
             inputs.args.insert(arg.name.clone(), Rc::new(tensor));
@@ -264,7 +264,7 @@ impl Machine<'_> {
         let module = Module { funcs: vec![func.clone()], ..Module::default() };
         let results = interp::run(&module, &func.name, &inputs, &mut interp::Options::default())
             .unwrap_or_else(|e| panic!("{}: {e}", kernel.name));
-        let mut pointers = launch.args.iter().enumerate().skip(body.args.len());
+        let mut pointers = pointers.iter().zip(&launch.args).skip(body.args.len());
         let mut own: Vec<Touch> = Vec::new();
         for (&value, (result, tensor)) in body.yields.iter().zip(&results.tensors) {
             let ty = func.ty(value);
@@ -274,8 +274,7 @@ impl Machine<'_> {
                 (&launch.args[index], None)
             } else {
                 let (pointer, at) = pointers.next().unwrap();
-                let pitch = kernel.pitches.get(&pointer).copied();
-                let bytes = ty.bytes_at(pitch);
+                let bytes = pointer.bytes();
                 if let Some((space, from)) = self.place(at.buffer, offset(at.offset), bytes) {
                     let to = from + bytes;
                     assert!(!own.iter().any(|o| o.space == space && o.from < to && from < o.to), "results overlap");
@@ -293,7 +292,7 @@ impl Machine<'_> {
                     }
                 }
                 self.touch_apart(before, at.buffer, offset(at.offset), bytes);
-                (at, pitch)
+                (at, pointer.pitch)
             };
             self.store(at.buffer, offset(at.offset), (ty, pitch), tensor);
         }

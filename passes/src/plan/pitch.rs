@@ -26,16 +26,14 @@ pub fn set(entries: &mut [Entry], kernels: &mut [Kernel]) {
         .collect();
     let chosen = |node: usize| wanted.contains(&sets[node]);
     for (k, kernel) in kernels.iter_mut().enumerate() {
-        let pitches = kernel.pointers().map(|ty| odd_lines(ty.last())).enumerate();
+        let pitches = kernel.pointers().map(|pointer| odd_lines(pointer.ty.last())).enumerate();
         kernel.pitches = pitches.filter(|p| chosen(classes.pointers[k] + p.0)).collect();
     }
     for (entry, first) in entries.iter_mut().zip(classes.buffers) {
         for (index, buffer) in entry.buffers.iter_mut().enumerate() {
             buffer.pitch = chosen(first + index).then(|| odd_lines(buffer.ty.last()));
         }
-        let mut steps = std::mem::take(&mut entry.steps);
-        move_args(&mut steps, &entry.buffers);
-        entry.steps = steps;
+        move_args(&mut entry.steps, &entry.buffers);
     }
 }
 
@@ -62,7 +60,7 @@ impl Classes {
         let mut pointers = Vec::new();
         for kernel in kernels {
             pointers.push(spread.len());
-            spread.extend((0..kernel.pointers().count()).map(|pointer| addresses(kernel, pointer)));
+            spread.extend(kernel.pointers().enumerate().map(|(index, pointer)| addresses(kernel, index, pointer.ty)));
         }
         let mut classes = Classes { sets: UnionFind::new(spread.len()), spread, buffers, pointers };
         for (index, entry) in entries.iter().enumerate() {
@@ -75,9 +73,10 @@ impl Classes {
             match step {
                 Step::Launch(launch) => {
                     let pointers = self.pointers[launch.kernel];
-                    for (index, (arg, ty)) in launch.args.iter().zip(kernels[launch.kernel].pointers()).enumerate() {
+                    for (index, (arg, pointer)) in launch.args.iter().zip(kernels[launch.kernel].pointers()).enumerate()
+                    {
                         self.sets.union(first + arg.buffer, pointers + index);
-                        self.spread[pointers + index] &= is_rows_of(ty, arg, &buffers[arg.buffer]);
+                        self.spread[pointers + index] &= is_rows_of(pointer.ty, arg, &buffers[arg.buffer]);
                     }
                 }
                 Step::Copy { dst, src } => {
@@ -115,10 +114,9 @@ fn is_rows_of(ty: &Type, arg: &LaunchArg, buffer: &Buffer) -> bool {
 }
 
 /// Whether a kernel addresses the tensor of a pointer row by row, as its kind sees rows.
-fn addresses(kernel: &Kernel, pointer: usize) -> bool {
+fn addresses(kernel: &Kernel, pointer: usize, ty: &Type) -> bool {
     let func = &kernel.func;
     let body = &func.regions[func.body];
-    let Some(ty) = kernel.pointers().nth(pointer) else { return false };
     // Tables are looked up, weights are packed.
     let users = |v: ValueId| body.ops.iter().map(|&op| &func.ops[op]).filter(move |op| op.operands.contains(&v));
     let is_rows = body.args.get(pointer).is_none_or(|&arg| {

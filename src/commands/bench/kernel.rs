@@ -75,30 +75,20 @@ impl Kernels {
 /// rows are apart.
 fn entry(meta: &Meta, index: usize) -> Entry {
     let kernel = &meta.program.kernels[index];
-    let func = &kernel.func;
-    let body = &func.regions[func.body];
-    let mut buffers: Vec<Buffer> = Vec::new();
-    let mut inputs = Vec::new();
-    let pitch = |pointer: usize| kernel.pitches.get(&pointer).copied();
-    let mut arena = 0;
-    for (i, &value) in body.args.iter().enumerate() {
-        let ty = func.ty(value).clone();
-        if pitch(i).is_some() {
-            let buffer = Buffer { name: format!("a{i}"), ty, pitch: pitch(i), place: Place::Arena(arena) };
-            arena = (arena + buffer.bytes()).next_multiple_of(64);
-            buffers.push(buffer);
-            continue;
+    let arguments = kernel.func.regions[kernel.func.body].args.len();
+    let (mut buffers, mut inputs, mut arena) = (Vec::<Buffer>::new(), Vec::new(), 0);
+    for (index, pointer) in kernel.pointers().enumerate() {
+        let given = index < arguments && pointer.pitch.is_none();
+        let place = if given { Place::Input(inputs.len()) } else { Place::Arena(arena) };
+        let name = format!("p{index}");
+        if given {
+            // Slots of a cache are written in place, which only an input of that role may be; views are read.
+            let role = if pointer.written { ArgRole::Cache } else { ArgRole::Input };
+            inputs.push(Input { name: name.clone(), role, buffer: index });
+        } else {
+            arena = (arena + pointer.bytes()).next_multiple_of(64);
         }
-        // Slots of a cache (rank 5) are written in place, which only an input of that role may be; views are read.
-        let role = if ty.cache && ty.rank() == 5 { ArgRole::Cache } else { ArgRole::Input };
-        buffers.push(Buffer { name: format!("a{i}"), ty, pitch: None, place: Place::Input(inputs.len()) });
-        inputs.push(Input { name: format!("a{i}"), role, buffer: i });
-    }
-    // Linear results have no pointer: they are their argument's memory.
-    for (i, ty) in kernel.pointers().enumerate().skip(body.args.len()) {
-        let buffer = Buffer { name: format!("r{i}"), ty: ty.clone(), pitch: pitch(i), place: Place::Arena(arena) };
-        arena = (arena + buffer.bytes()).next_multiple_of(64);
-        buffers.push(buffer);
+        buffers.push(Buffer { name, ty: pointer.ty.clone(), pitch: pointer.pitch, place });
     }
     let args = (0..buffers.len()).map(|buffer| LaunchArg { buffer, offset: Offset::Fixed(0) }).collect();
     Entry {

@@ -77,8 +77,7 @@ pub fn measure_training(
     let training = training::of_flags(&args.training, Some(GRAD_STEPS.min(most)))?;
     let shapes = Shapes { training: Some(training), ..Shapes::default() };
     let mut trainer = pipeline::compile_trainer(text(), &options, &shapes, args.seed, threads, progress)?;
-    let need = |depth: rdc_runtime::train::Depth| size.flops_train(depth.no_grad, depth.grad);
-    super::train::measure_trainer(args, &mut trainer, size.name, threads, Some(&need), progress, add)
+    super::train::measure_trainer(args, &mut trainer, size.name, threads, progress, add)
 }
 
 /// The core's weights come from wherever they fit, read r times; the rest from wherever all of it fits.

@@ -83,14 +83,6 @@ impl Size {
         let per_token = 2.0 * self.block() * self.blocks(r) + r as f64 * 4.0 * d * d;
         s * (per_token + self.blocks(r) * 2.0 * d * (s + 1.0)) + 2.0 * d * self.vocab as f64
     }
-    /// Operations of a training step: forward once for the n iterations without gradient, three times for everything else.
-    pub fn flops_train(&self, n: usize, k: usize) -> f64 {
-        let (d, s) = (self.dim as f64, self.seq as f64);
-        let block = s * (2.0 * self.block() + 2.0 * d * (s + 1.0));
-        let iteration = self.layers[1] as f64 * block + s * 4.0 * d * d;
-        let outside = (self.layers[0] + self.layers[2]) as f64 * block + s * 2.0 * d * self.vocab as f64;
-        self.train_batch as f64 * (n as f64 * iteration + 3.0 * (k as f64 * iteration + outside))
-    }
     /// Operations of one token that attends to `seq` positions.
     pub fn flops_decode(&self, r: usize) -> f64 {
         let (d, t) = (self.dim as f64, self.seq as f64);

@@ -13,13 +13,12 @@ fn depth(steps: usize, most: usize) -> Depth {
     Depth { no_grad: steps - grad, grad }
 }
 
-/// Measures steps of a trainer at each r; `need` says what one takes, where that is known.
+/// Measures steps of a trainer at each r.
 pub fn measure_trainer(
     args: &BenchArgs,
     trainer: &mut Trainer,
     size: &str,
     threads: usize,
-    need: Option<&dyn Fn(Depth) -> f64>,
     progress: &Progress,
     add: &mut dyn FnMut(Line) -> Result<()>,
 ) -> Result<()> {
@@ -32,10 +31,7 @@ pub fn measure_trainer(
     for &steps in &args.steps {
         let depth = depth(steps, train.max_grad_steps);
         progress.stage(&format!("train {size} n={} k={}", depth.no_grad, depth.grad));
-        let flops = match need {
-            Some(need) => need(depth),
-            None => trainer.flops(depth, None)?[0] as f64,
-        };
+        let flops = trainer.flops(depth, None)?[0] as f64;
         let label = Label { work: "train", size, dtype: "f32", steps, threads };
         let mut step = 0;
         let mut once = || {
@@ -74,7 +70,7 @@ pub fn measure_artifact(
     }
     let name = artifact.meta().program.name.clone();
     let mut trainer = Trainer::new(Model::load(&artifact, args.seed)?, threads, None)?;
-    measure_trainer(args, &mut trainer, &name, threads, None, progress, add)
+    measure_trainer(args, &mut trainer, &name, threads, progress, add)
 }
 
 /// The most memory that this process has had resident, in bytes, where the system tells (0 elsewhere).

@@ -69,8 +69,9 @@ fn steps(out: &mut String, depth: usize, list: &[Step], program: &Program) {
                 let name = program.kernels.get(launch.kernel).map_or("?", |k| &k.name);
                 let args: Vec<String> = launch.args.iter().map(argument).collect();
                 let lines: Vec<String> = launch.locs.iter().map(|l| l.line.to_string()).collect();
+                let waits = if launch.waits { "; waits" } else { "" };
                 let barrier = if launch.barrier { "; barrier" } else { "" };
-                line(out, depth, format!("{name}({}){barrier}  # lines {}", args.join(", "), lines.join(", ")));
+                line(out, depth, format!("{name}({}){waits}{barrier}  # lines {}", args.join(", "), lines.join(", ")));
             }
             Step::Copy { dst, src } => line(out, depth, format!("%{dst} := %{src}; barrier")),
             Step::Zero { buffer, barrier } => {

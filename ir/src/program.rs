@@ -3,7 +3,8 @@
 //! A [`Kernel`] is a small IR function around one anchor operation (a matmul, an attention, a row-wise chain); how it is
 //! tiled into loops is the back end's business. Work is cut into *tasks*, a number fixed here and independent of the
 //! number of threads, so results do not depend on it either. An [`Entry`] is a schedule: every thread walks the same list
-//! of [`Step`]s, takes its share of the tasks of each launch, and meets the others at barriers.
+//! of [`Step`]s, takes its share of the tasks of each launch, and meets the others at barriers; between them tasks may wait for those
+//! of earlier launches.
 //!
 //! # Calling convention of a kernel
 //! `extern "C" fn(args: *const *mut u8, begin: i64, end: i64, scratch: *mut u8)` runs tasks `begin..end`. `args` holds one
@@ -26,8 +27,10 @@ use crate::types::Type;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
+mod reach;
 mod schedule;
 
+pub use reach::Reach;
 pub use schedule::{KvPolicy, Launch, LaunchArg, LoopStep, Offset, Step};
 
 /// A machine that code is generated for.

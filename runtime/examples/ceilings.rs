@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("  15 MB: {:.1} GB/s", read_bandwidth(threads, 15 << 20)? / 1e9);
         let mut pool = Pool::new(threads)?;
         let (barrier, rounds) = (Barrier::new(threads), 200_000u32);
-        let epochs: Vec<Mutex<u32>> = (0..threads).map(|_| Mutex::new(0)).collect();
+        let epochs: Vec<Mutex<u64>> = (0..threads).map(|_| Mutex::new(0)).collect();
         let mut best = f64::MAX;
         for _ in 0..5 {
             let start = Instant::now();

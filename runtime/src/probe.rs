@@ -95,7 +95,7 @@ fn new_pool(threads: usize) -> Result<Pool, Error> {
 /// Doubles the iterations until a sample is long enough, then takes the median time of several samples.
 fn median(pool: &mut Pool, least: usize, work: &(dyn Fn(usize, usize) + Sync)) -> (f64, usize) {
     let barrier = Barrier::new(pool.threads());
-    let epochs: Vec<Mutex<u32>> = (0..pool.threads()).map(|_| Mutex::new(0)).collect();
+    let epochs: Vec<Mutex<u64>> = (0..pool.threads()).map(|_| Mutex::new(0)).collect();
     let mut time = |iterations: usize| {
         let span: Mutex<Option<(Instant, Instant)>> = Mutex::new(None);
         pool.run(&|thread| {

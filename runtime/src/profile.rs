@@ -20,10 +20,12 @@ pub struct LaunchInfo {
     pub locs: Vec<Loc>,
 }
 
-/// One thread's part in one execution of a launch; nanoseconds from the start of the recording.
+/// One thread's part in one execution of a launch, from and to where it waits; nanoseconds from the start of the recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Event {
     pub launch: u32,
+    /// Whether it goes on after a wait.
+    pub resumed: bool,
     pub start: u64,
     pub end: u64,
 }
@@ -33,7 +35,7 @@ pub(crate) struct Event {
 pub struct Profile {
     origin: Instant,
     launches: Vec<LaunchInfo>,
-    /// Per thread; every thread takes part in every execution, so equal indices are the same execution.
+    /// Per thread, in order; every thread takes part in every execution.
     events: Vec<Vec<Event>>,
     dropped: usize,
 }
@@ -47,7 +49,7 @@ pub struct KernelTime {
     pub lines: Vec<u32>,
     /// Executions.
     pub calls: usize,
-    /// Seconds from the first thread's start to the last one's end, over all executions.
+    /// Elapsed seconds, over all executions: every moment is shared out among the kernels that threads are in.
     pub seconds: f64,
     /// Seconds that threads spent in it, over all threads.
     pub busy: f64,
@@ -55,6 +57,14 @@ pub struct KernelTime {
     pub flops: f64,
     /// Bytes that must be moved per second of `seconds`.
     pub bytes: f64,
+}
+
+/// The executions of a launch; times in nanoseconds.
+#[derive(Clone, Default)]
+struct Sum {
+    calls: usize,
+    busy: u64,
+    elapsed: f64,
 }
 
 impl Profile {
@@ -67,7 +77,7 @@ impl Profile {
     pub(crate) fn add(&mut self, thread: usize, events: &mut Vec<Event>) {
         let room = LIMIT.saturating_sub(self.events[thread].len()).min(events.len());
         if thread == 0 {
-            self.dropped += events.len() - room;
+            self.dropped += events[room..].iter().filter(|event| !event.resumed).count();
         }
         self.events[thread].extend(events.drain(..).take(room));
     }
@@ -81,7 +91,7 @@ impl Profile {
         let (start, end) = all.fold((u64::MAX, 0), |(s, e), event| (s.min(event.start), e.max(event.end)));
         Duration::from_nanos(end.saturating_sub(start))
     }
-    /// Seconds per thread that were spent outside kernels within the span: barriers, the schedule, the runtime.
+    /// Seconds per thread that were spent outside kernels within the span: barriers, waiting for tasks, the schedule, the runtime.
     pub fn outside(&self) -> Vec<f64> {
         let span = self.span().as_secs_f64();
         let busy = |events: &Vec<Event>| events.iter().map(|e| e.end - e.start).sum::<u64>() as f64 * 1e-9;
@@ -90,11 +100,8 @@ impl Profile {
     /// Times by kernel, the most expensive first.
     pub fn kernels(&self, program: &Program) -> Vec<KernelTime> {
         let mut times: BTreeMap<usize, KernelTime> = BTreeMap::new();
-        let count = self.events.iter().map(Vec::len).min().unwrap_or(0);
-        for index in 0..count {
-            let event = self.events[0][index];
-            let info = &self.launches[event.launch as usize];
-            let Some(kernel) = program.kernels.get(info.kernel) else { continue };
+        for (info, sum) in self.launches.iter().zip(self.sums()) {
+            let Some(kernel) = program.kernels.get(info.kernel).filter(|_| sum.calls > 0) else { continue };
             let time = times.entry(info.kernel).or_insert_with(|| KernelTime {
                 kernel: kernel.name.clone(),
                 lines: Vec::new(),
@@ -104,13 +111,11 @@ impl Profile {
                 flops: 0.0,
                 bytes: 0.0,
             });
-            let parts = self.events.iter().map(|e| e[index]);
-            let (start, end) = parts.clone().fold((u64::MAX, 0), |(s, e), p| (s.min(p.start), e.max(p.end)));
-            time.calls += 1;
-            time.seconds += end.saturating_sub(start) as f64 * 1e-9;
-            time.busy += parts.map(|p| p.end - p.start).sum::<u64>() as f64 * 1e-9;
-            time.flops += kernel.flops as f64;
-            time.bytes += kernel.bytes as f64;
+            time.calls += sum.calls;
+            time.seconds += sum.elapsed * 1e-9;
+            time.busy += sum.busy as f64 * 1e-9;
+            time.flops += kernel.flops as f64 * sum.calls as f64;
+            time.bytes += kernel.bytes as f64 * sum.calls as f64;
             time.lines.extend(info.locs.iter().map(|l| l.line).filter(|l| *l > 0));
         }
         let mut times: Vec<KernelTime> = times.into_values().collect();
@@ -122,6 +127,33 @@ impl Profile {
         }
         times.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
         times
+    }
+    /// What the executions of each launch come to.
+    fn sums(&self) -> Vec<Sum> {
+        let mut sums = vec![Sum::default(); self.launches.len()];
+        for event in self.events.first().into_iter().flatten().filter(|event| !event.resumed) {
+            sums[event.launch as usize].calls += 1;
+        }
+        let mut edges = Vec::new();
+        for &Event { launch, start, end, .. } in self.events.iter().flatten() {
+            sums[launch as usize].busy += end - start;
+            if start < end {
+                edges.extend([(start, true, launch), (end, false, launch)]);
+            }
+        }
+        edges.sort_unstable();
+        let (mut active, mut last) = (Vec::new(), 0);
+        for (time, begins, launch) in edges {
+            let each = (time - last) as f64 / active.len().max(1) as f64;
+            active.iter().for_each(|&launch: &u32| sums[launch as usize].elapsed += each);
+            last = time;
+            if begins {
+                active.push(launch);
+            } else if let Some(at) = active.iter().position(|&a| a == launch) {
+                active.swap_remove(at);
+            }
+        }
+        sums
     }
     /// Writes the recording in the Chrome trace format, which Perfetto and chrome://tracing open.
     ///

@@ -9,7 +9,7 @@ use rdc_ir::entity::Entity;
 use rdc_ir::program::{
     Buffer, Entry, Kernel, KvPolicy, Launch, LaunchArg, LoopStep, Offset, Place, Pointer, Program, Step, WeightSource,
 };
-use rdc_ir::{ArgRole, DType, Type};
+use rdc_ir::{ArgRole, DType, Type, ValueDef};
 
 /// Bytes of a tensor, if that is a number.
 pub(crate) fn bytes(ty: &Type) -> Option<usize> {
@@ -50,9 +50,17 @@ pub(crate) fn program(program: &Program) -> Result<(), String> {
                 kernel.name
             ));
         }
-        let ids = ids.chain(ops.flat_map(|o| o.operands.iter().chain(&o.results)));
-        if ids.into_iter().any(|v| v.index() >= values) || kernel.func.regions.get(kernel.func.body).is_none() {
-            return Err(format!("kernel {} refers to a value that it does not have", kernel.name));
+        let ids = ids.chain(ops.clone().flat_map(|o| o.operands.iter().chain(&o.results)));
+        let makers = kernel.func.values.values().filter_map(|value| match value.def {
+            ValueDef::Result(op, _) => Some(op),
+            ValueDef::Arg(..) => None,
+        });
+        let listed = kernel.func.regions.values().flat_map(|r| r.ops.iter().copied());
+        if ids.into_iter().any(|v| v.index() >= values)
+            || makers.chain(listed).any(|op| op.index() >= ops.len())
+            || kernel.func.regions.get(kernel.func.body).is_none()
+        {
+            return Err(format!("kernel {} refers to a value or operation that it does not have", kernel.name));
         }
         if kernel.tasks > u32::MAX as usize || kernel.scratch > isize::MAX as usize {
             return Err(format!("kernel {} is too large", kernel.name));

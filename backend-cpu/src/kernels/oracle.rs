@@ -1,9 +1,10 @@
 //! Compares kernels with the reference interpreter in f64.
 use crate::testing::{Aligned, Runner, kernel, program, random};
 use rdc_ir::interp::{self, Data, Inputs, Tensor};
-use rdc_ir::program::KernelKind;
+use rdc_ir::program::{Kernel, KernelKind, Reach};
 use rdc_ir::{DType, Func, Module, Opcode, Type, ValueId};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::rc::Rc;
 
 /// A kernel to check.
@@ -141,6 +142,8 @@ impl Case {
         for (a, b) in whole.iter().zip(&runner.args) {
             assert!(a.bytes() == b.bytes(), "the result depends on how tasks are split");
         }
+        set(&mut runner);
+        check_reaches(&kernel, &mut runner, &whole);
         for ((name, want), (&value, pointer)) in
             outputs.tensors.iter().zip(kernel.func.regions[kernel.func.body].yields.iter().zip(pointers))
         {
@@ -171,6 +174,43 @@ impl Case {
                 })
             })
             .collect()
+    }
+}
+
+/// Runs task by task with everything else than what the task is said to reach spoilt: that must not matter, nor change.
+#[track_caller]
+fn check_reaches(kernel: &Kernel, runner: &mut Runner, whole: &[Aligned]) {
+    let shared = runner.shared.clone();
+    let memory = |pointer: usize| shared.iter().find(|s| s.0 == pointer).map_or(pointer, |s| s.1);
+    let mut image: Vec<Aligned> = runner.args.clone();
+    let pointers: Vec<(usize, bool, Reach)> = kernel
+        .pointers()
+        .zip(kernel.reaches())
+        .enumerate()
+        .map(|(index, (pointer, reach))| (memory(index), pointer.written, reach))
+        .collect();
+    for task in 0..kernel.tasks {
+        runner.args.clone_from(&image);
+        let within = |at: usize, reach: &Reach| reach.of(&(task..task + 1), image[at].bytes().len());
+        for (at, _, reach) in &pointers {
+            let within = within(*at, reach);
+            let bytes = runner.args[*at].bytes_mut();
+            bytes[..within.start].fill(0xff);
+            bytes[within.end..].fill(0xff);
+        }
+        let before = runner.args.clone();
+        runner.run(task..task + 1);
+        let reached: Vec<(usize, Range<usize>)> =
+            pointers.iter().filter(|p| p.1).map(|(at, _, reach)| (*at, within(*at, reach))).collect();
+        for (at, within) in reached {
+            let (old, new) = (before[at].bytes(), runner.args[at].bytes());
+            let same = old[..within.start] == new[..within.start] && old[within.end..] == new[within.end..];
+            assert!(same, "task {task} writes beyond {within:?} of pointer {at}");
+            image[at].bytes_mut()[within.clone()].copy_from_slice(&new[within]);
+        }
+    }
+    for (at, _, _) in pointers.iter().filter(|p| p.1) {
+        assert!(image[*at].bytes() == whole[*at].bytes(), "pointer {at}: tasks read more than they are said to reach");
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the threads of an entry do, step by step.
 #[cfg(doc)]
-use super::Place;
+use super::{Kernel, Place};
 use crate::module::Loc;
 use serde::{Deserialize, Serialize};
 
@@ -34,7 +34,11 @@ pub struct Launch {
     pub kernel: usize,
     /// One per pointer of the calling convention.
     pub args: Vec<LaunchArg>,
-    /// Whether the threads meet after it (false where the next step does not depend on it).
+    /// Whether its tasks wait for those tasks of the launches since the last barrier that touch the same memory
+    /// ([`Kernel::reaches`]), one of them writing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub waits: bool,
+    /// Whether the threads meet after it (false where the next step does not depend on it, or waits).
     pub barrier: bool,
     /// The lines of model text it comes from, for people.
     pub locs: Vec<Loc>,

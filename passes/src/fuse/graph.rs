@@ -216,7 +216,8 @@ impl<'f> UseGraph<'f> {
         }
         ok
     }
-    /// The groups in an order of execution: definitions first, otherwise the order of the region.
+    /// The groups in an order of execution: definitions first, otherwise the order of the region, but for sums over all rows whose
+    /// results nothing here uses, the gradients of weights: see [`Late`].
     pub fn finish(self) -> Vec<Group> {
         let mut waiting = vec![0usize; self.groups.len()];
         let mut next = vec![Vec::new(); self.groups.len()];
@@ -230,7 +231,14 @@ impl<'f> UseGraph<'f> {
         let key = |g: GroupId| Reverse((self.groups[g].ops.first().map(|op| self.node[op]), g));
         let mut ready: BinaryHeap<_> = (0..self.groups.len()).filter(|&g| waiting[g] == 0).map(key).collect();
         let mut order = Vec::new();
+        let mut late = Late::default();
         while let Some(Reverse((_, group))) = ready.pop() {
+            let kind = self.kind(group);
+            if next[group].is_empty() && matches!(kind, GroupKind::Product(_) | GroupKind::Columns(_)) {
+                late.put_off(group);
+                continue;
+            }
+            late.before(kind, &mut order);
             order.push(group);
             for &user in &next[group] {
                 waiting[user] -= 1;
@@ -239,7 +247,43 @@ impl<'f> UseGraph<'f> {
                 }
             }
         }
+        order.extend(late.sums.into_iter().map(|(group, _)| group));
         debug_assert_eq!(order.len(), self.groups.len(), "groups form a cycle");
         order.iter().map(|&g| self.groups[g].clone()).filter(|g| !g.ops.is_empty()).collect()
+    }
+}
+
+/// Sums over all rows that are put off to where threads would otherwise wait for each other: a kernel that mixes rows must wait for
+/// all of the one before it, and meanwhile there is a sum whose operands have long been complete.
+#[derive(Default)]
+struct Late {
+    /// The groups, with the number of kernels before them.
+    sums: Vec<(GroupId, usize)>,
+    /// The kernels so far, without those put off, and the last one's kind.
+    kernels: usize,
+    last: Option<GroupKind>,
+}
+
+impl Late {
+    /// Kernels that a sum is put off at most: its operands stay in memory as long.
+    const MOST: usize = 3;
+
+    fn put_off(&mut self, group: GroupId) {
+        self.sums.push((group, self.kernels));
+    }
+    /// Appends what comes before a group of that kind.
+    fn before(&mut self, kind: GroupKind, order: &mut Vec<GroupId>) {
+        if kind == GroupKind::Alias {
+            return;
+        }
+        let by_rows = |kind: GroupKind| matches!(kind, GroupKind::Rows(_) | GroupKind::Matmul(_));
+        let (kernels, meets) = (self.kernels, !by_rows(kind) || !self.last.is_none_or(by_rows));
+        let due = |&mut (_, since): &mut (GroupId, usize)| match kind {
+            GroupKind::Loop(_) => true,
+            _ => meets && since < kernels || since + Self::MOST <= kernels,
+        };
+        order.extend(self.sums.extract_if(.., due).map(|(group, _)| group));
+        self.kernels += 1;
+        self.last = Some(kind);
     }
 }

@@ -279,6 +279,37 @@ fn derivatives_of_an_attention_leave_it_in_joined_rows() {
     assert_eq!(kernels(&text), joined);
     // Where something else takes the heads as they are, they have memory of their own.
     let text = text.replace("\"bias\" = %bias", "\"bias\" = %bias, \"heads\" = %tk");
-    let apart = "AttentionGrad: attention_grad rope_grad rope_grad\nColumns: sum_to\nRows: concat";
+    let apart = "AttentionGrad: attention_grad rope_grad rope_grad\nRows: concat\nColumns: sum_to";
     assert_eq!(kernels(&text), apart);
+}
+
+#[test]
+fn sums_over_all_rows_come_where_threads_would_wait() {
+    let heads = "f32[2, 3, 2, 4]";
+    let product = |name: &str, rows: &str| {
+        format!("%{name} = matmul %{rows}, %x {{trans_a = true, trans_b = false}} : f32[8, 8]\n")
+    };
+    let dense =
+        |to: &str, from: &str| format!("%{to} = packed_matmul %{from}, %w {{n = 8, k = 8, parts = 1}} : f32[6, 8]\n");
+    let body = [
+        dense("a", "x"),
+        product("pa", "a"),
+        dense("b", "a"),
+        product("pb", "b"),
+        format!("%q = reshape %b {{shape = [2, 3, 2, 4]}} : {heads}\n"),
+        format!("%o = attention %q, %q, %q, %pos {{causal = true, scale = 0.5}} : {heads}\n"),
+        "%t = reshape %o {shape = [6, 8]} : f32[6, 8]\n".to_string(),
+        dense("c", "t"),
+        product("pc", "c"),
+        dense("d", "c"),
+        dense("e", "d"),
+        dense("f", "e"),
+        dense("g", "f"),
+    ];
+    let text = func(&[("x", "f32[6, 8]"), ("w", W)], &body.concat(), &["pa", "pb", "pc", "g"]);
+    let text = text.replace("func \"f\"(", "func \"f\"(\"pos\" position = %pos: i32[2], ");
+    // The first while all rows of the second matmul are waited for, the second while the cache's are; the third not for ever.
+    let order = "Rows Matmul Matmul Product KvWrite Product Attention Matmul Matmul Matmul Matmul Product Matmul";
+    let kinds: Vec<String> = kernels(&text).lines().filter_map(|l| l.split(':').next().map(String::from)).collect();
+    assert_eq!(kinds.join(" "), order);
 }

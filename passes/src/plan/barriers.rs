@@ -1,12 +1,13 @@
 //! Barriers where launches depend on each other, and nowhere else.
 //!
 //! Threads share the tasks of a launch, so two launches without a barrier between them may run at the same time. They may
-//! do so if neither writes memory that the other touches; memory, not values, because buffers share the arena. Before a
-//! loop and at the end of its body all launches are settled, so the analysis needs no fixed point. Every thread reads the
+//! do so if neither writes memory that the other touches; memory, not values, because buffers share the arena. If one does, but
+//! threads have tasks to choose from, the tasks of the second wait one by one for what they need of the first (`Launch::waits`):
+//! a thread that was held up then keeps others waiting only for its own rows. Before a loop and at the end of its body all launches are settled, so the analysis needs no fixed point. Every thread reads the
 //! trip count when it comes to a loop: who writes it again must wait for a barrier after that. (`done` is the runtime's
 //! care.)
 use super::entry::Life;
-use rdc_ir::program::{Buffer, Entry, Kernel, Launch, Offset, Place, Step};
+use rdc_ir::program::{Buffer, Dispatch, Entry, Kernel, Launch, Offset, Place, Step};
 use rdc_ir::{DType, Type};
 use std::collections::BTreeSet;
 
@@ -18,6 +19,8 @@ struct Access {
     to: usize,
     /// Whether it may be written.
     write: bool,
+    /// The kernel, if tasks of a launch touch it.
+    kernel: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -74,16 +77,14 @@ impl Placer<'_> {
     fn touch(&self, buffer: usize, write: bool) -> Vec<Access> {
         let one = |buffer: usize| {
             let buffer = &self.entry.buffers[buffer];
-            let to = buffer.bytes();
-            match buffer.place {
-                Place::Arena(at) => Some(Access { space: Space::Arena, from: at, to: at + to, write }),
-                Place::Input(i) => Some(Access { space: Space::Input(i), from: 0, to, write }),
-                Place::Output(i) => Some(Access { space: Space::Output(i), from: 0, to, write }),
-                Place::Weight(i) if self.updated.contains(&i) => {
-                    Some(Access { space: Space::Weight(i), from: 0, to, write })
-                }
-                Place::Weight(_) | Place::Step | Place::IsLast | Place::Trips => None,
-            }
+            let (space, from) = match buffer.place {
+                Place::Arena(at) => (Space::Arena, at),
+                Place::Input(i) => (Space::Input(i), 0),
+                Place::Output(i) => (Space::Output(i), 0),
+                Place::Weight(i) if self.updated.contains(&i) => (Space::Weight(i), 0),
+                Place::Weight(_) | Place::Step | Place::IsLast | Place::Trips => return None,
+            };
+            Some(Access { space, from, to: from + buffer.bytes(), write, kernel: None })
         };
         std::iter::once(buffer).chain(self.pairs[buffer]).filter_map(one).collect()
     }
@@ -95,6 +96,7 @@ impl Placer<'_> {
                 one.from += at;
                 one.to = one.from + pointer.bytes();
             }
+            touched.iter_mut().for_each(|access| access.kernel = Some(launch.kernel));
             touched
         });
         touched.collect()
@@ -117,6 +119,13 @@ impl Placer<'_> {
     }
     fn clashes(&self, touched: &[Access]) -> bool {
         touched.iter().any(|a| self.open.iter().any(|b| a.conflicts(b)))
+    }
+    /// Whether the tasks of a launch had better wait for those that they clash with than all threads for each other: if one of the
+    /// two launches has tasks to choose from.
+    fn may_wait(&self, launch: &Launch, touched: &[Access]) -> bool {
+        let is_dynamic = |kernel: usize| self.kernels[kernel].dispatch == Dispatch::Dynamic;
+        let mut clashing = self.open.iter().filter(|b| touched.iter().any(|a| a.conflicts(b)));
+        clashing.all(|access| access.kernel.is_some_and(|kernel| is_dynamic(kernel) || is_dynamic(launch.kernel)))
     }
     /// A barrier before what comes next.
     fn settle(&mut self, steps: &mut Vec<Step>) {
@@ -151,7 +160,10 @@ impl Placer<'_> {
         for mut step in steps {
             let touched = self.touched(&step);
             if self.clashes(&touched) {
-                self.settle(&mut out);
+                match &mut step {
+                    Step::Launch(launch) if self.may_wait(launch, &touched) => launch.waits = true,
+                    _ => self.settle(&mut out),
+                }
             }
             match &mut step {
                 Step::Launch(_) | Step::Zero { .. } => self.open.extend(touched),

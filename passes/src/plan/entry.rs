@@ -215,7 +215,7 @@ impl Planner<'_> {
             };
             args.push(LaunchArg { buffer: at.buffer, offset: at.offset });
         }
-        Ok(Launch { kernel: self.kernels.index(built.kernel), args, barrier: false, locs: built.locs })
+        Ok(Launch { kernel: self.kernels.index(built.kernel), args, waits: false, barrier: false, locs: built.locs })
     }
 
     fn is_view(&self, value: ValueId) -> bool {

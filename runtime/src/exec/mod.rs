@@ -3,6 +3,8 @@
 //! All threads walk the same list of steps. A launch is cut into tasks, of which each thread takes a share; the cut does not
 //! depend on the number of threads, so results do not either. State that differs between threads (the addresses that a loop
 //! exchanges, the step, a thread's count of barriers) is each thread's own and needs no synchronisation.
+mod claim;
+mod order;
 mod plan;
 mod walk;
 
@@ -12,10 +14,12 @@ use crate::memory::{Buffer, Shared};
 use crate::model::Model;
 use crate::profile::{LaunchInfo, Profile};
 use crate::threads::Pool;
-use plan::{Plan, plan};
+use claim::Claim;
+use plan::{Counts, Plan, plan};
 use rdc_ir::program::Place;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
-use walk::{Claim, Context, Worker};
+use walk::{Context, Worker};
 
 /// Executes entries of one model, one call at a time, with its own threads and memory.
 pub struct Executor {
@@ -24,6 +28,7 @@ pub struct Executor {
     barrier: Barrier,
     plans: Vec<Plan>,
     claims: Vec<Claim>,
+    stamps: Vec<AtomicU64>,
     launches: Vec<LaunchInfo>,
     workers: Vec<Mutex<Worker>>,
     arena: Buffer,
@@ -48,22 +53,21 @@ impl Executor {
     pub fn new(model: impl Into<Arc<Model>>, threads: usize) -> Result<Executor, Error> {
         let (model, threads) = (model.into(), threads.max(1));
         let program = model.program();
-        let (mut plans, mut launches, mut dynamic) = (Vec::new(), Vec::new(), 0);
-        for entry in &program.entries {
-            plans.push(plan(&model, entry, threads, &mut launches, &mut dynamic));
-        }
+        let mut counts = Counts::default();
+        let plans: Vec<Plan> = program.entries.iter().map(|entry| plan(&model, entry, threads, &mut counts)).collect();
         let (arena, scratch) = (program.arena(), program.scratch());
         let cells = plans.iter().map(|p| p.cells).max().unwrap_or(0);
         let workers = (0..threads)
-            .map(|thread| Ok(Mutex::new(Worker::new(thread, scratch, cells, dynamic)?)))
+            .map(|thread| Ok(Mutex::new(Worker::new(thread, scratch, cells, counts.claims)?)))
             .collect::<Result<_, Error>>()?;
         let pool = Pool::new(threads).map_err(|e| Error::Program(format!("cannot start {threads} threads: {e}")))?;
         Ok(Executor {
             pool,
             barrier: Barrier::new(threads),
             plans,
-            claims: (0..dynamic).map(|_| Claim::default()).collect(),
-            launches,
+            claims: (0..counts.claims).map(|_| Claim::default()).collect(),
+            stamps: (0..counts.stamps).map(|_| AtomicU64::new(0)).collect(),
+            launches: counts.launches,
             workers,
             arena: Buffer::zeroed(arena)?,
             profile: None,
@@ -168,6 +172,7 @@ impl Executor {
             plan,
             barrier: &self.barrier,
             claims: &self.claims,
+            stamps: &self.stamps,
             states: states.as_ref(),
             exit,
             origin: self.profile.as_ref().map(|p| p.origin()),
@@ -196,6 +201,8 @@ impl Executor {
     }
 }
 
+#[cfg(test)]
+mod order_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

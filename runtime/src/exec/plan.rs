@@ -1,8 +1,11 @@
 //! Schedules with everything looked up that can be before a call.
+use super::claim::{Claims, Share, part};
+use super::order::{Order, Phased, Spaces};
 use crate::code::KernelFn;
 use crate::model::Model;
 use crate::profile::LaunchInfo;
 use rdc_ir::program::{Dispatch, Entry, Launch, LoopStep, Offset, Place, Step};
+use std::ops::Range;
 
 /// A prepared entry.
 pub(super) struct Plan {
@@ -29,37 +32,21 @@ pub(super) struct LaunchNode {
     pub tasks: usize,
     /// If tasks are claimed.
     pub claim: Option<Claims>,
+    /// If a launch of the phase (the steps between two barriers) waits.
+    pub order: Option<Order>,
     pub args: Box<[(usize, Offset)]>,
     pub barrier: bool,
 }
 
-/// How the tasks of a launch are claimed. Each thread has a share, the same part of every launch, so that the rows that it wrote
-/// in one kernel are in its own caches when it reads them in the next. Only a thread that has run out goes on with the others'
-/// shares.
-pub(super) struct Claims {
-    /// Index of the first thread's counter; the others' follow.
-    pub counter: usize,
-    /// The runs of each thread's share.
-    pub shares: Box<[Runs]>,
-}
-
-/// Where each run of tasks of a share begins, and the end of the last. Long runs come first: neighbouring tasks share work (the
-/// prologue of a row block), and short runs at the end are what others can take from a thread that was held up.
-pub(super) type Runs = Box<[usize]>;
-
-impl Claims {
-    fn new(counter: usize, tasks: usize, threads: usize) -> Claims {
-        let runs = |thread: usize| {
-            let end = (thread + 1) * tasks / threads;
-            let mut at = thread * tasks / threads;
-            let mut runs = vec![at];
-            while at < end {
-                at += ((end - at) / 2).max(1);
-                runs.push(at);
+impl LaunchNode {
+    /// The tasks that threads take at once, by number of the run.
+    fn runs(&self, threads: usize) -> Vec<Range<usize>> {
+        match &self.claim {
+            Some(claims) => claims.shares.iter().flat_map(Share::runs).collect(),
+            None => {
+                (0..threads).map(|thread| part(thread, threads, self.tasks)).map(|(begin, end)| begin..end).collect()
             }
-            runs.into()
-        };
-        Claims { counter, shares: (0..threads).map(runs).collect() }
+        }
     }
 }
 
@@ -87,14 +74,18 @@ pub(super) struct Done {
     pub barrier: bool,
 }
 
-/// Prepares an entry of a validated program. Launches are numbered on from `launches`, claim counters from `dynamic`.
-pub(super) fn plan(
-    model: &Model,
-    entry: &Entry,
-    threads: usize,
-    launches: &mut Vec<LaunchInfo>,
-    dynamic: &mut usize,
-) -> Plan {
+/// What the plans of a program's entries count on.
+#[derive(Default)]
+pub(super) struct Counts {
+    pub launches: Vec<LaunchInfo>,
+    /// Counters of claims.
+    pub claims: usize,
+    /// Stamps of runs.
+    pub stamps: usize,
+}
+
+/// Prepares an entry of a validated program. What it numbers goes on from `counts`.
+pub(super) fn plan(model: &Model, entry: &Entry, threads: usize, counts: &mut Counts) -> Plan {
     let private = |place| matches!(place, Place::Step | Place::IsLast | Place::Trips);
     let private: Vec<(usize, usize)> = entry
         .buffers
@@ -105,17 +96,28 @@ pub(super) fn plan(
         .map(|(cell, (b, _))| (b, cell))
         .collect();
     let cells = private.len();
-    let mut planner = Planner { model, entry, threads, launches, dynamic };
+    let mut planner = Planner { model, entry, threads, counts, spaces: Spaces::new(entry) };
     let nodes = planner.nodes(&entry.steps);
     Plan { nodes, private, cells, updates: !entry.updated(&model.program().kernels).is_empty() }
+}
+
+/// Whether all threads meet after a node.
+fn meets(node: &Node) -> bool {
+    match node {
+        Node::Launch(launch) => launch.barrier,
+        Node::Copy { .. } => true,
+        Node::Zero { barrier, .. } => *barrier,
+        // It may run no iteration.
+        Node::Loop(_) => false,
+    }
 }
 
 struct Planner<'a> {
     model: &'a Model,
     entry: &'a Entry,
     threads: usize,
-    launches: &'a mut Vec<LaunchInfo>,
-    dynamic: &'a mut usize,
+    counts: &'a mut Counts,
+    spaces: Spaces<'a>,
 }
 
 impl Planner<'_> {
@@ -128,22 +130,57 @@ impl Planner<'_> {
             }
             Step::Loop(inner) => Node::Loop(Box::new(self.loop_node(inner))),
         };
-        steps.iter().map(node).collect()
+        let mut nodes: Vec<Node> = steps.iter().map(node).collect();
+        self.order(steps, &mut nodes);
+        nodes
+    }
+    /// Orders the runs of tasks of steps between barriers.
+    fn order(&mut self, steps: &[Step], nodes: &mut [Node]) {
+        let ends = |node: &Node| meets(node) || matches!(node, Node::Loop(_));
+        let mut at = 0;
+        for nodes in nodes.split_inclusive_mut(ends) {
+            let steps = &steps[at..at + nodes.len()];
+            at += nodes.len();
+            fn launch(step: &Step) -> Option<&Launch> {
+                match step {
+                    Step::Launch(launch) => Some(launch),
+                    _ => None,
+                }
+            }
+            if self.threads == 1 || !steps.iter().filter_map(launch).any(|launch| launch.waits) {
+                continue;
+            }
+            let mut nodes: Vec<&mut LaunchNode> = nodes
+                .iter_mut()
+                .filter_map(|node| match node {
+                    Node::Launch(node) => Some(node),
+                    _ => None,
+                })
+                .collect();
+            let phase = steps.iter().filter_map(launch).zip(&nodes).map(|(launch, node)| Phased {
+                launch,
+                kernel: &self.model.program().kernels[launch.kernel],
+                runs: node.runs(self.threads),
+            });
+            let phase: Vec<Phased> = phase.collect();
+            let orders = self.spaces.order(&phase, &mut self.counts.stamps);
+            nodes.iter_mut().zip(orders).for_each(|(node, order)| node.order = Some(order));
+        }
     }
     fn bytes(&self, buffer: usize) -> usize {
         self.entry.buffers[buffer].bytes()
     }
     fn launch(&mut self, launch: &Launch) -> LaunchNode {
         let kernel = &self.model.program().kernels[launch.kernel];
-        let id = self.launches.len() as u32;
-        self.launches.push(LaunchInfo {
+        let id = self.counts.launches.len() as u32;
+        self.counts.launches.push(LaunchInfo {
             entry: self.entry.name.clone(),
             kernel: launch.kernel,
             locs: launch.locs.clone(),
         });
         let claim = (kernel.dispatch == Dispatch::Dynamic).then(|| {
-            let counter = *self.dynamic;
-            *self.dynamic += self.threads;
+            let counter = self.counts.claims;
+            self.counts.claims += self.threads;
             Claims::new(counter, kernel.tasks, self.threads)
         });
         LaunchNode {
@@ -151,19 +188,13 @@ impl Planner<'_> {
             kernel: self.model.kernel(launch.kernel),
             tasks: kernel.tasks,
             claim,
+            order: None,
             args: launch.args.iter().map(|a| (a.buffer, a.offset)).collect(),
             barrier: launch.barrier,
         }
     }
     fn loop_node(&mut self, inner: &LoopStep) -> LoopNode {
         let body = self.nodes(&inner.body);
-        let meets = |node: &Node| match node {
-            Node::Launch(launch) => launch.barrier,
-            Node::Copy { .. } => true,
-            Node::Zero { barrier, .. } => *barrier,
-            // It may run no iteration.
-            Node::Loop(_) => false,
-        };
         // The counters of claimed tasks need one barrier between two executions of a launch, an exit one before it is read.
         let ends_met = body.last().is_some_and(meets);
         let barrier = !ends_met && (inner.done.is_some() || !body.iter().any(meets));
@@ -229,23 +260,4 @@ fn reads_beyond(steps: &[Step], of: &LoopStep, stack: usize, around: Option<&Loo
         Step::Zero { .. } => false,
         Step::Loop(inner) => reads_beyond(&inner.body, of, stack, Some(inner)),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn runs_cover_every_task_once_and_shrink() {
-        for (tasks, threads) in [(0, 2), (1, 2), (16, 2), (17, 3), (1000, 8)] {
-            let mut next = 0;
-            for runs in Claims::new(0, tasks, threads).shares {
-                assert_eq!(runs[0], next);
-                next = runs[runs.len() - 1];
-                let sizes: Vec<usize> = runs.windows(2).map(|r| r[1] - r[0]).collect();
-                assert!(sizes.windows(2).all(|s| s[0] >= s[1] && s[1] > 0), "{sizes:?}");
-            }
-            assert_eq!(next, tasks);
-        }
-    }
 }

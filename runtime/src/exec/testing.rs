@@ -111,7 +111,7 @@ pub fn kernel(name: &str, inputs: &[Type], results: &[Type], tasks: usize, dispa
 
 pub fn launch(kernel: usize, args: &[(usize, Offset)], barrier: bool) -> Step {
     let args = args.iter().map(|&(buffer, offset)| LaunchArg { buffer, offset }).collect();
-    Step::Launch(Launch { kernel, args, barrier, locs: vec![Loc { line: kernel as u32 + 1, col: 1 }] })
+    Step::Launch(Launch { kernel, args, waits: false, barrier, locs: vec![Loc { line: kernel as u32 + 1, col: 1 }] })
 }
 
 fn entry(name: &str, rows: usize, kernels: usize, exit: bool) -> Entry {

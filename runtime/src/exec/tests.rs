@@ -129,6 +129,7 @@ fn memory_that_does_not_fit_is_an_error() {
 /// Breaks the program in one place at a time; none may be accepted.
 #[test]
 fn malformed_programs_are_refused() {
+    use rdc_ir::entity::Entity;
     use rdc_ir::program::{KvPolicy, Offset, Program, Step};
     fn inner(program: &mut Program) -> &mut rdc_ir::program::LoopStep {
         match &mut program.entries[0].steps[2] {
@@ -164,6 +165,16 @@ fn malformed_programs_are_refused() {
         |p| inner(p).done = Some(6),
         |p| inner(p).carried[0] = 99,
         |p| p.entries[0].steps[1] = Step::Copy { dst: 4, src: 4 },
+        // A kernel with an operation that it does not have.
+        |p| {
+            let body = p.kernels[0].func.body;
+            p.kernels[0].func.regions[body].ops.push(rdc_ir::OpId::new(99));
+        },
+        |p| {
+            let body = p.kernels[0].func.body;
+            let result = p.kernels[0].func.regions[body].yields[0];
+            p.kernels[0].func.values[result].def = rdc_ir::ValueDef::Result(rdc_ir::OpId::new(99), 0);
+        },
     ];
     let addressed: Vec<fn(&mut Program)> = vec![
         // Arguments that start in their buffer but end beyond it.

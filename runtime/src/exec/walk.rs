@@ -5,9 +5,10 @@
 //! the entry does not update may be read elsewhere), and offsets stay within it (`validate::meta`). Two threads write the same bytes at the same time only if the schedule, whose
 //! barriers order kernels, is wrong.
 use super::States;
-use super::plan::{Claims, LaunchNode, LoopNode, Node, Plan};
+use super::claim::{Claim, Claimed, part};
+use super::plan::{LaunchNode, LoopNode, Node, Plan};
 use crate::Error;
-use crate::barrier::Barrier;
+use crate::barrier::{Barrier, spin_until};
 use crate::memory::{Buffer, Shared};
 use crate::profile::Event;
 use rdc_ir::program::{Entry, Offset};
@@ -18,18 +19,13 @@ use std::time::Instant;
 /// Bytes between thread-private cells.
 const CELL: usize = 8;
 
-/// The next run of a thread's share of a dynamic launch, over all its executions. An execution with n runs and T threads adds
-/// exactly n + T (every thread asks once in vain), so each thread knows where the next one starts and nothing is ever reset. Executions of one
-/// launch have a barrier between them.
-#[repr(align(128))]
-#[derive(Default)]
-pub(super) struct Claim(AtomicU64);
-
 /// What the threads of a call share.
 pub(super) struct Context<'a> {
     pub plan: &'a Plan,
     pub barrier: &'a Barrier,
     pub claims: &'a [Claim],
+    /// Of each run of tasks that others may wait for, one more than the barriers that were met before it was last executed.
+    pub stamps: &'a [AtomicU64],
     pub states: Option<&'a Mutex<&'a mut States>>,
     /// Whether loops may end early.
     pub exit: bool,
@@ -44,7 +40,8 @@ pub(super) struct Worker {
     args: Vec<Shared>,
     scratch: Buffer,
     cells: Buffer,
-    epoch: u32,
+    /// The barriers met so far, in all calls.
+    epoch: u64,
     /// Where the next execution of each claim starts.
     bases: Vec<u64>,
     pub events: Vec<Event>,
@@ -124,7 +121,8 @@ impl Worker {
         (cut(self.thread), cut(self.thread + 1))
     }
     unsafe fn launch<const PROFILE: bool>(&mut self, context: &Context, node: &LaunchNode, step: usize) {
-        let started = if PROFILE { context.origin.map(|o| o.elapsed()) } else { None };
+        let now = || if PROFILE { context.origin.map_or(0, |origin| origin.elapsed().as_nanos() as u64) } else { 0 };
+        let mut event = Event { launch: node.id, resumed: false, start: now(), end: 0 };
         self.args.clear();
         for &(buffer, offset) in &node.args {
             let offset = match offset {
@@ -140,32 +138,50 @@ impl Worker {
         let (args, scratch) = (self.args.as_ptr().cast::<*mut u8>(), self.scratch.shared().0);
         // SAFETY: a kernel of this launch, with the pointers of its calling convention; tasks are within its number.
         let call = |begin: usize, end: usize| unsafe { (node.kernel)(args, begin as i64, end as i64, scratch) };
-        match &node.claim {
-            Some(Claims { counter, shares }) if shares.len() > 1 => {
-                for (share, runs) in
-                    (0..shares.len()).map(|i| (self.thread + i) % shares.len()).map(|s| (s, &shares[s]))
-                {
-                    let counter = counter + share;
-                    let base = self.bases[counter];
-                    loop {
-                        let run = (context.claims[counter].0.fetch_add(1, Ordering::Relaxed) - base) as usize;
-                        match (runs.get(run), runs.get(run + 1)) {
-                            (Some(&begin), Some(&end)) => call(begin, end),
-                            _ => break,
-                        }
-                    }
-                    self.bases[counter] = base + (runs.len() - 1 + shares.len()) as u64;
-                }
+        let (stamp, events) = (self.epoch + 1, &mut self.events);
+        let is_set = |&at: &usize| context.stamps[at].load(Ordering::Acquire) == stamp;
+        let ready = |run: usize| node.order.as_ref().is_none_or(|order| order.after[run].iter().all(is_set));
+        let run_tasks = |run: usize, begin: usize, end: usize| {
+            call(begin, end);
+            if let Some(order) = &node.order {
+                context.stamps[order.first + run].store(stamp, Ordering::Release);
             }
+        };
+        let mut wait = |until: &mut dyn FnMut() -> bool| {
+            if until() {
+                return;
+            }
+            if PROFILE {
+                events.push(Event { end: now(), ..event });
+            }
+            spin_until(until);
+            event = Event { resumed: true, start: now(), ..event };
+        };
+        match &node.claim {
+            Some(claims) if claims.shares.len() > 1 => loop {
+                let mut claimed = Claimed::Blocked;
+                wait(&mut || {
+                    claimed = claims.next(context.claims, &self.bases, self.thread, &ready);
+                    !matches!(claimed, Claimed::Blocked)
+                });
+                match claimed {
+                    Claimed::Run { run, begin, end } => run_tasks(run, begin, end),
+                    Claimed::Blocked | Claimed::Nothing => break,
+                }
+            },
             _ => {
-                let (begin, end) = self.share(context, node.tasks, 1);
+                let (begin, end) = part(self.thread, context.barrier.threads(), node.tasks);
                 if begin < end {
-                    call(begin, end);
+                    wait(&mut || ready(self.thread));
+                    run_tasks(self.thread, begin, end);
                 }
             }
         }
-        if PROFILE && let (Some(start), Some(end)) = (started, context.origin.map(|o| o.elapsed())) {
-            self.events.push(Event { launch: node.id, start: start.as_nanos() as u64, end: end.as_nanos() as u64 });
+        if let Some(claims) = &node.claim {
+            claims.advance(&mut self.bases);
+        }
+        if PROFILE {
+            events.push(Event { end: now(), ..event });
         }
         if node.barrier {
             self.meet(context);

@@ -191,7 +191,7 @@ fn entry(program: &mut Program, name: &str, values: &[(&str, Type, What)]) {
         bytes: 0,
     });
     let args = (0..buffers.len()).map(|buffer| LaunchArg { buffer, offset: Offset::Fixed(0) }).collect();
-    let launch = Launch { kernel: program.kernels.len() - 1, args, barrier: true, locs: vec![loc] };
+    let launch = Launch { kernel: program.kernels.len() - 1, args, waits: false, barrier: true, locs: vec![loc] };
     program.entries.push(Entry {
         name: name.into(),
         buffers,

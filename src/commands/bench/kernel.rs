@@ -96,7 +96,7 @@ fn entry(meta: &Meta, index: usize) -> Entry {
         buffers,
         inputs,
         outputs: Vec::new(),
-        steps: vec![Step::Launch(Launch { kernel: index, args, barrier: true, locs: Vec::new() })],
+        steps: vec![Step::Launch(Launch { kernel: index, args, waits: false, barrier: true, locs: Vec::new() })],
         arena,
         live: arena,
     }

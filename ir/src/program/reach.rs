@@ -2,7 +2,6 @@
 //! that touch the same memory.
 use super::{Kernel, KernelKind};
 use crate::entity::ValueId;
-use crate::module::Func;
 use crate::ops::Opcode;
 use crate::types::Type;
 use std::collections::HashSet;
@@ -42,13 +41,35 @@ impl Kernel {
         let body = &self.func.regions[self.func.body];
         let results = body.yields.iter().filter(|&&v| !self.func.ty(v).cache);
         let values = body.args.iter().chain(results);
-        let looked_up = looked_up(&self.func);
+        let looked_up = self.looked_up();
         let reach = |(value, pitch): (&ValueId, Option<usize>)| match looked_up.contains(value) {
             true => None,
             false => self.blocks(*value, pitch),
         };
         let pitches = self.pointers().map(|pointer| pointer.pitch);
         values.zip(pitches).map(|pointer| reach(pointer).unwrap_or(Reach::Whole)).collect()
+    }
+    /// What an operation reads anywhere: packed weights, tables, operands whose rows are summed over, and what those are made of.
+    fn looked_up(&self) -> HashSet<ValueId> {
+        let func = &self.func;
+        // A task of those works on one matrix.
+        let batched = matches!(self.kind, KernelKind::Product { batch: 2.., .. });
+        let mut found = HashSet::new();
+        for &op in func.regions[func.body].ops.iter().rev() {
+            let op = &func.ops[op];
+            let anywhere = match op.opcode {
+                _ if op.results.iter().any(|v| found.contains(v)) => &op.operands[..],
+                Opcode::Gather | Opcode::PackedGather => &op.operands[..],
+                Opcode::PackedMatmul | Opcode::Rope | Opcode::RopeGrad => op.operands.get(1..).unwrap_or(&[]),
+                Opcode::Matmul if !batched => match op.flag("trans_a") {
+                    true => &op.operands[..],
+                    false => op.operands.get(1..).unwrap_or(&[]),
+                },
+                _ => &[],
+            };
+            found.extend(anywhere);
+        }
+        found
     }
     fn blocks(&self, value: ValueId, pitch: Option<usize>) -> Option<Reach> {
         let (ty, made_by) = (self.func.ty(value), self.func.def_op(value).map(|op| &self.func.ops[op]));
@@ -85,7 +106,17 @@ impl Kernel {
                 };
                 if of_sequences { parts(batch) } else { None }
             }
-            KernelKind::Product { batch, .. } if ty.rank() == 3 && ty.shape[0] == batch => parts(batch),
+            KernelKind::Product { batch, .. } if batch > 1 => {
+                if ty.rank() == 3 && ty.shape[0] == batch {
+                    parts(batch)
+                } else {
+                    None
+                }
+            }
+            KernelKind::Product { m, rows_per_task, .. } => {
+                let row = row_bytes(ty, m, pitch)?;
+                blocks_of(m.div_ceil(rows_per_task.max(1)), rows_per_task.saturating_mul(row))
+            }
             _ => None,
         }
     }
@@ -102,22 +133,6 @@ fn row_bytes(ty: &Type, rows: usize, pitch: Option<usize>) -> Option<usize> {
         Some(pitch) => (ty.rows() == rows).then_some(pitch),
         None => Some(ty.shape[leading..].iter().product::<usize>() * ty.dtype.bytes()),
     }
-}
-
-/// What an operation reads anywhere: packed weights, tables, and what those are made of.
-fn looked_up(func: &Func) -> HashSet<ValueId> {
-    let mut found = HashSet::new();
-    for &op in func.regions[func.body].ops.iter().rev() {
-        let op = &func.ops[op];
-        let anywhere = match op.opcode {
-            Opcode::Gather | Opcode::PackedGather => &op.operands[..],
-            Opcode::PackedMatmul | Opcode::Rope | Opcode::RopeGrad => op.operands.get(1..).unwrap_or(&[]),
-            _ if op.results.iter().any(|v| found.contains(v)) => &op.operands[..],
-            _ => &[],
-        };
-        found.extend(anywhere);
-    }
-    found
 }
 
 #[cfg(test)]
@@ -203,5 +218,18 @@ mod tests {
         let kind = KernelKind::Product { batch: 2, m: 3, n: 5, k: 6, rows_per_task: 3, columns_per_task: 3, kc: 6 };
         let product = kernel(text, kind, 4);
         assert_eq!(product.reaches(), [blocks(2, 72), blocks(2, 120), Reach::Whole, blocks(2, 60)]);
+        // Rows of one matrix, unless they are summed over.
+        for (shape, trans_a, left) in [("3, 6", false, blocks(2, 48)), ("6, 3", true, Reach::Whole)] {
+            let text = format!(
+                "func \"k\"(\"a\" input = %a: f32[{shape}], \"b\" input = %b: f32[6, 5], \"c\" input = %c: f32[3, 5]) {{
+                  %y = matmul %a, %b {{trans_a = {trans_a}, trans_b = false}} : f32[3, 5]
+                  %r = add %y, %c : f32[3, 5]
+                  yield \"r\" = %r
+                }}"
+            );
+            let kind = KernelKind::Product { batch: 1, m: 3, n: 5, k: 6, rows_per_task: 2, columns_per_task: 3, kc: 6 };
+            let product = kernel(&text, kind, 4);
+            assert_eq!(product.reaches(), [left, Reach::Whole, blocks(2, 40), blocks(2, 40)], "{trans_a}");
+        }
     }
 }

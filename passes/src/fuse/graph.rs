@@ -238,7 +238,7 @@ impl<'f> UseGraph<'f> {
                 late.put_off(group);
                 continue;
             }
-            late.before(kind, &mut order);
+            late.before(kind, self.by_rows(kind), &mut order);
             order.push(group);
             for &user in &next[group] {
                 waiting[user] -= 1;
@@ -251,6 +251,14 @@ impl<'f> UseGraph<'f> {
         debug_assert_eq!(order.len(), self.groups.len(), "groups form a cycle");
         order.iter().map(|&g| self.groups[g].clone()).filter(|g| !g.ops.is_empty()).collect()
     }
+    /// Whether a row of a group's results needs the same row of its operands only, and weights.
+    fn by_rows(&self, kind: GroupKind) -> bool {
+        match kind {
+            GroupKind::Rows(_) | GroupKind::Matmul(_) => true,
+            GroupKind::Product(op) => !self.func.ops[op].flag("trans_a"),
+            _ => false,
+        }
+    }
 }
 
 /// Sums over all rows that are put off to where threads would otherwise wait for each other: a kernel that mixes rows must wait for
@@ -259,9 +267,9 @@ impl<'f> UseGraph<'f> {
 struct Late {
     /// The groups, with the number of kernels before them.
     sums: Vec<(GroupId, usize)>,
-    /// The kernels so far, without those put off, and the last one's kind.
+    /// The kernels so far, without those put off, and whether the last one mixes rows.
     kernels: usize,
-    last: Option<GroupKind>,
+    mixes: bool,
 }
 
 impl Late {
@@ -272,18 +280,17 @@ impl Late {
         self.sums.push((group, self.kernels));
     }
     /// Appends what comes before a group of that kind.
-    fn before(&mut self, kind: GroupKind, order: &mut Vec<GroupId>) {
+    fn before(&mut self, kind: GroupKind, by_rows: bool, order: &mut Vec<GroupId>) {
         if kind == GroupKind::Alias {
             return;
         }
-        let by_rows = |kind: GroupKind| matches!(kind, GroupKind::Rows(_) | GroupKind::Matmul(_));
-        let (kernels, meets) = (self.kernels, !by_rows(kind) || !self.last.is_none_or(by_rows));
+        let (kernels, meets) = (self.kernels, !by_rows || self.mixes);
         let due = |&mut (_, since): &mut (GroupId, usize)| match kind {
             GroupKind::Loop(_) => true,
             _ => meets && since < kernels || since + Self::MOST <= kernels,
         };
         order.extend(self.sums.extract_if(.., due).map(|(group, _)| group));
         self.kernels += 1;
-        self.last = Some(kind);
+        self.mixes = !by_rows;
     }
 }

@@ -3,8 +3,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How the tasks of a launch are claimed. Each thread has a share, the same part of every launch, so that the rows that it wrote
-/// in one kernel are in its own caches when it reads them in the next. Only a thread whose own next run must wait, or that has run
-/// out, goes on with the others' shares.
+/// in one kernel are in its own caches when it reads them in the next. Only while its own next run, or the barrier, must wait, a thread
+/// helps with the others' shares.
 pub(super) struct Claims {
     /// Index of the first thread's counter; the others' follow.
     pub counter: usize,
@@ -18,10 +18,19 @@ pub(super) struct Claims {
 #[derive(Default)]
 pub(super) struct Claim(AtomicU64);
 
-/// What there is for a thread to do.
+/// Tasks that a thread takes at once.
+#[derive(Clone, Copy)]
+pub(super) struct Run {
+    /// The number of the run in the launch.
+    pub index: usize,
+    pub begin: usize,
+    pub end: usize,
+}
+
+/// What there is to do of a share.
 pub(super) enum Claimed {
-    /// Tasks, now its own.
-    Run { run: usize, begin: usize, end: usize },
+    /// This run, now of the thread that asked.
+    Run(Run),
     /// Nothing yet: what is left must wait.
     Blocked,
     /// Nothing any more.
@@ -70,35 +79,26 @@ impl Claims {
         };
         Claims { counter, shares: (0..threads).map(share).collect() }
     }
-    /// Claims the next run for a thread, its own first, that is `ready`. `bases` are where the counters started.
-    pub fn next(&self, counters: &[Claim], bases: &[u64], thread: usize, ready: &dyn Fn(usize) -> bool) -> Claimed {
-        let mut left = Claimed::Nothing;
-        for share in (0..self.shares.len()).map(|i| (thread + i) % self.shares.len()) {
-            let (Claim(counter), base) = (&counters[self.counter + share], bases[self.counter + share]);
-            let Share { first, cuts } = &self.shares[share];
-            loop {
-                let count = counter.load(Ordering::Relaxed);
-                let at = (count - base) as usize;
-                let (Some(&begin), Some(&end)) = (cuts.get(at), cuts.get(at + 1)) else { break };
-                if !ready(first + at) {
-                    left = Claimed::Blocked;
-                    break;
-                }
-                if counter.compare_exchange(count, count + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-                    return Claimed::Run { run: first + at, begin, end };
-                }
+    /// Claims the next run of a share, if it is `ready`. `bases` are where the counters started.
+    pub fn take(&self, share: usize, counters: &[Claim], bases: &[u64], ready: &dyn Fn(usize) -> bool) -> Claimed {
+        let (Claim(counter), base) = (&counters[self.counter + share], bases[self.counter + share]);
+        let Share { first, cuts } = &self.shares[share];
+        loop {
+            let count = counter.load(Ordering::Relaxed);
+            let at = (count - base) as usize;
+            let (Some(&begin), Some(&end)) = (cuts.get(at), cuts.get(at + 1)) else { return Claimed::Nothing };
+            if !ready(first + at) {
+                return Claimed::Blocked;
+            }
+            if counter.compare_exchange(count, count + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                return Claimed::Run(Run { index: first + at, begin, end });
             }
         }
-        left
     }
     /// Moves a thread's `bases` to where the counters are after this execution.
     pub fn advance(&self, bases: &mut [u64]) {
-        if self.shares.len() > 1 {
-            bases[self.counter..]
-                .iter_mut()
-                .zip(&self.shares)
-                .for_each(|(base, share)| *base += share.runs().count() as u64);
-        }
+        let bases = bases[self.counter..].iter_mut();
+        bases.zip(&self.shares).for_each(|(base, share)| *base += share.runs().count() as u64);
     }
 }
 

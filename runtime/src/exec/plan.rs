@@ -6,6 +6,7 @@ use crate::model::Model;
 use crate::profile::LaunchInfo;
 use rdc_ir::program::{Dispatch, Entry, Launch, LoopStep, Offset, Place, Step};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A prepared entry.
 pub(super) struct Plan {
@@ -39,6 +40,15 @@ pub(super) struct LaunchNode {
 }
 
 impl LaunchNode {
+    /// How tasks are claimed, if there is someone to claim them from.
+    pub fn claims(&self) -> Option<&Claims> {
+        self.claim.as_ref().filter(|claims| claims.shares.len() > 1)
+    }
+    /// Whether what a run waits for is done, `stamp` being that of this execution.
+    pub fn is_ready(&self, run: usize, stamps: &[AtomicU64], stamp: u64) -> bool {
+        let is_set = |&at: &usize| stamps[at].load(Ordering::Acquire) == stamp;
+        self.order.as_ref().is_none_or(|order| order.after[run].iter().all(is_set))
+    }
     /// The tasks that threads take at once, by number of the run.
     fn runs(&self, threads: usize) -> Vec<Range<usize>> {
         match &self.claim {

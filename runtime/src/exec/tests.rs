@@ -112,7 +112,8 @@ fn records_times() {
     let mut trace = Vec::new();
     profile.write_trace(model.program(), &mut trace).unwrap();
     let trace: serde_json::Value = serde_json::from_slice(&trace).unwrap();
-    assert_eq!(trace["traceEvents"].as_array().unwrap().len(), 2 * 10);
+    // One for each execution and thread, and more where a thread waited or helped.
+    assert!(trace["traceEvents"].as_array().unwrap().len() >= 2 * 10);
     assert_eq!(trace["traceEvents"][0]["name"], "embed_8");
 }
 

@@ -2,10 +2,10 @@
 //!
 //! `unsafe` here: kernels are called with addresses and memory is copied by address. The invariant, which [`Worker::walk`] asks of its
 //! caller: each address of the table is of live memory as long as its buffer's type says, exclusive to this call (weights that
-//! the entry does not update may be read elsewhere), and offsets stay within it (`validate::meta`). Two threads write the same bytes at the same time only if the schedule, whose
-//! barriers order kernels, is wrong.
+//! the entry does not update may be read elsewhere), and offsets stay within it (`validate::meta`). Two threads touch the same bytes
+//! at the same time, one writing, only if the schedule, whose barriers and waits order tasks, is wrong.
 use super::States;
-use super::claim::{Claim, Claimed, part};
+use super::claim::{Claim, Claimed, Run, part};
 use super::plan::{LaunchNode, LoopNode, Node, Plan};
 use crate::Error;
 use crate::barrier::{Barrier, spin_until};
@@ -49,6 +49,38 @@ pub(super) struct Worker {
     pub trips: usize,
 }
 
+/// The launches since the last barrier, each with its step, of which others may have left tasks.
+type Open<'p> = Vec<(&'p LaunchNode, usize)>;
+
+/// What a thread may do next.
+enum Todo<'p> {
+    /// Tasks of its share.
+    Own(Run),
+    /// Tasks that others have left of a launch, at a step.
+    Help(&'p LaunchNode, usize, Run),
+    Wait,
+    /// It has done its share.
+    Nothing,
+}
+
+/// What others have left.
+enum Left<'p> {
+    /// These tasks of a launch at a step, now this thread's.
+    Run(&'p LaunchNode, usize, Run),
+    /// Tasks that must wait.
+    Waiting,
+    Nothing,
+}
+
+/// Nanoseconds since the profile's time zero.
+fn now(context: &Context) -> u64 {
+    context.origin.map_or(0, |origin| origin.elapsed().as_nanos() as u64)
+}
+
+fn begin<const PROFILE: bool>(context: &Context, node: &LaunchNode, resumed: bool) -> Event {
+    Event { launch: node.id, resumed, start: if PROFILE { now(context) } else { 0 }, end: 0 }
+}
+
 impl Worker {
     pub fn new(thread: usize, scratch: usize, cells: usize, dynamic: usize) -> Result<Worker, Error> {
         Ok(Worker {
@@ -79,40 +111,74 @@ impl Worker {
     /// # Safety
     /// See the top of this file; and all threads of the barrier walk the same plan.
     pub unsafe fn walk(&mut self, context: &Context) {
+        let mut open = Open::new();
         // SAFETY: the caller's.
         unsafe {
             match context.origin {
-                None => self.nodes::<false>(context, &context.plan.nodes, 0),
-                Some(_) => self.nodes::<true>(context, &context.plan.nodes, 0),
+                None => self.nodes::<false>(context, &context.plan.nodes, 0, &mut open),
+                Some(_) => self.nodes::<true>(context, &context.plan.nodes, 0, &mut open),
             }
         }
     }
-    unsafe fn nodes<const PROFILE: bool>(&mut self, context: &Context, nodes: &[Node], step: usize) {
+    unsafe fn nodes<'p, const PROFILE: bool>(
+        &mut self,
+        context: &Context<'p>,
+        nodes: &'p [Node],
+        step: usize,
+        open: &mut Open<'p>,
+    ) {
         for node in nodes {
             // SAFETY: the caller's, for each.
             unsafe {
                 match node {
-                    Node::Launch(launch) => self.launch::<PROFILE>(context, launch, step),
+                    Node::Launch(launch) => self.launch::<PROFILE>(context, launch, step, open),
                     Node::Copy { dst, src, bytes } => {
                         let (begin, end) = self.share(context, *bytes, 64);
                         let (dst, src) = (self.addresses[*dst].0, self.addresses[*src].0);
                         std::ptr::copy(src.add(begin), dst.add(begin), end - begin);
-                        self.meet(context);
+                        self.meet::<PROFILE>(context, open);
                     }
                     Node::Zero { buffer, bytes, barrier } => {
                         let (begin, end) = self.share(context, *bytes, 64);
                         self.addresses[*buffer].0.add(begin).write_bytes(0, end - begin);
                         if *barrier {
-                            self.meet(context);
+                            self.meet::<PROFILE>(context, open);
                         }
                     }
-                    Node::Loop(inner) => self.repeat::<PROFILE>(context, inner),
+                    Node::Loop(inner) => {
+                        self.settle::<PROFILE>(context, open);
+                        self.repeat::<PROFILE>(context, inner, open);
+                    }
                 }
             }
         }
+        // What is left must not see what comes: another step, exchanged addresses.
+        // SAFETY: the caller's.
+        unsafe { self.settle::<PROFILE>(context, open) };
     }
-    fn meet(&mut self, context: &Context) {
+    /// Settles, and waits for all threads.
+    unsafe fn meet<'p, const PROFILE: bool>(&mut self, context: &Context<'p>, open: &mut Open<'p>) {
+        // SAFETY: the caller's.
+        unsafe { self.settle::<PROFILE>(context, open) };
         context.barrier.wait(self.thread, &mut self.epoch);
+    }
+    /// Helps with what others have left of the open launches, until someone has begun all of it.
+    unsafe fn settle<'p, const PROFILE: bool>(&mut self, context: &Context<'p>, open: &mut Open<'p>) {
+        loop {
+            let mut left = Left::Waiting;
+            spin_until(|| {
+                left = self.left(context, open);
+                !matches!(left, Left::Waiting)
+            });
+            let Left::Run(node, step, run) = left else { break };
+            // SAFETY: the caller's.
+            unsafe { self.help::<PROFILE>(context, node, step, run) };
+        }
+        for (node, _) in open.drain(..) {
+            if let Some(claims) = node.claims() {
+                claims.advance(&mut self.bases);
+            }
+        }
     }
     /// This thread's contiguous share of `n` things, cut at multiples of `grain`.
     fn share(&self, context: &Context, n: usize, grain: usize) -> (usize, usize) {
@@ -120,9 +186,94 @@ impl Worker {
         let cut = |t: usize| (t * grains / threads * grain).min(n);
         (cut(self.thread), cut(self.thread + 1))
     }
-    unsafe fn launch<const PROFILE: bool>(&mut self, context: &Context, node: &LaunchNode, step: usize) {
-        let now = || if PROFILE { context.origin.map_or(0, |origin| origin.elapsed().as_nanos() as u64) } else { 0 };
-        let mut event = Event { launch: node.id, resumed: false, start: now(), end: 0 };
+    /// Does this thread's share of a launch and, while that must wait, the first that others have left.
+    unsafe fn launch<'p, const PROFILE: bool>(
+        &mut self,
+        context: &Context<'p>,
+        node: &'p LaunchNode,
+        step: usize,
+        open: &mut Open<'p>,
+    ) {
+        let mut event = begin::<PROFILE>(context, node, false);
+        open.push((node, step));
+        let mut pending = true;
+        loop {
+            let mut todo = self.todo(context, node, pending, open);
+            if matches!(todo, Todo::Wait) {
+                self.end::<PROFILE>(context, event);
+                spin_until(|| {
+                    todo = self.todo(context, node, pending, open);
+                    !matches!(todo, Todo::Wait)
+                });
+                event = begin::<PROFILE>(context, node, true);
+            }
+            // SAFETY: the caller's.
+            unsafe {
+                match todo {
+                    Todo::Own(run) => {
+                        pending = false;
+                        self.run(context, node, step, run);
+                    }
+                    Todo::Help(other, step, run) => {
+                        self.end::<PROFILE>(context, event);
+                        self.help::<PROFILE>(context, other, step, run);
+                        event = begin::<PROFILE>(context, node, true);
+                    }
+                    Todo::Wait | Todo::Nothing => break,
+                }
+            }
+        }
+        self.end::<PROFILE>(context, event);
+        if node.barrier {
+            // SAFETY: the caller's.
+            unsafe { self.meet::<PROFILE>(context, open) };
+        }
+    }
+    /// What this thread, in a launch, may do next. `pending` is whether it has done nothing of it yet.
+    fn todo<'p>(&self, context: &Context, node: &LaunchNode, pending: bool, open: &Open<'p>) -> Todo<'p> {
+        let ready = |run: usize| node.is_ready(run, context.stamps, self.epoch + 1);
+        let own = match node.claims() {
+            Some(claims) => claims.take(self.thread, context.claims, &self.bases, &ready),
+            None => match part(self.thread, context.barrier.threads(), node.tasks) {
+                (begin, end) if !pending || begin == end => Claimed::Nothing,
+                _ if !ready(self.thread) => Claimed::Blocked,
+                (begin, end) => Claimed::Run(Run { index: self.thread, begin, end }),
+            },
+        };
+        match own {
+            Claimed::Nothing => Todo::Nothing,
+            Claimed::Run(run) => Todo::Own(run),
+            Claimed::Blocked => match self.left(context, open) {
+                Left::Run(node, step, run) => Todo::Help(node, step, run),
+                Left::Waiting | Left::Nothing => Todo::Wait,
+            },
+        }
+    }
+    /// Claims the first that is left of the open launches.
+    fn left<'p>(&self, context: &Context, open: &Open<'p>) -> Left<'p> {
+        let mut left = Left::Nothing;
+        for &(node, step) in open {
+            let Some(claims) = node.claims() else { continue };
+            let ready = |run: usize| node.is_ready(run, context.stamps, self.epoch + 1);
+            for share in 0..claims.shares.len() {
+                let share = (self.thread + share) % claims.shares.len();
+                match claims.take(share, context.claims, &self.bases, &ready) {
+                    Claimed::Run(run) => return Left::Run(node, step, run),
+                    Claimed::Blocked => left = Left::Waiting,
+                    Claimed::Nothing => {}
+                }
+            }
+        }
+        left
+    }
+    unsafe fn help<const PROFILE: bool>(&mut self, context: &Context, node: &LaunchNode, step: usize, run: Run) {
+        let event = begin::<PROFILE>(context, node, true);
+        // SAFETY: the caller's.
+        unsafe { self.run(context, node, step, run) };
+        self.end::<PROFILE>(context, event);
+    }
+    /// Does tasks of a launch.
+    unsafe fn run(&mut self, context: &Context, node: &LaunchNode, step: usize, run: Run) {
         self.args.clear();
         for &(buffer, offset) in &node.args {
             let offset = match offset {
@@ -137,57 +288,22 @@ impl Worker {
         }
         let (args, scratch) = (self.args.as_ptr().cast::<*mut u8>(), self.scratch.shared().0);
         // SAFETY: a kernel of this launch, with the pointers of its calling convention; tasks are within its number.
-        let call = |begin: usize, end: usize| unsafe { (node.kernel)(args, begin as i64, end as i64, scratch) };
-        let (stamp, events) = (self.epoch + 1, &mut self.events);
-        let is_set = |&at: &usize| context.stamps[at].load(Ordering::Acquire) == stamp;
-        let ready = |run: usize| node.order.as_ref().is_none_or(|order| order.after[run].iter().all(is_set));
-        let run_tasks = |run: usize, begin: usize, end: usize| {
-            call(begin, end);
-            if let Some(order) = &node.order {
-                context.stamps[order.first + run].store(stamp, Ordering::Release);
-            }
-        };
-        let mut wait = |until: &mut dyn FnMut() -> bool| {
-            if until() {
-                return;
-            }
-            if PROFILE {
-                events.push(Event { end: now(), ..event });
-            }
-            spin_until(until);
-            event = Event { resumed: true, start: now(), ..event };
-        };
-        match &node.claim {
-            Some(claims) if claims.shares.len() > 1 => loop {
-                let mut claimed = Claimed::Blocked;
-                wait(&mut || {
-                    claimed = claims.next(context.claims, &self.bases, self.thread, &ready);
-                    !matches!(claimed, Claimed::Blocked)
-                });
-                match claimed {
-                    Claimed::Run { run, begin, end } => run_tasks(run, begin, end),
-                    Claimed::Blocked | Claimed::Nothing => break,
-                }
-            },
-            _ => {
-                let (begin, end) = part(self.thread, context.barrier.threads(), node.tasks);
-                if begin < end {
-                    wait(&mut || ready(self.thread));
-                    run_tasks(self.thread, begin, end);
-                }
-            }
-        }
-        if let Some(claims) = &node.claim {
-            claims.advance(&mut self.bases);
-        }
-        if PROFILE {
-            events.push(Event { end: now(), ..event });
-        }
-        if node.barrier {
-            self.meet(context);
+        unsafe { (node.kernel)(args, run.begin as i64, run.end as i64, scratch) };
+        if let Some(order) = &node.order {
+            context.stamps[order.first + run.index].store(self.epoch + 1, Ordering::Release);
         }
     }
-    unsafe fn repeat<const PROFILE: bool>(&mut self, context: &Context, node: &LoopNode) {
+    fn end<const PROFILE: bool>(&mut self, context: &Context, event: Event) {
+        if PROFILE {
+            self.events.push(Event { end: now(context), ..event });
+        }
+    }
+    unsafe fn repeat<'p, const PROFILE: bool>(
+        &mut self,
+        context: &Context<'p>,
+        node: &'p LoopNode,
+        open: &mut Open<'p>,
+    ) {
         // SAFETY: an i32 in memory that no kernel writes now, and the cells of this thread, as their types say; the rest is the
         // caller's.
         unsafe {
@@ -198,10 +314,10 @@ impl Worker {
                 let step = if node.reverse { steps - 1 - trips } else { trips };
                 self.addresses[node.step].0.cast::<i32>().write(step as i32);
                 self.addresses[node.is_last].0.write(u8::from(step + 1 == steps));
-                self.nodes::<PROFILE>(context, &node.body, step);
+                self.nodes::<PROFILE>(context, &node.body, step, open);
                 trips += 1;
                 if node.barrier {
-                    self.meet(context);
+                    self.meet::<PROFILE>(context, open);
                 }
                 // Read before the exchange: the body wrote the buffer under the name it has now.
                 let done =
@@ -210,9 +326,9 @@ impl Worker {
                     self.addresses.swap(carried, next);
                 }
                 if context.states.is_some() {
-                    self.record(context, node);
+                    self.record::<PROFILE>(context, node, open);
                 } else if node.done.as_ref().is_some_and(|done| done.barrier) {
-                    self.meet(context);
+                    self.meet::<PROFILE>(context, open);
                 }
                 if done {
                     break;
@@ -226,13 +342,14 @@ impl Worker {
                 self.addresses[buffer].0.add(from + begin).write_bytes(0, end - begin);
             }
             if !node.stacked.is_empty() {
-                self.meet(context);
+                self.meet::<PROFILE>(context, open);
             }
         }
     }
     /// Copies the carried tensors while all threads wait.
-    unsafe fn record(&mut self, context: &Context, node: &LoopNode) {
-        self.meet(context);
+    unsafe fn record<'p, const PROFILE: bool>(&mut self, context: &Context<'p>, node: &LoopNode, open: &mut Open<'p>) {
+        // SAFETY: the caller's.
+        unsafe { self.meet::<PROFILE>(context, open) };
         if self.thread == 0
             && let Some(states) = context.states
         {
@@ -243,7 +360,8 @@ impl Worker {
             let copies = node.carried.iter().map(copy).collect();
             states.lock().unwrap_or_else(PoisonError::into_inner).push(copies);
         }
-        self.meet(context);
+        // SAFETY: the caller's.
+        unsafe { self.meet::<PROFILE>(context, open) };
     }
     /// Copies results that lie elsewhere (a loop has exchanged their memory, or a result is an input) into the outputs.
     pub fn collect(&mut self, entry: &Entry, outputs: &mut [Buffer]) {

@@ -3,9 +3,9 @@
 //! Threads share the tasks of a launch, so two launches without a barrier between them may run at the same time. They may
 //! do so if neither writes memory that the other touches; memory, not values, because buffers share the arena. If one does, but
 //! threads have tasks to choose from, the tasks of the second wait one by one for what they need of the first (`Launch::waits`):
-//! a thread that was held up then keeps others waiting only for its own rows. Before a loop and at the end of its body all launches are settled, so the analysis needs no fixed point. Every thread reads the
-//! trip count when it comes to a loop: who writes it again must wait for a barrier after that. (`done` is the runtime's
-//! care.)
+//! a thread that is held up then keeps others waiting only for its own rows. Before a loop and at the end of its body all launches
+//! are settled, so the analysis needs no fixed point. Every thread reads the trip count when it comes to a loop: who writes it
+//! again must wait for a barrier after that. (`done` is the runtime's care.)
 use super::entry::Life;
 use rdc_ir::program::{Buffer, Dispatch, Entry, Kernel, Launch, Offset, Place, Step};
 use rdc_ir::{DType, Type};

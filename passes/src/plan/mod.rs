@@ -6,8 +6,8 @@
 //! buffers, exchanged after each iteration, or one if nothing reads it after the next one is written (`survey`). A result of
 //! the function is made in the memory where it belongs, the caller's or the parameter's that it replaces, and so is what it
 //! is made of element by element (`targets`). An entry of a stack at the loop's step is an address. Buffers that never live
-//! at the same time share memory. Last, a launch gets a barrier only where a later one reads or writes memory that it
-//! touches.
+//! at the same time share memory. Last, a launch gets a barrier, or the later one waits task by task, only where that reads or
+//! writes memory that it touches.
 mod arena;
 mod barriers;
 mod entry;

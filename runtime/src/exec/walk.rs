@@ -163,7 +163,14 @@ impl Worker {
         context.barrier.wait(self.thread, &mut self.epoch);
     }
     /// Helps with what others have left of the open launches, until someone has begun all of it.
+    #[inline]
     unsafe fn settle<'p, const PROFILE: bool>(&mut self, context: &Context<'p>, open: &mut Open<'p>) {
+        if !open.is_empty() {
+            // SAFETY: the caller's.
+            unsafe { self.settle_open::<PROFILE>(context, open) };
+        }
+    }
+    unsafe fn settle_open<'p, const PROFILE: bool>(&mut self, context: &Context<'p>, open: &mut Open<'p>) {
         loop {
             let mut left = Left::Waiting;
             spin_until(|| {
@@ -195,14 +202,24 @@ impl Worker {
         open: &mut Open<'p>,
     ) {
         let mut event = begin::<PROFILE>(context, node, false);
-        open.push((node, step));
-        let mut pending = true;
-        loop {
-            let mut todo = self.todo(context, node, pending, open);
+        let (first, end) = part(self.thread, context.barrier.threads(), node.tasks);
+        let alone = node.claims().is_none();
+        // Without anything to wait for, the shortest way.
+        let mut pending = !alone || first < end;
+        if alone && node.order.is_none() && pending {
+            // SAFETY: the caller's.
+            unsafe { self.run(context, node, step, Run { index: self.thread, begin: first, end }) };
+            pending = false;
+        }
+        if !alone {
+            open.push((node, step));
+        }
+        while pending {
+            let mut todo = self.todo(context, node, open);
             if matches!(todo, Todo::Wait) {
                 self.end::<PROFILE>(context, event);
                 spin_until(|| {
-                    todo = self.todo(context, node, pending, open);
+                    todo = self.todo(context, node, open);
                     !matches!(todo, Todo::Wait)
                 });
                 event = begin::<PROFILE>(context, node, true);
@@ -211,8 +228,8 @@ impl Worker {
             unsafe {
                 match todo {
                     Todo::Own(run) => {
-                        pending = false;
                         self.run(context, node, step, run);
+                        pending = !alone;
                     }
                     Todo::Help(other, step, run) => {
                         self.end::<PROFILE>(context, event);
@@ -229,16 +246,16 @@ impl Worker {
             unsafe { self.meet::<PROFILE>(context, open) };
         }
     }
-    /// What this thread, in a launch, may do next. `pending` is whether it has done nothing of it yet.
-    fn todo<'p>(&self, context: &Context, node: &LaunchNode, pending: bool, open: &Open<'p>) -> Todo<'p> {
+    /// What this thread may do next of a launch that it has not done its share of.
+    fn todo<'p>(&self, context: &Context, node: &LaunchNode, open: &Open<'p>) -> Todo<'p> {
         let ready = |run: usize| node.is_ready(run, context.stamps, self.epoch + 1);
         let own = match node.claims() {
             Some(claims) => claims.take(self.thread, context.claims, &self.bases, &ready),
-            None => match part(self.thread, context.barrier.threads(), node.tasks) {
-                (begin, end) if !pending || begin == end => Claimed::Nothing,
-                _ if !ready(self.thread) => Claimed::Blocked,
-                (begin, end) => Claimed::Run(Run { index: self.thread, begin, end }),
-            },
+            None if !ready(self.thread) => Claimed::Blocked,
+            None => {
+                let (begin, end) = part(self.thread, context.barrier.threads(), node.tasks);
+                Claimed::Run(Run { index: self.thread, begin, end })
+            }
         };
         match own {
             Claimed::Nothing => Todo::Nothing,
@@ -273,6 +290,7 @@ impl Worker {
         self.end::<PROFILE>(context, event);
     }
     /// Does tasks of a launch.
+    #[inline]
     unsafe fn run(&mut self, context: &Context, node: &LaunchNode, step: usize, run: Run) {
         self.args.clear();
         for &(buffer, offset) in &node.args {

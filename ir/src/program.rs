@@ -27,6 +27,7 @@ use crate::types::Type;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
+mod memory;
 mod reach;
 mod schedule;
 

@@ -6,30 +6,19 @@
 //! a thread that is held up then keeps others waiting only for its own rows. Before a loop and at the end of its body all launches
 //! are settled, so the analysis needs no fixed point. Every thread reads the trip count when it comes to a loop: who writes it
 //! again must wait for a barrier after that. (`done` is the runtime's care.)
-use super::entry::Life;
-use rdc_ir::program::{Buffer, Dispatch, Entry, Kernel, Launch, Offset, Place, Step};
+use rdc_ir::program::{Buffer, Dispatch, Entry, Kernel, Launch, LaunchArg, Offset, Place, Step};
 use rdc_ir::{DType, Type};
-use std::collections::BTreeSet;
 
 /// A stretch of shared memory that a step touches.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Access {
-    space: Space,
+    space: Place,
     from: usize,
     to: usize,
     /// Whether it may be written.
     write: bool,
     /// The kernel, if tasks of a launch touch it.
     kernel: Option<usize>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Space {
-    Arena,
-    Input(usize),
-    Output(usize),
-    /// A weight that is written.
-    Weight(usize),
 }
 
 impl Access {
@@ -40,11 +29,10 @@ impl Access {
 }
 
 /// Sets the barriers of an entry whose buffers have places.
-pub fn place(entry: &mut Entry, lives: &[Life], kernels: &[Kernel]) {
-    let pairs = lives.iter().map(|life| life.pair).collect();
-    let updated = entry.updated(kernels);
+pub fn place(entry: &mut Entry, kernels: &[Kernel]) {
+    let pairs = entry.pairs();
     let steps = std::mem::take(&mut entry.steps);
-    let mut placer = Placer { entry, pairs, kernels, updated, open: Vec::new(), spacer: None };
+    let mut placer = Placer { entry, pairs, kernels, open: Vec::new(), spacer: None };
     let mut steps = placer.steps(steps);
     // Results are complete when the schedule ends.
     if let Some(barrier) = barrier_of(steps.last_mut()) {
@@ -57,8 +45,6 @@ struct Placer<'a> {
     entry: &'a mut Entry,
     pairs: Vec<Option<usize>>,
     kernels: &'a [Kernel],
-    /// The weights that the entry writes.
-    updated: BTreeSet<usize>,
     /// What was touched since the last barrier.
     open: Vec<Access>,
     spacer: Option<(usize, usize)>,
@@ -73,39 +59,29 @@ fn barrier_of(step: Option<&mut Step>) -> Option<&mut bool> {
 }
 
 impl Placer<'_> {
-    /// The memory that a buffer may be: of either buffer of a pair.
-    fn touch(&self, buffer: usize, write: bool) -> Vec<Access> {
-        let one = |buffer: usize| {
-            let buffer = &self.entry.buffers[buffer];
-            let (space, from) = match buffer.place {
-                Place::Arena(at) => (Space::Arena, at),
-                Place::Input(i) => (Space::Input(i), 0),
-                Place::Output(i) => (Space::Output(i), 0),
-                Place::Weight(i) if self.updated.contains(&i) => (Space::Weight(i), 0),
-                Place::Weight(_) | Place::Step | Place::IsLast | Place::Trips => return None,
-            };
-            Some(Access { space, from, to: from + buffer.bytes(), write, kernel: None })
-        };
-        std::iter::once(buffer).chain(self.pairs[buffer]).filter_map(one).collect()
+    /// What is touched of a buffer from an offset on, by tasks of a kernel if one is given.
+    fn touch(&self, arg: &LaunchArg, bytes: usize, write: bool, kernel: Option<usize>) -> Vec<Access> {
+        let memory = self.entry.memory(&self.pairs, arg, 0..bytes);
+        memory
+            .into_iter()
+            .map(|(space, range)| Access { space, from: range.start, to: range.end, write, kernel })
+            .collect()
+    }
+    fn touch_all(&self, buffer: usize, write: bool) -> Vec<Access> {
+        let arg = LaunchArg { buffer, offset: Offset::Fixed(0) };
+        self.touch(&arg, self.entry.buffers[buffer].bytes(), write, None)
     }
     fn launch(&self, launch: &Launch) -> Vec<Access> {
-        let pointers = self.kernels[launch.kernel].pointers();
-        let touched = launch.args.iter().zip(pointers).flat_map(|(arg, pointer)| {
-            let mut touched = self.touch(arg.buffer, pointer.written);
-            if let (Offset::Fixed(at), [one]) = (arg.offset, &mut touched[..]) {
-                one.from += at;
-                one.to = one.from + pointer.bytes();
-            }
-            touched.iter_mut().for_each(|access| access.kernel = Some(launch.kernel));
-            touched
-        });
-        touched.collect()
+        let pointers = launch.args.iter().zip(self.kernels[launch.kernel].pointers());
+        pointers
+            .flat_map(|(arg, pointer)| self.touch(arg, pointer.bytes(), pointer.written, Some(launch.kernel)))
+            .collect()
     }
     fn touched(&self, step: &Step) -> Vec<Access> {
         match step {
             Step::Launch(launch) => self.launch(launch),
-            Step::Zero { buffer, .. } => self.touch(*buffer, true),
-            Step::Copy { dst, src } => [self.touch(*dst, true), self.touch(*src, false)].concat(),
+            Step::Zero { buffer, .. } => self.touch_all(*buffer, true),
+            Step::Copy { dst, src } => [self.touch_all(*dst, true), self.touch_all(*src, false)].concat(),
             Step::Loop(_) => Vec::new(),
         }
     }
@@ -117,15 +93,19 @@ impl Placer<'_> {
                 step => self.clashes(&self.touched(step)),
             })
     }
+    /// What is open that must not be touched at the same time.
+    fn clashing(&self, touched: &[Access]) -> impl Iterator<Item = &Access> {
+        self.open.iter().filter(|b| touched.iter().any(|a| a.conflicts(b)))
+    }
     fn clashes(&self, touched: &[Access]) -> bool {
-        touched.iter().any(|a| self.open.iter().any(|b| a.conflicts(b)))
+        self.clashing(touched).next().is_some()
     }
     /// Whether the tasks of a launch had better wait for those that they clash with than all threads for each other: if one of the
     /// two launches has tasks to choose from.
     fn may_wait(&self, launch: &Launch, touched: &[Access]) -> bool {
         let is_dynamic = |kernel: usize| self.kernels[kernel].dispatch == Dispatch::Dynamic;
-        let mut clashing = self.open.iter().filter(|b| touched.iter().any(|a| a.conflicts(b)));
-        clashing.all(|access| access.kernel.is_some_and(|kernel| is_dynamic(kernel) || is_dynamic(launch.kernel)))
+        self.clashing(touched)
+            .all(|access| access.kernel.is_some_and(|kernel| is_dynamic(kernel) || is_dynamic(launch.kernel)))
     }
     /// A barrier before what comes next.
     fn settle(&mut self, steps: &mut Vec<Step>) {
@@ -173,7 +153,7 @@ impl Placer<'_> {
                         *barrier = true;
                         self.open.clear();
                     }
-                    let trip_count = self.touch(inner.steps, false);
+                    let trip_count = self.touch_all(inner.steps, false);
                     self.open.extend(trip_count);
                     let settled = self.open.clone();
                     inner.body = self.steps(std::mem::take(&mut inner.body));

@@ -55,7 +55,7 @@ pub fn build(module: &Module, options: &Options) -> Result<Program, Error> {
     pitch::set(&mut entries, &mut kernels);
     for (entry, lives) in entries.iter_mut().zip(&lives) {
         arena::allocate(entry, lives);
-        barriers::place(entry, lives, &kernels);
+        barriers::place(entry, &kernels);
     }
     Ok(Program {
         name: module.name.clone(),

@@ -48,11 +48,11 @@ pub(super) struct Share {
 
 impl Share {
     /// Of runs that shrink by half.
-    fn halving(first: usize, (begin, end): (usize, usize)) -> Share {
-        let mut cuts = vec![begin];
-        let mut at = begin;
-        while at < end {
-            at += ((end - at) / 2).max(1);
+    fn halving(first: usize, tasks: Range<usize>) -> Share {
+        let mut at = tasks.start;
+        let mut cuts = vec![at];
+        while at < tasks.end {
+            at += ((tasks.end - at) / 2).max(1);
             cuts.push(at);
         }
         Share { first, cuts: cuts.into() }
@@ -63,9 +63,9 @@ impl Share {
     }
 }
 
-/// The first task of a thread's part of so many tasks, and the end of it.
-pub(super) fn part(thread: usize, threads: usize, tasks: usize) -> (usize, usize) {
-    (thread * tasks / threads, (thread + 1) * tasks / threads)
+/// A thread's contiguous part of `n` things.
+pub(super) fn part(thread: usize, threads: usize, n: usize) -> Range<usize> {
+    thread * n / threads..(thread + 1) * n / threads
 }
 
 impl Claims {

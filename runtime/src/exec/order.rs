@@ -2,7 +2,7 @@
 //!
 //! A run is what a thread takes at once of a launch. Where launches may wait ([`Launch::waits`]), a run waits for those runs of
 //! earlier launches that touch the same memory, one of them writing, unless they are already behind something that it waits for.
-use rdc_ir::program::{Entry, Kernel, Launch, LaunchArg, Offset, Place, Pointer, Reach, Step};
+use rdc_ir::program::{Entry, Kernel, Launch, LaunchArg, Pointer, Reach};
 use std::ops::Range;
 
 /// What an executed run of tasks leaves behind, and what one waits for.
@@ -36,19 +36,7 @@ struct Access<'a> {
 
 impl<'a> Spaces<'a> {
     pub fn new(entry: &'a Entry) -> Spaces<'a> {
-        let mut spaces = Spaces { entry, pairs: vec![None; entry.buffers.len()] };
-        spaces.note_pairs(&entry.steps);
-        spaces
-    }
-    fn note_pairs(&mut self, steps: &[Step]) {
-        for step in steps {
-            if let Step::Loop(inner) = step {
-                for &(a, b) in &inner.swaps {
-                    (self.pairs[a], self.pairs[b]) = (Some(b), Some(a));
-                }
-                self.note_pairs(&inner.body);
-            }
-        }
+        Spaces { entry, pairs: entry.pairs() }
     }
     /// The stamps of the runs of launches between two barriers, in order, from `next` on.
     pub fn order(&self, phase: &[Phased], next: &mut usize) -> Vec<Order> {
@@ -100,31 +88,9 @@ impl<'a> Spaces<'a> {
         if a.arg == b.arg {
             return overlap(&within, &others);
         }
-        let (places, others) = (self.places(a.arg, within), self.places(b.arg, others));
+        let places = |arg: &LaunchArg, bytes: Range<usize>| self.entry.memory(&self.pairs, arg, bytes);
+        let (places, others) = (places(a.arg, within), places(b.arg, others));
         places.iter().any(|(space, a)| others.iter().any(|(other, b)| space == other && overlap(a, b)))
-    }
-    /// The memory that bytes of an argument may be: anywhere in a buffer, or the one it is exchanged with, if a step decides.
-    fn places(&self, arg: &LaunchArg, bytes: Range<usize>) -> Vec<(Place, Range<usize>)> {
-        let place = |buffer: usize| {
-            let buffer = &self.entry.buffers[buffer];
-            let (space, start) = match buffer.place {
-                Place::Arena(start) => (Place::Arena(0), start),
-                Place::Step | Place::IsLast | Place::Trips => return None,
-                place => (place, 0),
-            };
-            Some((space, start..start.saturating_add(buffer.bytes())))
-        };
-        match (arg.offset, self.pairs[arg.buffer]) {
-            (Offset::Fixed(at), None) => {
-                let within = |(space, whole): (Place, Range<usize>)| {
-                    let start = whole.start + at;
-                    (space, start + bytes.start..start + bytes.end)
-                };
-                place(arg.buffer).map(within).into_iter().collect()
-            }
-            (_, pair) if !bytes.is_empty() => std::iter::once(arg.buffer).chain(pair).filter_map(place).collect(),
-            (_, _) => Vec::new(),
-        }
     }
 }
 

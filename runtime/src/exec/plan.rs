@@ -53,9 +53,7 @@ impl LaunchNode {
     fn runs(&self, threads: usize) -> Vec<Range<usize>> {
         match &self.claim {
             Some(claims) => claims.shares.iter().flat_map(Share::runs).collect(),
-            None => {
-                (0..threads).map(|thread| part(thread, threads, self.tasks)).map(|(begin, end)| begin..end).collect()
-            }
+            None => (0..threads).map(|thread| part(thread, threads, self.tasks)).collect(),
         }
     }
 }

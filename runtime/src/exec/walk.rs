@@ -189,9 +189,8 @@ impl Worker {
     }
     /// This thread's contiguous share of `n` things, cut at multiples of `grain`.
     fn share(&self, context: &Context, n: usize, grain: usize) -> (usize, usize) {
-        let (threads, grains) = (context.barrier.threads(), n.div_ceil(grain));
-        let cut = |t: usize| (t * grains / threads * grain).min(n);
-        (cut(self.thread), cut(self.thread + 1))
+        let grains = part(self.thread, context.barrier.threads(), n.div_ceil(grain));
+        ((grains.start * grain).min(n), (grains.end * grain).min(n))
     }
     /// Does this thread's share of a launch and, while that must wait, the first that others have left.
     unsafe fn launch<'p, const PROFILE: bool>(
@@ -202,24 +201,25 @@ impl Worker {
         open: &mut Open<'p>,
     ) {
         let mut event = begin::<PROFILE>(context, node, false);
-        let (first, end) = part(self.thread, context.barrier.threads(), node.tasks);
+        let part = part(self.thread, context.barrier.threads(), node.tasks);
+        let whole = Run { index: self.thread, begin: part.start, end: part.end };
         let alone = node.claims().is_none();
         // Without anything to wait for, the shortest way.
-        let mut pending = !alone || first < end;
+        let mut pending = !alone || !part.is_empty();
         if alone && node.order.is_none() && pending {
             // SAFETY: the caller's.
-            unsafe { self.run(context, node, step, Run { index: self.thread, begin: first, end }) };
+            unsafe { self.run(context, node, step, whole) };
             pending = false;
         }
         if !alone {
             open.push((node, step));
         }
         while pending {
-            let mut todo = self.todo(context, node, open);
+            let mut todo = self.todo(context, node, whole, open);
             if matches!(todo, Todo::Wait) {
                 self.end::<PROFILE>(context, event);
                 spin_until(|| {
-                    todo = self.todo(context, node, open);
+                    todo = self.todo(context, node, whole, open);
                     !matches!(todo, Todo::Wait)
                 });
                 event = begin::<PROFILE>(context, node, true);
@@ -246,16 +246,13 @@ impl Worker {
             unsafe { self.meet::<PROFILE>(context, open) };
         }
     }
-    /// What this thread may do next of a launch that it has not done its share of.
-    fn todo<'p>(&self, context: &Context, node: &LaunchNode, open: &Open<'p>) -> Todo<'p> {
+    /// What this thread may do next of a launch that it has not done its share of, `whole` if that is one run.
+    fn todo<'p>(&self, context: &Context, node: &LaunchNode, whole: Run, open: &Open<'p>) -> Todo<'p> {
         let ready = |run: usize| node.is_ready(run, context.stamps, self.epoch + 1);
         let own = match node.claims() {
             Some(claims) => claims.take(self.thread, context.claims, &self.bases, &ready),
-            None if !ready(self.thread) => Claimed::Blocked,
-            None => {
-                let (begin, end) = part(self.thread, context.barrier.threads(), node.tasks);
-                Claimed::Run(Run { index: self.thread, begin, end })
-            }
+            None if ready(whole.index) => Claimed::Run(whole),
+            None => Claimed::Blocked,
         };
         match own {
             Claimed::Nothing => Todo::Nothing,

@@ -30,34 +30,11 @@ use std::collections::{BTreeMap, BTreeSet};
 mod memory;
 mod reach;
 mod schedule;
+mod target;
 
 pub use reach::Reach;
 pub use schedule::{KvPolicy, Launch, LaunchArg, LoopStep, Offset, Step};
-
-/// A machine that code is generated for.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Target {
-    /// The name on the command line: `native`, `x86-64-v3`, `x86-64-v4`, `aarch64`.
-    pub name: String,
-    /// LLVM target triple.
-    pub triple: String,
-    /// LLVM processor name.
-    pub cpu: String,
-    /// LLVM feature string.
-    pub features: String,
-    /// CPU features that must be present to run the code, by their `std::arch` names (`avx2`, `fma`).
-    pub requires: Vec<String>,
-    /// f32 lanes of a vector register.
-    pub lanes: usize,
-    /// Rows of the matmul micro-kernel.
-    pub mr: usize,
-    /// Columns of the matmul micro-kernel and width of a weight panel; a multiple of `2 * lanes`.
-    pub nr: usize,
-    /// First-level data cache in bytes.
-    pub l1: usize,
-    /// Second-level cache per core in bytes.
-    pub l2: usize,
-}
+pub use target::Target;
 
 /// A compiled model, less its code.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

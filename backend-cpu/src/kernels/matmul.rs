@@ -20,10 +20,6 @@ use crate::emit::{Cmp, Emitter, Error, Val};
 use rdc_ir::DType;
 use rdc_ir::program::{Kernel, Target};
 
-/// Panels taken together when the inner size has several blocks: their tiles of sums, a block of the left operand and a
-/// piece of each panel share the second-level cache.
-const GROUP: usize = 8;
-
 /// Row blocks from which the rows of the next one are asked for: those of the first are not.
 const ROW_BLOCKS: usize = 16;
 
@@ -45,7 +41,7 @@ struct Scratch {
 }
 
 fn layout(form: &Form, prologue: &Prologue, after: Option<&RowEpilogue>) -> Scratch {
-    let piece = group(form) * tile_bytes(form);
+    let piece = form.group * tile_bytes(form);
     let widened = if form.dtype == DType::F32 { 0 } else { form.kc * form.nr * 4 };
     let left = piece + widened.next_multiple_of(64);
     let computed = if form.x_in_place().is_some() { 0 } else { form.rows_per_task * form.left_stride() };
@@ -53,11 +49,6 @@ fn layout(form: &Form, prologue: &Prologue, after: Option<&RowEpilogue>) -> Scra
     let rows = complete + after.map_or(0, |_| form.rows_per_task * form.row_stride());
     let bytes = rows + prologue.scratch().max(after.map_or(0, RowEpilogue::scratch));
     Scratch { piece, left, complete, rows, bytes }
-}
-
-/// Panels taken together.
-fn group(form: &Form) -> usize {
-    if form.k <= form.kc { 1 } else { GROUP.min(form.panels_per_task) }
 }
 
 /// Bytes of the sums of one panel.
@@ -103,10 +94,10 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
         let panel = e.mul_const(column_block, form.panels_per_task);
         let panels = bounded(e, panel, form.panels_per_task, form.panels);
         let end = e.add(panel, panels);
-        e.for_range(panel, end, group(&form), &[], |e, panel, _| {
+        e.for_range(panel, end, form.group, &[], |e, panel, _| {
             let rest = e.sub(end, panel);
-            let most = e.i64(group(&form));
-            let count = if group(&form) == 1 { most } else { e.min(most, rest) };
+            let most = e.i64(form.group);
+            let count = if form.group == 1 { most } else { e.min(most, rest) };
             gemm.group(e, rows, panel, count);
             vec![]
         });

@@ -24,6 +24,8 @@ pub struct Form<'k> {
     pub panels_per_task: usize,
     /// Inner block size.
     pub kc: usize,
+    /// Panels taken together.
+    pub group: usize,
     /// Columns of a panel.
     pub nr: usize,
     /// Panels of the weight.
@@ -77,16 +79,19 @@ impl<'k> Form<'k> {
             return fail("an empty tile");
         }
         let panels = n.div_ceil(nr);
+        let rows_per_task = rows_per_task.min(m);
+        // Whole pairs of bf16, and no block longer than the inner size.
+        let kc = kc.min(k).next_multiple_of(2);
         let form = Form {
             kernel,
             func,
             m,
             n,
             k,
-            rows_per_task: rows_per_task.min(m),
+            rows_per_task,
             panels_per_task,
-            // Whole pairs of bf16, and no block longer than the inner size.
-            kc: kc.min(k).next_multiple_of(2),
+            kc,
+            group: target.panels_together(rows_per_task, (k, kc), panels_per_task.min(panels)),
             nr,
             panels,
             column_blocks: panels.div_ceil(panels_per_task),

@@ -21,6 +21,10 @@ const PROLOGUE: f64 = 2.0;
 const STREAMED: f64 = 1.2;
 /// The same for a weight that stays in that cache.
 const CACHED: f64 = 0.1;
+/// How long a group of panels waits for rows that come from beyond that cache, in the same unit: they lie one after the other.
+const ROWS_AGAIN: f64 = 0.6;
+/// What it costs that threads, taking as many tasks each, do not take whole row blocks each: rows that one wrote another reads.
+const PARTED: f64 = 0.05;
 
 /// A kind with its tiles, the number of tasks and how they are handed out.
 pub struct Tiled {
@@ -181,7 +185,8 @@ fn blocks_of((m, panels, k): (usize, usize, usize), around: Around, kc: usize, t
     let nr = target.nr.max(1);
     let streamed = panels * nr * k * 4 > target.l2;
     if streamed {
-        heights.extend((most + unit..=2 * most).step_by(unit).filter(|rows| rows * k * 4 <= target.l2 / 2));
+        let fits = |rows: &usize| rows * k * 4 <= target.l2 / 2 || rows * kc * 4 <= target.l2 / 4;
+        heights.extend((most + unit..=3 * most).step_by(unit).filter(fits));
     }
     let streaming = if streamed { STREAMED } else { CACHED };
     let prologue = PROLOGUE * around.before.max(2) as f64;
@@ -191,18 +196,29 @@ fn blocks_of((m, panels, k): (usize, usize, usize), around: Around, kc: usize, t
             let columns = panels.div_ceil(split);
             let (row_blocks, column_blocks) = (m.div_ceil(rows), panels.div_ceil(columns));
             let tasks = row_blocks * column_blocks;
-            // Rows of padding in the last block, an uneven last round for 2 and 4 threads, and the prologue again for
-            // each column block.
+            // Rows of padding in the last tile, what the slowest of 2 and of 4 threads does more than its share, and the prologue
+            // again for each column block.
             let padding = (m.next_multiple_of(mr) as f64) / m as f64;
-            let round = |threads: usize| (tasks.div_ceil(threads) * threads) as f64 / tasks as f64;
-            let ragged = (column_blocks * columns) as f64 / panels as f64 * (row_blocks * rows) as f64 / m as f64;
+            let all = (row_blocks * rows) as f64 / m as f64;
+            let round = |threads: usize| {
+                if row_blocks.is_multiple_of(threads) {
+                    return all;
+                }
+                (tasks.div_ceil(threads) * threads) as f64 / tasks as f64 + PARTED
+            };
+            let again = if rows * k * 4 <= target.l2 / 2 {
+                0.0
+            } else {
+                ROWS_AGAIN * mr as f64 / (target.panels_together(rows, (k, kc), columns) * nr) as f64
+            };
+            let ragged = (column_blocks * columns) as f64 / panels as f64 * all;
             let few = (16.0 / tasks as f64).max(1.0);
             let uneven = 1.0 + (ragged - 1.0) / row_blocks.max(column_blocks) as f64;
             let cost = padding
                 * (round(2) + 0.5 * round(4))
                 * few
                 * uneven
-                * (1.0 + prologue / (columns * nr) as f64 + streaming * mr as f64 / rows as f64);
+                * (1.0 + prologue / (columns * nr) as f64 + streaming * mr as f64 / rows as f64 + again);
             if cost < best.0 {
                 best = (cost, rows, columns);
             }
@@ -238,6 +254,21 @@ mod tests {
         assert_eq!(tiles(1, 65536, 5280), (1, 64, 252, 64));
         assert_eq!(tiles(1, 1, 128), (1, 1, 128, 1));
         assert_eq!(tiles(1, 5632, 1024), (1, 8, 256, 44), "352 panels are 2 shares of 22 tasks");
+    }
+
+    #[test]
+    fn two_threads_take_whole_row_blocks() {
+        let target = Target { lanes: 16, mr: 12, nr: 32, l1: 48 << 10, l2: 2 << 20, ..target() };
+        let around = Around { before: 0, whole: false, block: 1 };
+        for (m, n, k) in [(512, 5632, 1024), (512, 1024, 1024), (512, 1024, 2816), (1024, 2048, 384), (1024, 384, 2048)]
+        {
+            let KernelKind::Matmul { rows_per_task, .. } = matmul((m, n, k), 32, around, &target).kind else {
+                panic!()
+            };
+            let blocks = m.div_ceil(rows_per_task);
+            let half = blocks / 2 * rows_per_task;
+            assert!(blocks.is_multiple_of(2) && half < m / 2 + m / 25, "{m} {n} {k}: {rows_per_task}");
+        }
     }
 
     #[test]

@@ -50,10 +50,10 @@ pub fn kv_write(tokens: usize) -> Tiled {
     Tiled { kind: KernelKind::KvWrite { tokens, tokens_per_task }, tasks, dispatch: Dispatch::Static }
 }
 
-/// Attention of `queries` queries for each of `heads` heads (over all batches). Whole register tiles of queries: 96 reuse the
+/// Attention of `queries` queries for each of `heads` heads (over all batches). Whole register tiles of queries: 128 reuse the
 /// keys of a block more often, 48 make enough tasks of few heads.
 pub fn attention(queries: usize, heads: usize) -> Tiled {
-    let tall = 96.min(queries.max(1));
+    let tall = 128.min(queries.max(1));
     let q_rows = if heads * queries.div_ceil(tall) >= TASKS / 2 { tall } else { 48.min(queries.max(1)) };
     let tasks = heads * queries.div_ceil(q_rows);
     Tiled { kind: KernelKind::Attention { q_rows, kv_block: 128 }, tasks, dispatch: Dispatch::Dynamic }

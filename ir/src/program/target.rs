@@ -30,6 +30,11 @@ pub struct Target {
 const PANELS_TOGETHER: usize = 8;
 
 impl Target {
+    /// Whether so many rows of the left operand of a matmul, of `k` floats each, stay in the second-level cache while a task's panels go by.
+    pub fn keeps_rows(&self, rows: usize, k: usize) -> bool {
+        rows * k * 4 <= self.l2 / 2
+    }
+
     /// How many of its `panels` a task of a matmul takes together, the inner size `k` in blocks of `kc`: the sums of those are kept from one
     /// block to the next. If `rows` whole rows of the left operand do not stay in the second-level cache, they come again for each
     /// group, so that it is as large as leaves its sums, its pieces of the weight and a block of the rows two thirds of that cache.
@@ -38,7 +43,7 @@ impl Target {
             return 1;
         }
         let few = PANELS_TOGETHER.min(panels.max(1));
-        if 2 * rows * k * 4 <= self.l2 {
+        if self.keeps_rows(rows, k) {
             return few;
         }
         let room = (2 * self.l2 / 3).saturating_sub(rows * kc * 4);

@@ -50,13 +50,14 @@ pub fn kv_write(tokens: usize) -> Tiled {
     Tiled { kind: KernelKind::KvWrite { tokens, tokens_per_task }, tasks, dispatch: Dispatch::Static }
 }
 
-/// Attention of `queries` queries for each of `heads` heads (over all batches). Whole register tiles of queries: 128 reuse the
-/// keys of a block more often, 48 make enough tasks of few heads.
+/// Attention of `queries` queries for each of `heads` heads (over all batches). As many queries as a block has keys reuse those more
+/// often, 48 make enough tasks of few heads.
 pub fn attention(queries: usize, heads: usize) -> Tiled {
-    let tall = 128.min(queries.max(1));
+    let kv_block = 128;
+    let tall = kv_block.min(queries.max(1));
     let q_rows = if heads * queries.div_ceil(tall) >= TASKS / 2 { tall } else { 48.min(queries.max(1)) };
     let tasks = heads * queries.div_ceil(q_rows);
-    Tiled { kind: KernelKind::Attention { q_rows, kv_block: 128 }, tasks, dispatch: Dispatch::Dynamic }
+    Tiled { kind: KernelKind::Attention { q_rows, kv_block }, tasks, dispatch: Dispatch::Dynamic }
 }
 
 /// What stands around a matmul.
@@ -185,8 +186,8 @@ fn blocks_of((m, panels, k): (usize, usize, usize), around: Around, kc: usize, t
     let nr = target.nr.max(1);
     let streamed = panels * nr * k * 4 > target.l2;
     if streamed {
-        let fits = |rows: &usize| rows * k * 4 <= target.l2 / 2 || rows * kc * 4 <= target.l2 / 4;
-        heights.extend((most + unit..=3 * most).step_by(unit).filter(fits));
+        let tall = (most + unit..=3 * most).step_by(unit);
+        heights.extend(tall.filter(|&rows| target.keeps_rows(rows, k) || rows * kc * 4 <= target.l2 / 4));
     }
     let streaming = if streamed { STREAMED } else { CACHED };
     let prologue = PROLOGUE * around.before.max(2) as f64;
@@ -206,7 +207,7 @@ fn blocks_of((m, panels, k): (usize, usize, usize), around: Around, kc: usize, t
                 }
                 (tasks.div_ceil(threads) * threads) as f64 / tasks as f64 + PARTED
             };
-            let again = if rows * k * 4 <= target.l2 / 2 {
+            let again = if target.keeps_rows(rows, k) {
                 0.0
             } else {
                 ROWS_AGAIN * mr as f64 / (target.panels_together(rows, (k, kc), columns) * nr) as f64

@@ -31,8 +31,8 @@ pub(super) struct LaunchNode {
     pub id: u32,
     pub kernel: KernelFn,
     pub tasks: usize,
-    /// If tasks are claimed.
-    pub claim: Option<Claims>,
+    /// If there are tasks to claim, and threads to claim them from.
+    pub claims: Option<Claims>,
     /// If a launch of the phase (the steps between two barriers) waits.
     pub order: Option<Order>,
     pub args: Box<[(usize, Offset)]>,
@@ -40,10 +40,6 @@ pub(super) struct LaunchNode {
 }
 
 impl LaunchNode {
-    /// How tasks are claimed, if there is someone to claim them from.
-    pub fn claims(&self) -> Option<&Claims> {
-        self.claim.as_ref().filter(|claims| claims.shares.len() > 1)
-    }
     /// Whether what a run waits for is done, `stamp` being that of this execution.
     pub fn is_ready(&self, run: usize, stamps: &[AtomicU64], stamp: u64) -> bool {
         let is_set = |&at: &usize| stamps[at].load(Ordering::Acquire) == stamp;
@@ -51,7 +47,7 @@ impl LaunchNode {
     }
     /// The tasks that threads take at once, by number of the run.
     fn runs(&self, threads: usize) -> Vec<Range<usize>> {
-        match &self.claim {
+        match &self.claims {
             Some(claims) => claims.shares.iter().flat_map(Share::runs).collect(),
             None => (0..threads).map(|thread| part(thread, threads, self.tasks)).collect(),
         }
@@ -186,7 +182,7 @@ impl Planner<'_> {
             kernel: launch.kernel,
             locs: launch.locs.clone(),
         });
-        let claim = (kernel.dispatch == Dispatch::Dynamic).then(|| {
+        let claims = (kernel.dispatch == Dispatch::Dynamic && self.threads > 1).then(|| {
             let counter = self.counts.claims;
             self.counts.claims += self.threads;
             Claims::new(counter, kernel.tasks, self.threads)
@@ -195,7 +191,7 @@ impl Planner<'_> {
             id,
             kernel: self.model.kernel(launch.kernel),
             tasks: kernel.tasks,
-            claim,
+            claims,
             order: None,
             args: launch.args.iter().map(|a| (a.buffer, a.offset)).collect(),
             barrier: launch.barrier,

@@ -182,7 +182,7 @@ impl Worker {
             unsafe { self.help::<PROFILE>(context, node, step, run) };
         }
         for (node, _) in open.drain(..) {
-            if let Some(claims) = node.claims() {
+            if let Some(claims) = &node.claims {
                 claims.advance(&mut self.bases);
             }
         }
@@ -203,7 +203,7 @@ impl Worker {
         let mut event = begin::<PROFILE>(context, node, false);
         let part = part(self.thread, context.barrier.threads(), node.tasks);
         let whole = Run { index: self.thread, begin: part.start, end: part.end };
-        let alone = node.claims().is_none();
+        let alone = node.claims.is_none();
         // Without anything to wait for, the shortest way.
         let mut pending = !alone || !part.is_empty();
         if alone && node.order.is_none() && pending {
@@ -249,7 +249,7 @@ impl Worker {
     /// What this thread may do next of a launch that it has not done its share of, `whole` if that is one run.
     fn todo<'p>(&self, context: &Context, node: &LaunchNode, whole: Run, open: &Open<'p>) -> Todo<'p> {
         let ready = |run: usize| node.is_ready(run, context.stamps, self.epoch + 1);
-        let own = match node.claims() {
+        let own = match &node.claims {
             Some(claims) => claims.take(self.thread, context.claims, &self.bases, &ready),
             None if ready(whole.index) => Claimed::Run(whole),
             None => Claimed::Blocked,
@@ -267,7 +267,7 @@ impl Worker {
     fn left<'p>(&self, context: &Context, open: &Open<'p>) -> Left<'p> {
         let mut left = Left::Nothing;
         for &(node, step) in open {
-            let Some(claims) = node.claims() else { continue };
+            let Some(claims) = &node.claims else { continue };
             let ready = |run: usize| node.is_ready(run, context.stamps, self.epoch + 1);
             for share in 0..claims.shares.len() {
                 let share = (self.thread + share) % claims.shares.len();

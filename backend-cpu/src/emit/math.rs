@@ -19,18 +19,19 @@ fn poly(e: &mut Emitter, x: Val, coefficients: &[f32]) -> Val {
 /// 1.5 * 2^23: a float of this size has its last bit at 1, so adding it rounds to an integer, kept in the low bits.
 const MAGIC: f32 = 12_582_912.0;
 
-/// `(p, bits)` with `e^x = p * 2^n`, where the low bits of `bits` hold `n + bias`: `x = n ln 2 + r` in two parts (Cody and
-/// Waite), |r| <= ln 2 / 2, and the minimax polynomial of degree 6 for e^r.
-fn exp_parts(e: &mut Emitter, x: Val, bias: u8) -> (Val, Val) {
+/// `(p, bits)` with `e^(sign x) = p * 2^n`, where the low bits of `bits` hold `n + bias`: `sign x = n ln 2 + sign r` in two parts
+/// (Cody and Waite), |r| <= ln 2 / 2, and the minimax polynomial of degree 6 for e^(sign r). A sign costs nothing here.
+fn exp_parts(e: &mut Emitter, x: Val, sign: f32, bias: u8) -> (Val, Val) {
     let lanes = x.lanes();
     let magic = e.f32(MAGIC + f32::from(bias), lanes);
-    let log2e = e.f32(std::f32::consts::LOG2_E, lanes);
+    let log2e = e.f32(sign * std::f32::consts::LOG2_E, lanes);
     let shifted = e.fma(x, log2e, magic);
     let n = e.sub(shifted, magic);
-    let (high, low) = (e.f32(-0.693_359_4, lanes), e.f32(2.121_944_4e-4, lanes));
+    let (high, low) = (e.f32(sign * -0.693_359_4, lanes), e.f32(sign * 2.121_944_4e-4, lanes));
     let r = e.fma(n, high, x);
     let r = e.fma(n, low, r);
-    let p = poly(e, r, &[1.381_428_6e-3, 8.368_842e-3, 4.166_84e-2, 1.666_652e-1, 0.499_999_94, 1.0, 1.0]);
+    let [a, b, c] = [8.368_842e-3, 1.666_652e-1, 1.0].map(|odd| sign * odd);
+    let p = poly(e, r, &[1.381_428_6e-3, a, 4.166_84e-2, b, 0.499_999_94, c, 1.0]);
     (p, e.bitcast(shifted, Elem::I32))
 }
 
@@ -48,7 +49,7 @@ pub fn exp(e: &mut Emitter, x: Val) -> Val {
     let (low, high) = (e.f32(-104.0, x.lanes()), e.f32(89.0, x.lanes()));
     let x = e.max_fast(low, x);
     let x = e.min_fast(high, x);
-    let (p, bits) = exp_parts(e, x, 0);
+    let (p, bits) = exp_parts(e, x, 1.0, 0);
     let magic = e.int(MAGIC.to_bits().into(), bits.ty);
     let n = e.sub(bits, magic);
     let half = e.sar(n, 1);
@@ -63,7 +64,7 @@ pub fn exp_nonpositive(e: &mut Emitter, x: Val) -> Val {
     // At the bound n is -127, and the scale's bits are those of 0.
     let low = e.f32(-88.0, x.lanes());
     let bounded = e.max_fast(low, x);
-    let (p, biased) = exp_parts(e, bounded, 127);
+    let (p, biased) = exp_parts(e, bounded, 1.0, 127);
     let scale = e.shl(biased, 23);
     let scale = e.bitcast(scale, Elem::F32);
     e.mul(p, scale)
@@ -241,8 +242,29 @@ fn reciprocal_of_1_to_2(e: &mut Emitter, d: Val) -> Val {
     e.fma(y, correction, y)
 }
 
-/// 1 / (1 + e^-x), from t = e^-|x| so that nothing overflows: 1 / (1 + t), times t where x < 0; 0 for x < -87.7.
+/// Lanes from which a division takes longer than a polynomial: on up to 8 the divider works beside the multipliers.
+const DIVIDES_SLOWLY: usize = 16;
+
+/// 1 / (1 + e^-x); 0 for x < -88.4.
 pub fn sigmoid(e: &mut Emitter, x: Val) -> Val {
+    let lanes = x.lanes();
+    if lanes >= DIVIDES_SLOWLY {
+        return sigmoid_without_division(e, x);
+    }
+    // At the lower bound the scale's bits are those of infinity, at the upper one those of 0.
+    let (low, high) = (e.f32(-89.0, lanes), e.f32(88.0, lanes));
+    let x = e.max_fast(low, x);
+    let x = e.min_fast(high, x);
+    let (p, biased) = exp_parts(e, x, -1.0, 127);
+    let scale = e.shl(biased, 23);
+    let scale = e.bitcast(scale, Elem::F32);
+    let one = e.f32(1.0, lanes);
+    let denominator = e.fma(p, scale, one);
+    e.div(one, denominator)
+}
+
+/// 1 / (1 + e^-x), from t = e^-|x|, so that the denominator is at most 2: 1 / (1 + t), times t where x < 0; 0 for x < -87.7.
+fn sigmoid_without_division(e: &mut Emitter, x: Val) -> Val {
     let lanes = x.lanes();
     let (zero, one) = (e.f32(0.0, lanes), e.f32(1.0, lanes));
     let a = e.abs(x);

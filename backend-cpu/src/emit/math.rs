@@ -35,6 +35,13 @@ fn exp_parts(e: &mut Emitter, x: Val, sign: f32, bias: u8) -> (Val, Val) {
     (p, e.bitcast(shifted, Elem::I32))
 }
 
+/// `(p, scale)` with `e^(sign x) = p * scale` for -88 <= sign x <= 89; at the ends the scale is 0 and infinity.
+fn exp_factors(e: &mut Emitter, x: Val, sign: f32) -> (Val, Val) {
+    let (p, biased) = exp_parts(e, x, sign, 127);
+    let bits = e.shl(biased, 23);
+    (p, e.bitcast(bits, Elem::F32))
+}
+
 /// `2^n` for -126 <= n <= 127.
 fn power_of_two(e: &mut Emitter, n: Val) -> Val {
     let bias = e.int(127, n.ty);
@@ -61,12 +68,9 @@ pub fn exp(e: &mut Emitter, x: Val) -> Val {
 
 /// e^x for x <= 0, as softmax needs it: cheaper, and 0 for x < -87.7 (from x = -87.33 on the result is subnormal).
 pub fn exp_nonpositive(e: &mut Emitter, x: Val) -> Val {
-    // At the bound n is -127, and the scale's bits are those of 0.
     let low = e.f32(-88.0, x.lanes());
     let bounded = e.max_fast(low, x);
-    let (p, biased) = exp_parts(e, bounded, 1.0, 127);
-    let scale = e.shl(biased, 23);
-    let scale = e.bitcast(scale, Elem::F32);
+    let (p, scale) = exp_factors(e, bounded, 1.0);
     e.mul(p, scale)
 }
 
@@ -251,13 +255,10 @@ pub fn sigmoid(e: &mut Emitter, x: Val) -> Val {
     if lanes >= DIVIDES_SLOWLY {
         return sigmoid_without_division(e, x);
     }
-    // At the lower bound the scale's bits are those of infinity, at the upper one those of 0.
     let (low, high) = (e.f32(-89.0, lanes), e.f32(88.0, lanes));
     let x = e.max_fast(low, x);
     let x = e.min_fast(high, x);
-    let (p, biased) = exp_parts(e, x, -1.0, 127);
-    let scale = e.shl(biased, 23);
-    let scale = e.bitcast(scale, Elem::F32);
+    let (p, scale) = exp_factors(e, x, -1.0);
     let one = e.f32(1.0, lanes);
     let denominator = e.fma(p, scale, one);
     e.div(one, denominator)

@@ -30,6 +30,16 @@ pub struct Target {
 const PANELS_TOGETHER: usize = 8;
 
 impl Target {
+    /// Bytes of the second-level cache that operands can count on: what passes by, rows and results, takes the rest.
+    fn lasting(&self) -> usize {
+        2 * self.l2 / 3
+    }
+
+    /// Whether a weight of so many panels of a matmul, of `k` rows each, stays in the second-level cache while row blocks go by.
+    pub fn keeps_weight(&self, panels: usize, k: usize) -> bool {
+        panels * self.nr.max(1) * k * 4 <= self.lasting()
+    }
+
     /// Whether so many rows of the left operand of a matmul, of `k` floats each, stay in the second-level cache while a task's panels go by.
     pub fn keeps_rows(&self, rows: usize, k: usize) -> bool {
         rows * k * 4 <= self.l2 / 2
@@ -46,7 +56,7 @@ impl Target {
         if self.keeps_rows(rows, k) {
             return few;
         }
-        let room = (2 * self.l2 / 3).saturating_sub(rows * kc * 4);
+        let room = self.lasting().saturating_sub(rows * kc * 4);
         let most = (room / ((rows + kc) * self.nr.max(1) * 4)).max(few);
         panels.div_ceil(panels.div_ceil(most).max(1))
     }
@@ -80,5 +90,6 @@ mod tests {
         assert_eq!(target.panels_together(96, (k, kc), 1000), PANELS_TOGETHER, "the rows stay");
         assert_eq!(target.panels_together(rows, (256, 256), 1000), 1, "no sums are kept");
         assert_eq!(target.panels_together(4000, (k, kc), 3), 3);
+        assert!(target.keeps_weight(28, 384) && !target.keeps_weight(29, 384));
     }
 }

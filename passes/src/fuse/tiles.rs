@@ -184,7 +184,7 @@ fn blocks_of((m, panels, k): (usize, usize, usize), around: Around, kc: usize, t
     }
     // Where the weight comes from beyond the second-level cache for each row block.
     let nr = target.nr.max(1);
-    let streamed = panels * nr * k * 4 > 2 * target.l2 / 3;
+    let streamed = !target.keeps_weight(panels, k);
     if streamed {
         let tall = (most + unit..=3 * most).step_by(unit);
         heights.extend(tall.filter(|&rows| target.keeps_rows(rows, k) || rows * kc * 4 <= target.l2 / 4));

@@ -12,9 +12,9 @@ pub fn program(program: &Program) -> String {
     for kernel in &program.kernels {
         out.push('\n');
         line(&mut out, 0, format!("kernel {}: {:?}", kernel.name, kernel.kind));
-        let (tasks, dispatch) = (kernel.tasks, kernel.dispatch);
+        let (tasks, dispatch, tiling) = (kernel.tasks, kernel.dispatch, kernel.tiling);
         let work = format!("{} FLOP, {} bytes, {} bytes of scratch", kernel.flops, kernel.bytes, kernel.scratch);
-        line(&mut out, 1, format!("{tasks} tasks, {dispatch:?}; {work}"));
+        line(&mut out, 1, format!("{tasks} tasks of {tiling:?}, {dispatch:?}; {work}"));
         kernel.func.to_string().lines().for_each(|text| line(&mut out, 1, text.to_string()));
     }
     for e in &program.entries {

@@ -4,7 +4,7 @@
 //!         [-- gemm | gemv | product | memory | compile | asm [TARGET]]
 use rdc_backend_cpu::testing::{Aligned, Runner, kernel, pack, program, quantise, random};
 use rdc_backend_cpu::{Error, Stage, emit_stage, target};
-use rdc_ir::program::{Kernel, KernelKind, Target};
+use rdc_ir::program::{Kernel, KernelKind, Target, Tiling};
 use rdc_ir::{ArgRole, Attr, Builder, DType, Func, Opcode, Type};
 use std::hint::black_box;
 use std::time::Instant;
@@ -62,18 +62,19 @@ fn case(target: &Target, (m, n, k): (usize, usize, usize), dtype: DType, around:
     };
     b.output("y", out, false);
     let panels = n.div_ceil(nr);
-    let few = m <= 4;
-    let rows_per_task = if few { m } else { (target.mr * (96 / target.mr)).min(m) };
-    let panels_per_task = if few { 4.min(panels) } else { panels.min(24) };
-    let kind = KernelKind::Matmul {
-        m,
-        n,
-        k,
-        rows_per_task,
-        panels_per_task,
-        kc: k.div_ceil(k.div_ceil(INNER)).next_multiple_of(2),
+    let (rows_per_task, panels_per_task) = match m {
+        ..=4 => (m, 4.min(panels)),
+        _ => ((target.mr * (96 / target.mr)).min(m), panels.min(24)),
     };
-    kernel("k", kind, func, m.div_ceil(rows_per_task) * panels.div_ceil(panels_per_task))
+    let kc = k.div_ceil(k.div_ceil(INNER)).next_multiple_of(2);
+    let panels_together = target.panels_together(rows_per_task, (k, kc), panels_per_task);
+    let prefetch = if k <= kc && panels_per_task == panels && m >= 16 * rows_per_task { target.l2 / 4 } else { 0 };
+    let tiling = match m {
+        ..=4 => Tiling::Panels { panels_per_task },
+        _ => Tiling::PanelBlocks { rows_per_task, panels_per_task, kc, panels_together, prefetch },
+    };
+    let tasks = m.div_ceil(rows_per_task) * panels.div_ceil(panels_per_task);
+    kernel("k", (KernelKind::Matmul { m, n, k }, tiling), func, tasks)
 }
 
 fn runner(target: &Target, kernel: &Kernel) -> Result<Runner, Error> {
@@ -116,7 +117,7 @@ fn product_case(
     let columns_per_task = n.div_ceil(n.div_ceil(columns)).next_multiple_of(target.nr);
     let inner = (target.l1 / (8 * target.nr)).min(INNER_OF_PRODUCT);
     let kc = k.div_ceil(k.div_ceil(inner)).next_multiple_of(4);
-    let kind = KernelKind::Product { batch: 1, m, n, k, rows_per_task, columns_per_task, kc };
+    let kind = (KernelKind::Product { batch: 1, m, n, k }, Tiling::Blocks { rows_per_task, columns_per_task, kc });
     kernel("k", kind, func, m.div_ceil(rows_per_task) * n.div_ceil(columns_per_task))
 }
 
@@ -335,7 +336,7 @@ fn memory(target: &Target) -> Result<(), Error> {
         let packed = b.op(Opcode::Pack, &[w], vec![Attr::Int(nr as i64), Attr::Int(1)]);
         b.output("p", packed, false);
         let panels = n / nr;
-        let kind = KernelKind::Pack { panels, panels_per_task: 8 };
+        let kind = (KernelKind::Pack { panels }, Tiling::Panels { panels_per_task: 8 });
         moved(target, if flipped { "pack, transposed" } else { "pack" }, kernel("k", kind, func, panels.div_ceil(8)))?;
     }
     for columns in [1024, 384] {
@@ -350,7 +351,7 @@ fn memory(target: &Target) -> Result<(), Error> {
         let sum = b.op(Opcode::SumTo, &[scaled], vec![Attr::Ints(vec![columns as i64])]);
         b.output("s", sum, false);
         for columns_per_task in [64, columns / 2] {
-            let kind = KernelKind::Columns { rows, columns, columns_per_task };
+            let kind = (KernelKind::Columns { rows, columns }, Tiling::Columns { columns_per_task });
             let name = format!("columns of {columns}, {columns_per_task} per task");
             moved(target, &name, kernel("k", kind, func.clone(), columns / columns_per_task))?;
         }
@@ -363,7 +364,7 @@ fn memory(target: &Target) -> Result<(), Error> {
     let terms = b.arg("r", ArgRole::Input, Type::f32([count, columns]));
     let sum = b.op(Opcode::ScatterAdd, &[table, ids, terms], vec![]);
     b.output("t", sum, false);
-    let kind = KernelKind::ScatterAdd { rows, rows_per_task: rows / 32 };
+    let kind = (KernelKind::ScatterAdd { rows }, Tiling::Rows { rows_per_task: rows / 32 });
     moved(target, "scatter_add, copying", kernel("k", kind, func, 32))
 }
 

@@ -1,8 +1,8 @@
 //! `Program`: what the passes hand to a back end and to the runtime: semantic kernels, a memory plan and a schedule.
 //!
-//! A [`Kernel`] is a small IR function around one anchor operation (a matmul, an attention, a row-wise chain); how it is
-//! tiled into loops is the back end's business. Work is cut into *tasks*, a number fixed here and independent of the
-//! number of threads, so results do not depend on it either. An [`Entry`] is a schedule: every thread walks the same list
+//! A [`Kernel`] is a small IR function around one anchor operation (a matmul, an attention, a row-wise chain). Its [`KernelKind`] says
+//! what is computed, its [`Tiling`] how that is cut into *tasks*, a number fixed here and independent of the number of threads, so
+//! results do not depend on it either. An [`Entry`] is a schedule: every thread walks the same list
 //! of [`Step`]s, takes its share of the tasks of each launch, and meets the others at barriers; between them tasks may wait for those
 //! of earlier launches.
 //!
@@ -31,10 +31,12 @@ mod memory;
 mod reach;
 mod schedule;
 mod target;
+mod tiling;
 
 pub use reach::Reach;
 pub use schedule::{KvPolicy, Launch, LaunchArg, LoopStep, Offset, Step};
 pub use target::Target;
+pub use tiling::Tiling;
 
 /// A compiled model, less its code.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -166,7 +168,7 @@ pub enum Dispatch {
     Dynamic,
 }
 
-/// What a kernel is built around, and the tile sizes chosen for it.
+/// What a kernel computes, and the sizes of it.
 ///
 /// *Row operations* are elementwise operations, `rms_norm`, `layer_norm`, `softmax`, reductions, slices and concats of the
 /// last axis over tensors seen as `[rows, columns]`; an operand may also be one row (`[columns]`, leading axes 1), one
@@ -174,22 +176,18 @@ pub enum Dispatch {
 /// scalar index may be among them, and a reshape that keeps rows and columns, or a column, as it is. So may `one_hot` of a
 /// column of ids, `pad` of the last axis, and `rope`/`rope_grad` over `[B, S, H, D]` seen as rows of H * D. A `sum_blocks` of
 /// rows may be among the results, if tasks begin with a block.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KernelKind {
     /// Row operations; `gather`/`packed_gather`/`positions` may produce rows, or one row for a scalar index.
-    /// Task t covers rows `t * rows_per_task ..`.
     Rows {
         /// Rows in all.
         rows: usize,
-        /// Rows per task.
-        rows_per_task: usize,
     },
     /// One `packed_matmul`. Before it, row operations on its left operand (the prologue); after it elementwise operations
     /// (the epilogue), which, if the weight has `parts` > 1, begin with slices into the parts and work on them. Values of the
     /// epilogue may be joined along the last axis at its end. Or, after it, row operations on its rows and arguments (the row
     /// epilogue): the weight then has one part and no scales, and a task all columns. Results may also be prologue values, and
-    /// other row operations of as many rows on arguments and prologue values. Tasks are row blocks, and within a row block column blocks
-    /// (`task = row_block * column_blocks + column_block`); prologue results are written by column block 0.
+    /// other row operations of as many rows on arguments and prologue values; they are written by the tasks of column block 0.
     Matmul {
         /// Rows of the left operand.
         m: usize,
@@ -197,39 +195,32 @@ pub enum KernelKind {
         n: usize,
         /// Inner size.
         k: usize,
-        /// Rows per task.
-        rows_per_task: usize,
-        /// Panels (of `nr` columns) per task.
-        panels_per_task: usize,
-        /// Inner block size.
-        kc: usize,
     },
     /// `cache_update`s, with the chains that make their operands: slice of the last axis, reshape to heads, bias, `rope`.
-    /// The caches are single slots (`cache f32[1, B, T, H, D]`, slot 0). Task t covers `tokens_per_task` of the B*S tokens.
+    /// The caches are single slots (`cache f32[1, B, T, H, D]`, slot 0).
     KvWrite {
         /// Tokens (B*S).
         tokens: usize,
-        /// Tokens per task.
-        tokens_per_task: usize,
     },
     /// One `attention`; k and v are views (`cache f32[B, T, G, D]`) or plain tensors `f32[B, T, G, D]`; q comes through a chain as in `KvWrite`.
-    /// Task = (batch, head, block of `q_rows` queries), the block innermost.
+    /// Task = (batch, head, block of queries), the block innermost; keys meet them in the steps of an online softmax.
     Attention {
-        /// Queries per task.
-        q_rows: usize,
-        /// Keys per step of the online softmax.
-        kv_block: usize,
+        /// Queries of a head.
+        queries: usize,
+        /// Heads, over all of the batch.
+        heads: usize,
     },
     /// One `attention` with S = 1, fused with the `cache_update`s of its k and v (single slots as in `KvWrite`) and the
     /// chains of all three. Task = (batch, group).
-    DecodeAttention,
+    DecodeAttention {
+        /// Groups of heads, over all of the batch.
+        groups: usize,
+    },
     /// One `matmul` of two row-major operands, either transposed, of rank 2, or of rank 3 with a leading axis of `batch`: a
     /// weight's gradient, `trans_a` with the tokens as inner size. After it elementwise operations (the epilogue), whose values may
-    /// be joined. Tasks are matrices of the batch times row blocks times column blocks (`task = (matrix * row_blocks + row_block)
-    /// * column_blocks + column_block`); a task packs pieces of both operands into its scratch.
+    /// be joined. The blocks of one matrix of the batch after another are tasks.
     Product {
         /// Matrices.
-        #[serde(default = "one")]
         batch: usize,
         /// Rows of the result.
         m: usize,
@@ -237,51 +228,36 @@ pub enum KernelKind {
         n: usize,
         /// Inner size.
         k: usize,
-        /// Rows per task.
-        rows_per_task: usize,
-        /// Columns per task.
-        columns_per_task: usize,
-        /// Inner block size.
-        kc: usize,
     },
-    /// One `pack` of an f32 weight, perhaps of its `transpose`. Task t covers `panels_per_task` panels.
+    /// One `pack` of an f32 weight, perhaps of its `transpose`.
     Pack {
         /// Panels.
         panels: usize,
-        /// Panels per task.
-        panels_per_task: usize,
     },
     /// `sum_to` one row of `[rows, columns]` tensors, of the same rows: the gradients of biases and norm weights. Before them
     /// elementwise operations on such tensors, slices of the last axis of arguments, columns `[rows, 1]`, rows and scalars, after
-    /// them elementwise operations on the sums (the epilogue). Task t covers `columns_per_task` columns and all rows, in order.
+    /// them elementwise operations on the sums (the epilogue). A task goes through all rows, in order.
     Columns {
         /// Rows.
         rows: usize,
         /// Columns.
         columns: usize,
-        /// Columns per task.
-        columns_per_task: usize,
     },
-    /// One `scatter_add`. Task t covers `rows_per_task` rows of the table, and all ids. The result may share the base's memory.
+    /// One `scatter_add`. A task goes through all ids. The result may share the base's memory.
     ScatterAdd {
         /// Rows of the table.
         rows: usize,
-        /// Rows per task.
-        rows_per_task: usize,
     },
     /// One `attention_grad`, of whose results each may go through `rope_grad` and a reshape, and several of them be joined along
     /// the last axis. Task = (batch, group of heads): all of its queries and keys.
     AttentionGrad {
-        /// Queries per block.
-        q_rows: usize,
+        /// Queries of a head.
+        queries: usize,
+        /// Groups of heads, over all of the batch.
+        groups: usize,
     },
     /// Any single operation, as plain loops over the result. One task.
     Generic,
-}
-
-/// Of kernels in artifacts from before there were batches.
-fn one() -> usize {
-    1
 }
 
 /// Whether among operations, in order, row operations follow a `packed_matmul` on its rows: its kernel has a row epilogue.
@@ -309,9 +285,11 @@ pub fn has_row_epilogue(func: &Func, ops: &[OpId], anchor: OpId) -> bool {
 pub struct Kernel {
     /// Symbol name: `k` and its index, then what it does (`k3_matmul_f32_256x1024x384`).
     pub name: String,
-    /// Its kind and tiles.
+    /// What it computes, and how large that is.
     pub kind: KernelKind,
-    /// What it computes; arguments in launch order, results in launch order (linear results have no pointer).
+    /// How it is cut.
+    pub tiling: Tiling,
+    /// The computation; arguments in launch order, results in launch order (linear results have no pointer).
     pub func: Func,
     /// Bytes from one row of the last axis to the next, of the pointers whose rows do not follow each other.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -18,7 +18,7 @@ use super::heads::{Attend, Token, prefetch_row};
 use super::panels::Strip;
 use crate::emit::rowops::clear_row;
 use crate::emit::{Cmp, Emitter, Error, Ty, Val, math};
-use rdc_ir::program::{Kernel, KernelKind, Target};
+use rdc_ir::program::{Kernel, KernelKind, Target, Tiling};
 
 /// Sizes, and byte offsets into scratch.
 struct Layout {
@@ -43,8 +43,8 @@ struct Layout {
 
 impl Layout {
     fn new(kernel: &Kernel, a: &Attend, lanes: usize) -> Result<Layout, Error> {
-        let KernelKind::Attention { q_rows, kv_block } = kernel.kind else {
-            return Err(Error::unsupported(&kernel.name, "a kernel of another kind than attention"));
+        let (KernelKind::Attention { .. }, Tiling::Queries { q_rows, kv_block }) = (kernel.kind, kernel.tiling) else {
+            return Err(Error::unsupported(&kernel.name, "a kernel of another kind or tiling than attention"));
         };
         if q_rows == 0 || kv_block == 0 {
             return Err(Error::unsupported(&kernel.name, "an empty tile"));

@@ -19,16 +19,15 @@ use super::heads::{AttendGrad, HeadTarget, Token};
 use super::panels::Strip;
 use crate::emit::rowops::clear_row;
 use crate::emit::{Emitter, Error, Ty, Val, math};
-use rdc_ir::program::{Kernel, KernelKind, Target};
-
-/// Keys of an inner block of `ds . k`: a panel of them stays in the first-level cache.
-const INNER_KEYS: usize = 128;
+use rdc_ir::program::{Kernel, KernelKind, Target, Tiling};
 
 /// Sizes, and byte offsets into scratch.
 struct Layout {
     tile: Tile,
     /// Queries of a block.
     q_rows: usize,
+    /// Keys of an inner block of `ds . k`.
+    kv_block: usize,
     dim: usize,
     /// Floats of a row of scores.
     stride: usize,
@@ -54,10 +53,11 @@ struct Layout {
 
 impl Layout {
     fn new(kernel: &Kernel, a: &AttendGrad, lanes: usize) -> Result<Layout, Error> {
-        let KernelKind::AttentionGrad { q_rows } = kernel.kind else {
-            return Err(Error::unsupported(&kernel.name, "a kernel of another kind than attention_grad"));
+        let (KernelKind::AttentionGrad { .. }, Tiling::Queries { q_rows, kv_block }) = (kernel.kind, kernel.tiling)
+        else {
+            return Err(Error::unsupported(&kernel.name, "a kernel of another kind or tiling than attention_grad"));
         };
-        if q_rows == 0 {
+        if q_rows == 0 || kv_block == 0 {
             return Err(Error::unsupported(&kernel.name, "an empty tile"));
         }
         let tile = Tile::new(lanes);
@@ -72,6 +72,7 @@ impl Layout {
         Ok(Layout {
             tile,
             q_rows,
+            kv_block,
             dim,
             stride,
             keys_t: take(transposed),
@@ -297,8 +298,8 @@ fn add_to_positions(e: &mut Emitter, l: &Layout, block: &Block) {
 fn add_to_queries(e: &mut Emitter, a: &AttendGrad, l: &Layout, block: &Block) {
     let zero = e.i64(0);
     let [dscores, keys, dqueries] = [l.dscores, l.keys, l.dqueries].map(|o| e.offset_const(e.scratch, o));
-    e.for_range(zero, block.limit, INNER_KEYS, &[], |e, key, _| {
-        let block = block.beginning_at(e, key, INNER_KEYS);
+    e.for_range(zero, block.limit, l.kv_block, &[], |e, key, _| {
+        let block = block.beginning_at(e, key, l.kv_block);
         let first = block.first_row(e, l.tile, zero);
         l.tile.panels(e, l.dim, |e, panel| {
             let right = e.at(keys, panel.first, a.inputs.context * 4);

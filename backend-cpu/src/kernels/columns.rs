@@ -7,7 +7,7 @@
 use super::matmul::bounded;
 use crate::emit::{ColumnProgram, Emitter, Error, RowProgram};
 use rdc_ir::ValueId;
-use rdc_ir::program::{Kernel, KernelKind, Target};
+use rdc_ir::program::{Kernel, KernelKind, Target, Tiling};
 
 /// How the sums of a kernel are computed.
 enum Program<'k> {
@@ -19,8 +19,9 @@ enum Program<'k> {
 
 fn program(kernel: &Kernel) -> Result<(Program<'_>, Vec<(ValueId, usize)>), Error> {
     let func = &kernel.func;
-    let KernelKind::Columns { rows, columns, columns_per_task } = kernel.kind else {
-        return Err(Error::unsupported(&kernel.name, "a kernel of another kind than columns"));
+    let (KernelKind::Columns { rows, columns }, Tiling::Columns { columns_per_task }) = (kernel.kind, kernel.tiling)
+    else {
+        return Err(Error::unsupported(&kernel.name, "a kernel of another kind or tiling than columns"));
     };
     if rows == 0 || columns == 0 || columns_per_task == 0 {
         return Err(Error::unsupported(&kernel.name, "an empty task among columns"));

@@ -1,4 +1,4 @@
-//! Matmuls of at most 4 rows: bound by reading the weight, once, in the order in which it lies.
+//! Matmuls of few rows: bound by reading the weight, once, in the order in which it lies.
 //!
 //! The left operand is computed once per call. A task is a range of panels; each panel is one contiguous stream. Sums stay
 //! in registers, in several chains per column vector so that additions need not wait for each other; the chain of an
@@ -46,9 +46,6 @@ pub fn scratch(kernel: &Kernel, target: &Target) -> Result<usize, Error> {
 /// The kernel's module.
 pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     let form = Form::new(target, kernel)?;
-    if form.rows_per_task < form.m {
-        return Err(Error::unsupported(&form.kernel.name, "a matmul of few rows cut into row blocks"));
-    }
     let prologue = Prologue::new(&form)?;
     let finish = Finish::new(&form)?;
     let scratch = layout(&form, &prologue);

@@ -6,17 +6,17 @@
 use super::heads::{Token, Update};
 use crate::emit::{Emitter, Error};
 use rdc_ir::Opcode;
-use rdc_ir::program::{Kernel, KernelKind, Target};
+use rdc_ir::program::{Kernel, KernelKind, Target, Tiling};
 
 /// The kernel's MLIR module.
 pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     let func = &kernel.func;
     let fail = |what: &str| Error::unsupported(&kernel.name, what);
-    let KernelKind::KvWrite { tokens, tokens_per_task } = kernel.kind else {
-        return Err(fail("a kernel of another kind than kv_write"));
+    let (KernelKind::KvWrite { tokens }, Tiling::Rows { rows_per_task }) = (kernel.kind, kernel.tiling) else {
+        return Err(fail("a kernel of another kind or tiling than kv_write"));
     };
     let body = &func.regions[func.body];
-    if body.yields.iter().any(|&v| !func.ty(v).cache) || tokens_per_task == 0 {
+    if body.yields.iter().any(|&v| !func.ty(v).cache) || rows_per_task == 0 {
         return Err(fail("results besides the caches"));
     }
     let mut updates = Vec::new();
@@ -27,7 +27,7 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
         }
     }
     let mut e = Emitter::new(&kernel.name, func.args.len(), target.lanes);
-    e.items(tokens_per_task, tokens, |e, index| {
+    e.items(rows_per_task, tokens, |e, index| {
         for (update, steps) in &updates {
             let token = Token::new(e, index, *steps);
             let heads = (e.i64(0), e.i64(update.heads()));

@@ -1,4 +1,4 @@
-//! Matmuls of more than 4 rows: bound by arithmetic.
+//! Matmuls of many rows: bound by arithmetic.
 //!
 //! A task is a block of rows times a range of panels, taken a few panels at a time. For each block of `kc` of the inner
 //! size (whose piece of the left operand stays in the second-level cache), for each panel, the micro-kernel multiplies `mr`
@@ -19,9 +19,6 @@ use super::panels::{copy_floats, widths};
 use crate::emit::{Cmp, Emitter, Error, Val};
 use rdc_ir::DType;
 use rdc_ir::program::{Kernel, Target};
-
-/// Row blocks from which the rows of the next one are asked for: those of the first are not.
-const ROW_BLOCKS: usize = 16;
 
 /// Cache lines of the next piece that are asked for per micro-kernel, at most.
 const LINES_AHEAD: usize = 32;
@@ -71,7 +68,7 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     let mut e = Emitter::new(&form.kernel.name, form.pointers(), target.lanes);
     let scratch = layout(&form, &prologue, after.as_ref());
     let rows_at = scratch.rows;
-    let ahead = rows_ahead(&form, target, &finish, after.as_ref());
+    let ahead = rows_ahead(&form, &finish, after.as_ref());
     let gemm = Gemm { form: &form, mr: target.mr, finish: &finish, after: after.as_ref(), ahead, scratch };
     e.tasks(|e, task| {
         let (row_block, column_block) = e.div_rem(task, form.column_blocks);
@@ -110,19 +107,13 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
 }
 
 /// The rows that are asked for ahead as a whole: of the task those that a row epilogue writes, or of the next one what it needs around
-/// its product, if there are many row blocks and two fit into a half of the second-level cache.
-fn rows_ahead(
-    form: &Form,
-    target: &Target,
-    finish: &Finish,
-    after: Option<&RowEpilogue>,
-) -> Option<(Whose, RowsAhead)> {
+/// its product, if the tiling allows as much.
+fn rows_ahead(form: &Form, finish: &Finish, after: Option<&RowEpilogue>) -> Option<(Whose, RowsAhead)> {
     if let Some(after) = after {
         return Some((Whose::Own, after.written()));
     }
     let rows = finish.around();
-    let many = form.m.div_ceil(form.rows_per_task) >= ROW_BLOCKS && form.column_blocks == 1;
-    (many && form.k <= form.kc && 4 * rows.bytes() <= target.l2).then_some((Whose::Next, rows))
+    (form.prefetch > 0 && rows.bytes() <= form.prefetch).then_some((Whose::Next, rows))
 }
 
 /// `ceil(a / b)`.

@@ -2,7 +2,7 @@
 use super::anchor::{only, pointer};
 use crate::emit::{Emitter, Error, Val};
 use rdc_ir::pitch::{collide, odd_lines};
-use rdc_ir::program::{Kernel, KernelKind, Target, has_row_epilogue};
+use rdc_ir::program::{Kernel, KernelKind, Target, Tiling, has_row_epilogue};
 use rdc_ir::{DType, Func, OpId, Opcode, ValueId};
 use std::collections::HashSet;
 
@@ -26,6 +26,8 @@ pub struct Form<'k> {
     pub kc: usize,
     /// Panels taken together.
     pub group: usize,
+    /// Bytes of the next task's rows that may be prefetched.
+    pub prefetch: usize,
     /// Columns of a panel.
     pub nr: usize,
     /// Panels of the weight.
@@ -54,8 +56,15 @@ impl<'k> Form<'k> {
     /// Takes a matmul kernel apart.
     pub fn new(target: &Target, kernel: &'k Kernel) -> Result<Form<'k>, Error> {
         let fail = |what: &str| Err(Error::unsupported(&kernel.name, what));
-        let KernelKind::Matmul { m, n, k, rows_per_task, panels_per_task, kc } = kernel.kind else {
+        let KernelKind::Matmul { m, n, k } = kernel.kind else {
             return fail("a kernel of another kind than matmul");
+        };
+        let (rows_per_task, panels_per_task, kc, group, prefetch) = match kernel.tiling {
+            Tiling::Panels { panels_per_task } => (m, panels_per_task, k, 1, 0),
+            Tiling::PanelBlocks { rows_per_task, panels_per_task, kc, panels_together, prefetch } => {
+                (rows_per_task, panels_per_task, kc, panels_together, prefetch)
+            }
+            _ => return fail("a matmul that is not cut by panels"),
         };
         let func = &kernel.func;
         let anchor_id = only(kernel, Opcode::PackedMatmul)?;
@@ -75,23 +84,22 @@ impl<'k> Form<'k> {
         if func.ty(x).elements() != m * k || func.ty(product).elements() != m * n {
             return fail("operands of another size than its kind says");
         }
-        if rows_per_task == 0 || panels_per_task == 0 || kc == 0 {
+        if [rows_per_task, panels_per_task, kc, group].contains(&0) {
             return fail("an empty tile");
         }
         let panels = n.div_ceil(nr);
-        let rows_per_task = rows_per_task.min(m);
-        // Whole pairs of bf16, and no block longer than the inner size.
-        let kc = kc.min(k).next_multiple_of(2);
         let form = Form {
             kernel,
             func,
             m,
             n,
             k,
-            rows_per_task,
+            rows_per_task: rows_per_task.min(m),
             panels_per_task,
-            kc,
-            group: target.panels_together(rows_per_task, (k, kc), panels_per_task.min(panels)),
+            // Whole pairs of bf16, and no block longer than the inner size.
+            kc: kc.min(k).next_multiple_of(2),
+            group,
+            prefetch,
             nr,
             panels,
             column_blocks: panels.div_ceil(panels_per_task),
@@ -104,7 +112,7 @@ impl<'k> Form<'k> {
             after: after(func, product, x, (m, n / parts)),
             has_row_epilogue: has_row_epilogue(func, &func.regions[func.body].ops, anchor_id),
         };
-        let divided = form.column_blocks != 1 || parts != 1 || form.scale.is_some() || m <= super::GEMV_ROWS;
+        let divided = form.column_blocks != 1 || parts != 1 || form.scale.is_some() || super::is_gemv(kernel);
         if form.has_row_epilogue && divided {
             return fail("row operations after a matmul but on whole rows of plain weights");
         }

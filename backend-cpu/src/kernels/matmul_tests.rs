@@ -2,7 +2,7 @@
 use crate::testing::{Aligned, Runner, kernel, pack, quantise, random, via_bf16};
 use crate::{Options, compile, target, testing};
 use proptest::prelude::*;
-use rdc_ir::program::{Kernel, KernelKind, Target};
+use rdc_ir::program::{Kernel, KernelKind, Target, Tiling};
 use rdc_ir::{ArgRole, Attr, Builder, DType, Func, Opcode, Type, ValueId};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,6 +52,7 @@ struct Case {
     rows_per_task: usize,
     panels_per_task: usize,
     kc: usize,
+    prefetch: usize,
 }
 
 impl Case {
@@ -60,7 +61,7 @@ impl Case {
     fn new(target: &Target, (m, n, k): (usize, usize, usize), dtype: DType, before: Before, after: After) -> Case {
         let n = if after.parts() > 1 { n.next_multiple_of(target.nr) } else { n };
         let k = if before == Before::Reshape { k } else { k.max(2) };
-        Case { m, n, k, dtype, before, after, rows_per_task: 2 * target.mr, panels_per_task: 2, kc: 64 }
+        Case { m, n, k, dtype, before, after, rows_per_task: 2 * target.mr, panels_per_task: 2, kc: 64, prefetch: 0 }
     }
 
     fn kernel(&self, target: &Target) -> Kernel {
@@ -136,10 +137,18 @@ impl Case {
         for (i, &value) in h.iter().chain(&out).enumerate() {
             b.output(format!("out{i}"), value, false);
         }
-        let Case { rows_per_task, panels_per_task, kc, .. } = *self;
-        let rows_per_task = if m <= super::GEMV_ROWS { m } else { rows_per_task };
-        let kind = KernelKind::Matmul { m, n, k, rows_per_task, panels_per_task, kc };
-        kernel("k", kind, func, m.div_ceil(rows_per_task) * n.div_ceil(target.nr).div_ceil(panels_per_task))
+        let Case { rows_per_task, panels_per_task, kc, prefetch, .. } = *self;
+        // Of few rows, but not of few enough for sums in registers.
+        let tiling = match m <= 4 {
+            true => Tiling::Panels { panels_per_task },
+            false => {
+                let panels_together = if k > kc { panels_per_task } else { 1 };
+                Tiling::PanelBlocks { rows_per_task, panels_per_task, kc, panels_together, prefetch }
+            }
+        };
+        let row_blocks = m.div_ceil(tiling.rows_per_task(m));
+        let tasks = row_blocks * n.div_ceil(target.nr).div_ceil(panels_per_task);
+        kernel("k", (KernelKind::Matmul { m, n, k }, tiling), func, tasks)
     }
 
     /// Runs the kernel, all tasks in `calls` calls, and compares each result with f64 loops.
@@ -345,10 +354,10 @@ proptest! {
         (m, n, k) in (1usize..60, 1usize..90, 1usize..200),
         (dtype, before, after) in (0usize..3, 0usize..4, 0usize..7),
         (rows_per_task, panels_per_task, kc) in (1usize..40, 1usize..5, 1usize..100),
-        (calls, machine) in (1usize..4, 0usize..3),
+        (calls, machine, prefetch) in (1usize..4, 0usize..3, 0usize..2),
     ) {
         let target = shapes().swap_remove(machine);
         let case = Case::new(&target, (m, n, k), DTYPES[dtype], BEFORE[before], AFTER[after]);
-        Case { rows_per_task, panels_per_task, kc, ..case }.check(&target, calls);
+        Case { rows_per_task, panels_per_task, kc, prefetch: prefetch << 20, ..case }.check(&target, calls);
     }
 }

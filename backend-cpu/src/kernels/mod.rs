@@ -42,10 +42,7 @@ mod scatter_add;
 mod training_tests;
 
 use crate::emit::Error;
-use rdc_ir::program::{Kernel, KernelKind, Target};
-
-/// Rows up to which a matmul is bound by reading its weight and goes to [`gemv`].
-const GEMV_ROWS: usize = 4;
+use rdc_ir::program::{Kernel, KernelKind, Target, Tiling};
 
 /// The MLIR module of a kernel: one function of the kernel's name, in the calling convention of [`rdc_ir::program`].
 ///
@@ -53,13 +50,13 @@ const GEMV_ROWS: usize = 4;
 /// [`Error::Unsupported`] if the kernel has a form that its family has no code for.
 pub fn mlir(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     match kernel.kind {
-        KernelKind::Matmul { m, .. } if m <= GEMV_ROWS => gemv::emit(target, kernel),
+        KernelKind::Matmul { .. } if is_gemv(kernel) => gemv::emit(target, kernel),
         KernelKind::Matmul { .. } => matmul::emit(target, kernel),
         KernelKind::Rows { .. } => rows::emit(target, kernel),
         KernelKind::KvWrite { .. } => kv_write::emit(target, kernel),
         KernelKind::Attention { .. } => attention::emit(target, kernel),
         KernelKind::AttentionGrad { .. } => attention_grad::emit(target, kernel),
-        KernelKind::DecodeAttention => decode_attention::emit(target, kernel),
+        KernelKind::DecodeAttention { .. } => decode_attention::emit(target, kernel),
         KernelKind::Generic => generic::emit(target, kernel),
         KernelKind::Product { .. } => product::emit(target, kernel),
         KernelKind::Pack { .. } => pack::emit(target, kernel),
@@ -71,15 +68,20 @@ pub fn mlir(target: &Target, kernel: &Kernel) -> Result<String, Error> {
 /// Bytes of scratch that a thread needs for a kernel ([`Kernel::scratch`]); 0 for one that [`mlir`] refuses.
 pub fn scratch_bytes(kernel: &Kernel, target: &Target) -> usize {
     match kernel.kind {
-        KernelKind::Matmul { m, .. } if m <= GEMV_ROWS => gemv::scratch(kernel, target).unwrap_or(0),
+        KernelKind::Matmul { .. } if is_gemv(kernel) => gemv::scratch(kernel, target).unwrap_or(0),
         KernelKind::Matmul { .. } => matmul::scratch(kernel, target).unwrap_or(0),
         KernelKind::Rows { .. } => rows::scratch(kernel),
         KernelKind::Attention { .. } => attention::scratch(kernel, target),
         KernelKind::AttentionGrad { .. } => attention_grad::scratch(kernel, target),
-        KernelKind::DecodeAttention => decode_attention::scratch(kernel, target),
+        KernelKind::DecodeAttention { .. } => decode_attention::scratch(kernel, target),
         KernelKind::Generic => generic::scratch(kernel),
         KernelKind::Product { .. } => product::scratch(kernel, target).unwrap_or(0),
         KernelKind::Columns { .. } => columns::scratch(kernel).unwrap_or(0),
         KernelKind::Pack { .. } | KernelKind::ScatterAdd { .. } | KernelKind::KvWrite { .. } => 0,
     }
+}
+
+/// Whether panels of a matmul's weight are read from one end to the other, each once.
+fn is_gemv(kernel: &Kernel) -> bool {
+    matches!(kernel.tiling, Tiling::Panels { .. })
 }

@@ -1,7 +1,7 @@
 //! Compares kernels with the reference interpreter in f64.
 use crate::testing::{Aligned, Runner, kernel, program, random};
 use rdc_ir::interp::{self, Data, Inputs, Tensor};
-use rdc_ir::program::{Kernel, KernelKind, Reach};
+use rdc_ir::program::{Kernel, KernelKind, Reach, Tiling};
 use rdc_ir::{DType, Func, Module, Opcode, Type, ValueId};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -11,8 +11,8 @@ use std::rc::Rc;
 pub struct Case {
     /// What it computes, as the interpreter runs it.
     pub func: Func,
-    /// Its kind.
-    pub kind: KernelKind,
+    /// Its kind and tiling.
+    pub kind: (KernelKind, Tiling),
     /// Its number of tasks.
     pub tasks: usize,
     /// Largest error, relative to the largest element of a result.
@@ -30,7 +30,7 @@ pub struct Case {
 impl Case {
     /// A kernel of a function in IR text.
     #[track_caller]
-    pub fn new(text: &str, kind: KernelKind, tasks: usize) -> Case {
+    pub fn new(text: &str, kind: (KernelKind, Tiling), tasks: usize) -> Case {
         let func = rdc_ir::parse::parse_func(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
         let (ints, views, in_place, pitches) = (vec![], vec![], vec![], vec![]);
         Case { func, kind, tasks, tolerance: 2e-6, ints, views, in_place, pitches }
@@ -63,7 +63,7 @@ impl Case {
     pub fn compile_elsewhere(&self) {
         for name in ["x86-64-v4", "aarch64"] {
             let target = crate::target(name).unwrap();
-            let mut program = program(&target, vec![kernel("k", self.kind.clone(), self.kernel_func(), self.tasks)]);
+            let mut program = program(&target, vec![kernel("k", self.kind, self.kernel_func(), self.tasks)]);
             crate::compile(&mut program, &crate::Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
         }
     }
@@ -110,7 +110,7 @@ impl Case {
         let module = Module { name: "test".into(), funcs: vec![self.func.clone()], ..Module::default() };
         let outputs = interp::run(&module, &self.func.name, &inputs, &mut interp::Options::default()).unwrap();
         let target = crate::target("x86-64-v3").unwrap();
-        let mut kernel = kernel("k", self.kind.clone(), kernel_func, self.tasks);
+        let mut kernel = kernel("k", self.kind, kernel_func, self.tasks);
         let pointers = self.pointers(&kernel.func);
         for &(name, bytes) in &self.pitches {
             let argument = kernel.func.args.iter().position(|a| a.name == name);

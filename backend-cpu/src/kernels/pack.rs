@@ -6,7 +6,7 @@ use super::anchor::pointer;
 use super::matmul::bounded;
 use super::panels::{Strip, clear, copy_floats};
 use crate::emit::{Cmp, Emitter, Error, Val};
-use rdc_ir::program::{Kernel, KernelKind, Target};
+use rdc_ir::program::{Kernel, KernelKind, Target, Tiling};
 use rdc_ir::{DType, Opcode};
 
 /// Panels that are copied side by side where their columns are the weight's, so that long pieces of its rows are read.
@@ -30,8 +30,8 @@ impl Form {
     fn new(kernel: &Kernel) -> Result<Form, Error> {
         let func = &kernel.func;
         let fail = |what: &str| Err(Error::unsupported(&kernel.name, what));
-        let KernelKind::Pack { panels, panels_per_task } = kernel.kind else {
-            return fail("a kernel of another kind than pack");
+        let (KernelKind::Pack { panels }, Tiling::Panels { panels_per_task }) = (kernel.kind, kernel.tiling) else {
+            return fail("a kernel of another kind or tiling than pack");
         };
         let body = &func.regions[func.body];
         let &[result] = &body.yields[..] else { return fail("a pack of several results") };

@@ -24,7 +24,7 @@ use super::micro::{Ahead, Micro, Share};
 use super::panels::{Strip, copy_rows, widths};
 use crate::emit::{Cmp, Emitter, Epilogue, Error, Ty, Val};
 use rdc_ir::pitch::{collide, odd_lines};
-use rdc_ir::program::{Kernel, KernelKind, Target};
+use rdc_ir::program::{Kernel, KernelKind, Target, Tiling};
 use rdc_ir::{Opcode, ValueId};
 
 /// How many micro-kernels before it is copied a piece of the right operand is asked for.
@@ -73,8 +73,10 @@ struct Form<'k> {
 impl<'k> Form<'k> {
     fn new(target: &Target, kernel: &'k Kernel) -> Result<Form<'k>, Error> {
         let fail = |what: &str| Err(Error::unsupported(&kernel.name, what));
-        let KernelKind::Product { batch, m, n, k, rows_per_task, columns_per_task, kc } = kernel.kind else {
-            return fail("a kernel of another kind than product");
+        let (KernelKind::Product { batch, m, n, k }, Tiling::Blocks { rows_per_task, columns_per_task, kc }) =
+            (kernel.kind, kernel.tiling)
+        else {
+            return fail("a kernel of another kind or tiling than product");
         };
         if [batch, m, n, k, rows_per_task, columns_per_task, kc].contains(&0) {
             return fail("an empty tile");

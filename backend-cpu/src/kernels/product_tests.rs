@@ -1,6 +1,6 @@
 //! Product kernels against the interpreter.
 use super::oracle::Case;
-use rdc_ir::program::KernelKind;
+use rdc_ir::program::{KernelKind, Tiling};
 
 struct Shape {
     batch: usize,
@@ -27,7 +27,8 @@ impl Shape {
             {after} }}"
         );
         let tasks = batch * m.div_ceil(rows_per_task) * n.div_ceil(columns_per_task);
-        Case::new(&text, KernelKind::Product { batch, m, n, k, rows_per_task, columns_per_task, kc }, tasks)
+        let tiling = Tiling::Blocks { rows_per_task, columns_per_task, kc };
+        Case::new(&text, (KernelKind::Product { batch, m, n, k }, tiling), tasks)
     }
 }
 
@@ -123,8 +124,8 @@ fn other_products_are_refused() {
         %c = exp %a : f32[8, 4]
         %p = matmul %c, %b {trans_a = true, trans_b = false} : f32[4, 6]
         yield "p" = %p }"#;
-    let kind = KernelKind::Product { batch: 1, m: 4, n: 6, k: 8, rows_per_task: 4, columns_per_task: 6, kc: 8 };
-    let case = Case::new(text, kind, 1);
+    let tiling = Tiling::Blocks { rows_per_task: 4, columns_per_task: 6, kc: 8 };
+    let case = Case::new(text, (KernelKind::Product { batch: 1, m: 4, n: 6, k: 8 }, tiling), 1);
     let kernel = crate::testing::kernel("k", case.kind, case.func, 1);
     let error = super::mlir(&crate::target("x86-64-v3").unwrap(), &kernel).unwrap_err();
     assert_eq!(

@@ -6,13 +6,13 @@
 //! activations.
 use crate::emit::{Emitter, Error, RowProgram};
 use rdc_ir::ValueId;
-use rdc_ir::program::{Kernel, KernelKind, Target};
+use rdc_ir::program::{Kernel, KernelKind, Target, Tiling};
 
 /// The rows, rows per task and results of a kernel.
 fn form(kernel: &Kernel) -> Result<(usize, usize, Vec<ValueId>), Error> {
     let func = &kernel.func;
-    let KernelKind::Rows { rows, rows_per_task } = kernel.kind else {
-        return Err(Error::unsupported(&kernel.name, "a kernel of another kind than rows"));
+    let (KernelKind::Rows { rows }, Tiling::Rows { rows_per_task }) = (kernel.kind, kernel.tiling) else {
+        return Err(Error::unsupported(&kernel.name, "a kernel of another kind or tiling than rows"));
     };
     let yields = func.regions[func.body].yields.clone();
     if rows_per_task == 0 || yields.iter().any(|&v| func.ty(v).cache) {

@@ -1,11 +1,11 @@
 //! Row kernels against the interpreter.
 use super::oracle::Case;
-use rdc_ir::program::KernelKind;
+use rdc_ir::program::{KernelKind, Tiling};
 
 #[track_caller]
 fn rows(text: &str, rows: usize) -> Case {
     let rows_per_task = 3;
-    Case::new(text, KernelKind::Rows { rows, rows_per_task }, rows.div_ceil(rows_per_task))
+    Case::new(text, (KernelKind::Rows { rows }, Tiling::Rows { rows_per_task }), rows.div_ceil(rows_per_task))
 }
 
 #[test]

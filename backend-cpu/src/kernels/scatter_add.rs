@@ -6,15 +6,15 @@
 use super::anchor::{only, pointer};
 use super::heads::all_pieces;
 use crate::emit::{Cmp, Emitter, Error, Ty, Val};
-use rdc_ir::program::{Kernel, KernelKind, Target};
+use rdc_ir::program::{Kernel, KernelKind, Target, Tiling};
 use rdc_ir::{DType, Opcode};
 
 /// The kernel's MLIR module.
 pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     let func = &kernel.func;
     let fail = |what: &str| Err(Error::unsupported(&kernel.name, what));
-    let KernelKind::ScatterAdd { rows, rows_per_task } = kernel.kind else {
-        return fail("a kernel of another kind than scatter_add");
+    let (KernelKind::ScatterAdd { rows }, Tiling::Rows { rows_per_task }) = (kernel.kind, kernel.tiling) else {
+        return fail("a kernel of another kind or tiling than scatter_add");
     };
     let body = &func.regions[func.body];
     let op = &func.ops[only(kernel, Opcode::ScatterAdd)?];

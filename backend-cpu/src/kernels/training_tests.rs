@@ -1,10 +1,11 @@
 //! Kernels of training against the interpreter: packs, column sums and scattered additions.
 use super::oracle::Case;
-use rdc_ir::program::KernelKind;
+use rdc_ir::program::{KernelKind, Tiling};
 
 #[track_caller]
 fn columns(text: &str, (rows, columns): (usize, usize), columns_per_task: usize) -> Case {
-    Case::new(text, KernelKind::Columns { rows, columns, columns_per_task }, columns.div_ceil(columns_per_task))
+    let kind = (KernelKind::Columns { rows, columns }, Tiling::Columns { columns_per_task });
+    Case::new(text, kind, columns.div_ceil(columns_per_task))
 }
 
 #[test]
@@ -82,9 +83,8 @@ fn scattered_rows_are_added_in_order() {
             yield "y" = %y }}"#
         );
         for rows_per_task in [1, 4, 11, 20] {
-            let kind = KernelKind::ScatterAdd { rows: 11, rows_per_task };
-            let case =
-                || Case::new(&text, kind.clone(), 11usize.div_ceil(rows_per_task)).int("i", &[7, 0, 7, 10, 3, 7, 0, 2]);
+            let kind = (KernelKind::ScatterAdd { rows: 11 }, Tiling::Rows { rows_per_task });
+            let case = || Case::new(&text, kind, 11usize.div_ceil(rows_per_task)).int("i", &[7, 0, 7, 10, 3, 7, 0, 2]);
             case().check();
             case().in_place("y", "t").check();
         }
@@ -105,14 +105,14 @@ fn packs_of_every_shape() {
         let panels = usize::div_ceil(n, nr);
         let packed = format!("f32[{panels}, {k}, {nr}, 1]");
         for panels_per_task in [1, 3, 16] {
-            let kind = KernelKind::Pack { panels, panels_per_task };
+            let kind = (KernelKind::Pack { panels }, Tiling::Panels { panels_per_task });
             let tasks = panels.div_ceil(panels_per_task);
             let plain = format!(
                 r#"func "f"("w" input = %w: f32[{n}, {k}]) {{
                 %p = pack %w {{nr = {nr}, parts = {parts}}} : {packed}
                 yield "p" = %p }}"#
             );
-            Case::new(&plain, kind.clone(), tasks).check();
+            Case::new(&plain, kind, tasks).check();
             let flipped = format!(
                 r#"func "f"("w" input = %w: f32[{k}, {n}]) {{
                 %t = transpose %w {{perm = [1, 0]}} : f32[{n}, {k}]
@@ -134,11 +134,11 @@ fn every_target_compiles_kernels_of_training() {
     let text = r#"func "f"("w" input = %w: f32[70, 37]) {
         %p = pack %w {nr = 32, parts = 1} : f32[3, 37, 32, 1]
         yield "p" = %p }"#;
-    Case::new(text, KernelKind::Pack { panels: 3, panels_per_task: 2 }, 2).compile_elsewhere();
+    Case::new(text, (KernelKind::Pack { panels: 3 }, Tiling::Panels { panels_per_task: 2 }), 2).compile_elsewhere();
     let text = r#"func "f"("t" input = %t: f32[11, 21], "i" ids = %i: i32[8], "r" input = %r: f32[8, 21]) {
         %y = scatter_add %t, %i, %r : f32[11, 21]
         yield "y" = %y }"#;
-    Case::new(text, KernelKind::ScatterAdd { rows: 11, rows_per_task: 4 }, 3).compile_elsewhere();
+    Case::new(text, (KernelKind::ScatterAdd { rows: 11 }, Tiling::Rows { rows_per_task: 4 }), 3).compile_elsewhere();
 }
 
 #[test]

@@ -2,18 +2,18 @@
 mod loader;
 
 use crate::{Error, Options, compile, scratch_bytes};
-use rdc_ir::program::{Dispatch, Kernel, KernelKind, Program, Target};
+use rdc_ir::program::{Dispatch, Kernel, KernelKind, Program, Target, Tiling};
 use rdc_ir::{DType, Func};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 pub use loader::{Aligned, Entry, Loaded};
 
-/// A kernel of a function, less what only schedules need.
-pub fn kernel(name: &str, kind: KernelKind, func: Func, tasks: usize) -> Kernel {
+/// A kernel of a function, its kind and tiling given, less what only schedules need.
+pub fn kernel(name: &str, (kind, tiling): (KernelKind, Tiling), func: Func, tasks: usize) -> Kernel {
     let dispatch = Dispatch::Static;
     let (name, pitches) = (name.into(), BTreeMap::new());
-    Kernel { name, kind, func, pitches, tasks, dispatch, scratch: 0, flops: 0, bytes: 0 }
+    Kernel { name, kind, tiling, func, pitches, tasks, dispatch, scratch: 0, flops: 0, bytes: 0 }
 }
 
 /// A program of kernels only.

@@ -79,7 +79,8 @@ impl Kernel {
         };
         let parts = |n: usize| blocks_of(n, ty.bytes_at(pitch).checked_div(n)?);
         match self.kind {
-            KernelKind::Rows { rows, rows_per_task } | KernelKind::Matmul { m: rows, rows_per_task, .. } => {
+            KernelKind::Rows { rows } | KernelKind::Matmul { m: rows, .. } => {
+                let rows_per_task = self.tiling.rows_per_task(rows);
                 let blocks = rows.div_ceil(rows_per_task.max(1));
                 let bytes = match made_by.filter(|op| op.opcode == Opcode::SumBlocks).map(|op| op.size("rows").max(1)) {
                     // A row of the result for so many rows.
@@ -113,7 +114,8 @@ impl Kernel {
                     None
                 }
             }
-            KernelKind::Product { m, rows_per_task, .. } => {
+            KernelKind::Product { m, .. } => {
+                let rows_per_task = self.tiling.rows_per_task(m);
                 let row = row_bytes(ty, m, pitch)?;
                 blocks_of(m.div_ceil(rows_per_task.max(1)), rows_per_task.saturating_mul(row))
             }
@@ -139,13 +141,13 @@ fn row_bytes(ty: &Type, rows: usize, pitch: Option<usize>) -> Option<usize> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::program::Dispatch;
+    use crate::program::{Dispatch, Tiling};
     use std::collections::BTreeMap;
 
-    fn kernel(text: &str, kind: KernelKind, tasks: usize) -> Kernel {
+    fn kernel(text: &str, kind: KernelKind, tiling: Tiling, tasks: usize) -> Kernel {
         let func = crate::parse_func(text).unwrap();
         let (name, pitches, dispatch) = ("k".into(), BTreeMap::new(), Dispatch::Dynamic);
-        Kernel { name, kind, func, pitches, tasks, dispatch, scratch: 0, flops: 0, bytes: 0 }
+        Kernel { name, kind, tiling, func, pitches, tasks, dispatch, scratch: 0, flops: 0, bytes: 0 }
     }
 
     fn blocks(tasks: usize, bytes: usize) -> Reach {
@@ -165,14 +167,14 @@ mod tests {
           %f = sum_blocks %e {rows = 2} : f32[3, 6]
           yield \"e\" = %e, \"f\" = %f
         }";
-        let mut kernel = kernel(text, KernelKind::Rows { rows: 6, rows_per_task: 2 }, 3);
+        let mut kernel = kernel(text, KernelKind::Rows { rows: 6 }, Tiling::Rows { rows_per_task: 2 }, 3);
         let whole = Reach::Whole;
         let expected = [blocks(1, 48), whole, whole, blocks(1, 8), whole, whole, blocks(1, 48), blocks(1, 24)];
         assert_eq!(kernel.reaches(), expected);
         kernel.pitches.insert(0, 64);
         assert_eq!(kernel.reaches()[0], blocks(1, 128));
         // Tasks that cut a block.
-        kernel.kind = KernelKind::Rows { rows: 6, rows_per_task: 1 };
+        kernel.tiling = Tiling::Rows { rows_per_task: 1 };
         kernel.tasks = 6;
         assert_eq!((kernel.reaches()[3], kernel.reaches()[7]), (blocks(1, 4), whole));
     }
@@ -185,12 +187,15 @@ mod tests {
           %r = add %z, %y : f32[8, 8]
           yield \"r\" = %r
         }";
-        let kind = KernelKind::Matmul { m: 8, n: 8, k: 4, rows_per_task: 3, panels_per_task: 4, kc: 4 };
-        let kernel = kernel(text, kind, 6);
+        let (panels_per_task, panels_together) = (4, 1);
+        let tiling = Tiling::PanelBlocks { rows_per_task: 3, panels_per_task, kc: 4, panels_together, prefetch: 0 };
+        let mut kernel = kernel(text, KernelKind::Matmul { m: 8, n: 8, k: 4 }, tiling, 6);
         assert_eq!(kernel.reaches(), [blocks(2, 48), Reach::Whole, blocks(2, 96), blocks(2, 96)]);
         // The last block is short.
         let reach = kernel.reaches()[0];
         assert_eq!([reach.of(&(0..1), 128), reach.of(&(1..3), 128), reach.of(&(4..6), 128)], [0..48, 0..96, 96..128]);
+        kernel.tiling = Tiling::Panels { panels_per_task };
+        assert_eq!(kernel.reaches()[0], blocks(6, 128), "rows are not cut");
         assert_eq!((reach.of(&(2..2), 128), Reach::Whole.of(&(0..1), 7)), (0..0, 0..7));
     }
 
@@ -207,7 +212,12 @@ mod tests {
             }}"
         );
         let one = blocks(4, 4 * 10 * 4);
-        let attention = kernel(&text, KernelKind::Attention { q_rows: 2, kv_block: 4 }, 12);
+        let attention = kernel(
+            &text,
+            KernelKind::Attention { queries: 4, heads: 6 },
+            Tiling::Queries { q_rows: 2, kv_block: 4 },
+            12,
+        );
         assert_eq!(attention.reaches(), [one, one, one, Reach::Whole, Reach::Whole, one]);
         let text =
             "func \"k\"(\"a\" input = %a: f32[2, 6, 3], \"b\" input = %b: f32[2, 6, 5], \"c\" input = %c: f32[3, 5]) {
@@ -215,8 +225,8 @@ mod tests {
           %r = add %y, %c : f32[2, 3, 5]
           yield \"r\" = %r
         }";
-        let kind = KernelKind::Product { batch: 2, m: 3, n: 5, k: 6, rows_per_task: 3, columns_per_task: 3, kc: 6 };
-        let product = kernel(text, kind, 4);
+        let tiling = |rows_per_task: usize| Tiling::Blocks { rows_per_task, columns_per_task: 3, kc: 6 };
+        let product = kernel(text, KernelKind::Product { batch: 2, m: 3, n: 5, k: 6 }, tiling(3), 4);
         assert_eq!(product.reaches(), [blocks(2, 72), blocks(2, 120), Reach::Whole, blocks(2, 60)]);
         // Rows of one matrix, unless they are summed over.
         for (shape, trans_a, left) in [("3, 6", false, blocks(2, 48)), ("6, 3", true, Reach::Whole)] {
@@ -227,8 +237,7 @@ mod tests {
                   yield \"r\" = %r
                 }}"
             );
-            let kind = KernelKind::Product { batch: 1, m: 3, n: 5, k: 6, rows_per_task: 2, columns_per_task: 3, kc: 6 };
-            let product = kernel(&text, kind, 4);
+            let product = kernel(&text, KernelKind::Product { batch: 1, m: 3, n: 5, k: 6 }, tiling(2), 4);
             assert_eq!(product.reaches(), [left, Reach::Whole, blocks(2, 40), blocks(2, 40)], "{trans_a}");
         }
     }

@@ -6,7 +6,7 @@ use super::matmul;
 use super::rows;
 use super::tiles::{self, Tiled};
 use super::uses::{User, Uses, is_constant};
-use rdc_ir::program::{Dispatch, Kernel, KernelKind, Target};
+use rdc_ir::program::{Dispatch, Kernel, KernelKind, Target, Tiling};
 use rdc_ir::{Arg, ArgRole, Attr, DType, Func, Loc, OpId, Opcode, Output, RegionId, Type, ValueId};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -60,14 +60,14 @@ pub fn build(func: &Func, uses: &Uses, region: RegionId, group: &Group, target: 
             }
         }
     }
-    let tiled = tile(func, group, target);
-    let name = name(func, group, &tiled.kind);
+    let (kind, tiled) = tile(func, group, target);
+    let name = name(func, group, &kind);
     let (out, args) = (maker.out, maker.args);
     let flops = out.walk().iter().map(|&(_, op)| flops_of(&out, op)).fold(0, u64::saturating_add);
     let bytes = bytes_of(&out);
-    let Tiled { kind, tasks, dispatch } = tiled;
+    let Tiled { tiling, tasks, dispatch } = tiled;
     let pitches = BTreeMap::new();
-    let kernel = Kernel { name, kind, func: out, pitches, tasks, dispatch, scratch: 0, flops, bytes };
+    let kernel = Kernel { name, kind, tiling, func: out, pitches, tasks, dispatch, scratch: 0, flops, bytes };
     let mut locs: Vec<Loc> = group.ops.iter().map(|&op| func.ops[op].loc).filter(|loc| loc.line > 0).collect();
     locs.sort_by_key(|loc| (loc.line, loc.col));
     locs.dedup();
@@ -207,45 +207,59 @@ impl Maker<'_> {
     }
 }
 
-fn tile(func: &Func, group: &Group, target: &Target) -> Tiled {
-    let generic = Tiled { kind: KernelKind::Generic, tasks: 1, dispatch: Dispatch::Static };
+/// What the kernel of a group computes, and how that is cut.
+fn tile(func: &Func, group: &Group, target: &Target) -> (KernelKind, Tiled) {
+    let whole =
+        |kind: KernelKind, tasks: usize| (kind, Tiled { tiling: Tiling::Whole, tasks, dispatch: Dispatch::Static });
+    let generic = whole(KernelKind::Generic, 1);
     match group.kind {
-        GroupKind::Rows(rows) => tiles::rows(rows, rows::block(func, &group.ops)),
+        GroupKind::Rows(rows) => (KernelKind::Rows { rows }, tiles::rows(rows, rows::block(func, &group.ops))),
         GroupKind::Matmul(anchor) => {
             let (op, x) = (&func.ops[anchor], func.ty(func.ops[anchor].operands[0]));
+            let (m, n, k) = (x.rows(), op.size("n"), op.size("k"));
             let nr = func.ty(op.operands[1]).shape[2];
             let around = matmul::around(func, &group.ops, anchor);
-            tiles::matmul((x.rows(), op.size("n"), op.size("k")), nr, around, target)
+            (KernelKind::Matmul { m, n, k }, tiles::matmul((m, n, k), nr, around, target))
         }
         GroupKind::KvWrite => {
             let is_update = |op: &&OpId| func.ops[**op].opcode == Opcode::CacheUpdate;
             let x = group.ops.iter().find(is_update).map(|&op| func.ty(func.ops[op].operands[1]));
-            x.map_or(generic, |x| tiles::kv_write(x.shape[0] * x.shape[1]))
+            let tokens = x.map(|x| x.shape[0] * x.shape[1]);
+            tokens.map_or(generic, |tokens| (KernelKind::KvWrite { tokens }, tiles::rows(tokens, 1)))
         }
         GroupKind::Attention(op) => {
             let q = &func.ty(func.ops[op].operands[0]).shape;
-            tiles::attention(q[1], q[0] * q[2])
+            let (queries, heads) = (q[1], q[0] * q[2]);
+            (KernelKind::Attention { queries, heads }, tiles::attention(queries, heads))
         }
         GroupKind::DecodeAttention(op) => {
             let k = &func.ty(func.ops[op].operands[1]).shape;
-            Tiled { kind: KernelKind::DecodeAttention, tasks: k[0] * k[2], dispatch: Dispatch::Static }
+            let groups = k[0] * k[2];
+            whole(KernelKind::DecodeAttention { groups }, groups)
         }
         GroupKind::AttentionGrad(op) => {
             let (q, k) = (&func.ty(func.ops[op].operands[0]).shape, &func.ty(func.ops[op].operands[1]).shape);
-            tiles::attention_grad(q[1], k[0] * k[2])
+            let (queries, groups) = (q[1], k[0] * k[2]);
+            (KernelKind::AttentionGrad { queries, groups }, tiles::attention_grad(queries, groups))
         }
         GroupKind::Product(op) => {
             let (op, a) = (&func.ops[op], func.ty(func.ops[op].operands[0]));
             let (result, k) = (func.ty(op.results[0]), a.shape[a.rank() - if op.flag("trans_a") { 2 } else { 1 }]);
             let (batch, m, n) =
                 (result.rows() / result.shape[result.rank() - 2], result.shape[result.rank() - 2], result.last());
-            tiles::product(batch, (m, n, k), target)
+            (KernelKind::Product { batch, m, n, k }, tiles::product(batch, (m, n, k), target))
         }
-        GroupKind::Pack(op) => tiles::pack(func.ty(func.ops[op].results[0]).shape[0]),
-        GroupKind::Columns(op) => {
-            columns::size(func, op).map_or(generic, |(rows, columns)| tiles::columns(rows, columns, target))
+        GroupKind::Pack(op) => {
+            let panels = func.ty(func.ops[op].results[0]).shape[0];
+            (KernelKind::Pack { panels }, tiles::pack(panels))
         }
-        GroupKind::ScatterAdd(op) => tiles::scatter_add(func.ty(func.ops[op].results[0]).shape[0]),
+        GroupKind::Columns(op) => columns::size(func, op).map_or(generic, |(rows, columns)| {
+            (KernelKind::Columns { rows, columns }, tiles::columns(columns, target))
+        }),
+        GroupKind::ScatterAdd(op) => {
+            let rows = func.ty(func.ops[op].results[0]).shape[0];
+            (KernelKind::ScatterAdd { rows }, tiles::rows(rows, 1))
+        }
         GroupKind::Open | GroupKind::Generic | GroupKind::Loop(_) | GroupKind::Alias => generic,
     }
 }

@@ -1,6 +1,6 @@
 //! Tile sizes: how a kernel's work is cut into tasks. A pure function of shapes and target, so that results depend on
 //! neither the number of threads nor the moment.
-use rdc_ir::program::{Dispatch, KernelKind, Target};
+use rdc_ir::program::{Dispatch, Target, Tiling};
 
 /// Rows up to which a matmul is bound by reading the weight.
 pub const FEW_ROWS: usize = 4;
@@ -8,6 +8,8 @@ pub const FEW_ROWS: usize = 4;
 const INNER: usize = 256;
 /// Longest inner block of a product: sums are loaded and stored seldom enough, and the pieces packed leave the first-level cache room.
 const INNER_OF_PRODUCT: usize = 128;
+/// Row blocks from which the rows of the next one are prefetched: those of the first are not.
+const MANY_ROW_BLOCKS: usize = 16;
 /// Tasks aimed at where the work has no natural grain.
 const TASKS: usize = 32;
 
@@ -26,28 +28,21 @@ const ROWS_AGAIN: f64 = 0.6;
 /// What it costs that threads, taking as many tasks each, do not take whole row blocks each: rows that one wrote another reads.
 const PARTED: f64 = 0.05;
 
-/// A kind with its tiles, the number of tasks and how they are handed out.
+/// How a kernel is cut, into how many tasks and how they are handed out.
 pub struct Tiled {
-    /// The kind.
-    pub kind: KernelKind,
+    /// The cut.
+    pub tiling: Tiling,
     /// Number of tasks.
     pub tasks: usize,
     /// How they are handed out.
     pub dispatch: Dispatch,
 }
 
-/// Row operations over `rows` rows, in tasks of whole blocks of `block` rows.
+/// Work over `rows` rows (of activations, tokens, a table), in tasks of whole blocks of `block` rows.
 pub fn rows(rows: usize, block: usize) -> Tiled {
     let rows_per_task = rows.div_ceil(TASKS).max(1).next_multiple_of(block);
     let tasks = rows.div_ceil(rows_per_task);
-    Tiled { kind: KernelKind::Rows { rows, rows_per_task }, tasks, dispatch: Dispatch::Static }
-}
-
-/// Writing `tokens` tokens to caches.
-pub fn kv_write(tokens: usize) -> Tiled {
-    let tokens_per_task = tokens.div_ceil(TASKS).max(1);
-    let tasks = tokens.div_ceil(tokens_per_task);
-    Tiled { kind: KernelKind::KvWrite { tokens, tokens_per_task }, tasks, dispatch: Dispatch::Static }
+    Tiled { tiling: Tiling::Rows { rows_per_task }, tasks, dispatch: Dispatch::Static }
 }
 
 /// Attention of `queries` queries for each of `heads` heads (over all batches). As many queries as a block has keys reuse those more
@@ -57,7 +52,7 @@ pub fn attention(queries: usize, heads: usize) -> Tiled {
     let tall = kv_block.min(queries.max(1));
     let q_rows = if heads * queries.div_ceil(tall) >= TASKS / 2 { tall } else { 48.min(queries.max(1)) };
     let tasks = heads * queries.div_ceil(q_rows);
-    Tiled { kind: KernelKind::Attention { q_rows, kv_block }, tasks, dispatch: Dispatch::Dynamic }
+    Tiled { tiling: Tiling::Queries { q_rows, kv_block }, tasks, dispatch: Dispatch::Dynamic }
 }
 
 /// What stands around a matmul.
@@ -76,15 +71,19 @@ pub fn matmul((m, n, k): (usize, usize, usize), nr: usize, around: Around, targe
     let panels = n.div_ceil(nr);
     let blocks = k.div_ceil(INNER).max(1);
     let kc = k.div_ceil(blocks).next_multiple_of(2);
-    let (rows_per_task, panels_per_task, dispatch) = if m <= FEW_ROWS {
-        (m, even_shares(panels), Dispatch::Static)
-    } else {
-        let (rows, columns) = blocks_of((m, panels, k), around, kc, target);
-        (rows, columns, Dispatch::Dynamic)
-    };
-    let tasks = m.div_ceil(rows_per_task) * panels.div_ceil(panels_per_task);
-    let kind = KernelKind::Matmul { m, n, k, rows_per_task, panels_per_task, kc };
-    Tiled { kind, tasks, dispatch }
+    if m <= FEW_ROWS {
+        let panels_per_task = even_shares(panels);
+        let tasks = panels.div_ceil(panels_per_task);
+        return Tiled { tiling: Tiling::Panels { panels_per_task }, tasks, dispatch: Dispatch::Static };
+    }
+    let (rows_per_task, panels_per_task) = blocks_of((m, panels, k), around, kc, target);
+    let row_blocks = m.div_ceil(rows_per_task);
+    let panels_together = target.panels_together(rows_per_task.min(m), (k, kc), panels_per_task);
+    // A quarter of the second-level cache: two row blocks are in a half of it.
+    let prefetch =
+        if row_blocks >= MANY_ROW_BLOCKS && panels_per_task == panels && k <= kc { target.l2 / 4 } else { 0 };
+    let tiling = Tiling::PanelBlocks { rows_per_task, panels_per_task, kc, panels_together, prefetch };
+    Tiled { tiling, tasks: row_blocks * panels.div_ceil(panels_per_task), dispatch: Dispatch::Dynamic }
 }
 
 /// Products `[m, k] x [k, n]` of two activations, `batch` of them. A task packs its rows and its columns, so large blocks do less in vain, but
@@ -126,35 +125,27 @@ pub fn product(batch: usize, (m, n, k): (usize, usize, usize), target: &Target) 
     }
     let (_, rows_per_task, columns_per_task) = best;
     let tasks = batch * m.div_ceil(rows_per_task) * n.div_ceil(columns_per_task);
-    let kind = KernelKind::Product { batch, m, n, k, rows_per_task, columns_per_task, kc };
-    Tiled { kind, tasks, dispatch: Dispatch::Dynamic }
+    Tiled { tiling: Tiling::Blocks { rows_per_task, columns_per_task, kc }, tasks, dispatch: Dispatch::Dynamic }
 }
 
 /// Packing a weight of that many panels.
 pub fn pack(panels: usize) -> Tiled {
     let panels_per_task = panels.div_ceil(TASKS).max(1);
     let tasks = panels.div_ceil(panels_per_task);
-    Tiled { kind: KernelKind::Pack { panels, panels_per_task }, tasks, dispatch: Dispatch::Static }
+    Tiled { tiling: Tiling::Panels { panels_per_task }, tasks, dispatch: Dispatch::Static }
 }
 
 /// Column sums. A task reads whole cache lines of each row.
-pub fn columns(rows: usize, columns: usize, target: &Target) -> Tiled {
+pub fn columns(columns: usize, target: &Target) -> Tiled {
     let columns_per_task = columns.div_ceil(4).next_multiple_of(2 * target.lanes.max(1)).min(64);
     let tasks = columns.div_ceil(columns_per_task);
-    Tiled { kind: KernelKind::Columns { rows, columns, columns_per_task }, tasks, dispatch: Dispatch::Static }
-}
-
-/// Adding rows to a table of `rows` rows.
-pub fn scatter_add(rows: usize) -> Tiled {
-    let rows_per_task = rows.div_ceil(TASKS).max(1);
-    let tasks = rows.div_ceil(rows_per_task);
-    Tiled { kind: KernelKind::ScatterAdd { rows, rows_per_task }, tasks, dispatch: Dispatch::Static }
+    Tiled { tiling: Tiling::Columns { columns_per_task }, tasks, dispatch: Dispatch::Static }
 }
 
 /// The derivatives of attention of `queries` queries for each of `groups` groups of heads (over all batches).
 pub fn attention_grad(queries: usize, groups: usize) -> Tiled {
     let q_rows = 48.min(queries.max(1));
-    Tiled { kind: KernelKind::AttentionGrad { q_rows }, tasks: groups, dispatch: Dispatch::Dynamic }
+    Tiled { tiling: Tiling::Queries { q_rows, kv_block: 128 }, tasks: groups, dispatch: Dispatch::Dynamic }
 }
 
 /// Panels of a task where each thread streams one contiguous share of the weight: 16 to 64 tasks of two panels or more, if
@@ -241,20 +232,21 @@ mod tests {
     fn tiles(m: usize, n: usize, k: usize) -> (usize, usize, usize, usize) {
         let target = target();
         let tiled = matmul((m, n, k), target.nr, Around { before: 0, whole: false, block: 1 }, &target);
-        match tiled.kind {
-            KernelKind::Matmul { rows_per_task, panels_per_task, kc, .. } => {
+        match tiled.tiling {
+            Tiling::PanelBlocks { rows_per_task, panels_per_task, kc, .. } => {
                 (rows_per_task, panels_per_task, kc, tiled.tasks)
             }
+            Tiling::Panels { panels_per_task } => (m, panels_per_task, k, tiled.tasks),
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
     fn one_row_streams_the_weight_in_even_shares() {
-        assert_eq!(tiles(1, 1024, 384), (1, 2, 192, 32));
-        assert_eq!(tiles(1, 65536, 5280), (1, 64, 252, 64));
+        assert_eq!(tiles(1, 1024, 384), (1, 2, 384, 32));
+        assert_eq!(tiles(1, 65536, 5280), (1, 64, 5280, 64));
         assert_eq!(tiles(1, 1, 128), (1, 1, 128, 1));
-        assert_eq!(tiles(1, 5632, 1024), (1, 8, 256, 44), "352 panels are 2 shares of 22 tasks");
+        assert_eq!(tiles(1, 5632, 1024), (1, 8, 1024, 44), "352 panels are 2 shares of 22 tasks");
     }
 
     #[test]
@@ -263,9 +255,7 @@ mod tests {
         let around = Around { before: 0, whole: false, block: 1 };
         for (m, n, k) in [(512, 5632, 1024), (512, 1024, 1024), (512, 1024, 2816), (1024, 2048, 384), (1024, 384, 2048)]
         {
-            let KernelKind::Matmul { rows_per_task, .. } = matmul((m, n, k), 32, around, &target).kind else {
-                panic!()
-            };
+            let rows_per_task = matmul((m, n, k), 32, around, &target).tiling.rows_per_task(m);
             let blocks = m.div_ceil(rows_per_task);
             let half = blocks / 2 * rows_per_task;
             assert!(blocks.is_multiple_of(2) && half < m / 2 + m / 25, "{m} {n} {k}: {rows_per_task}");
@@ -277,10 +267,9 @@ mod tests {
         for block in [1, 4, 6, 7, 50] {
             let around = Around { before: 3, whole: true, block };
             let tiled = matmul((500, 64, 32), 16, around, &target());
-            let KernelKind::Matmul { rows_per_task, .. } = tiled.kind else { panic!() };
+            let rows_per_task = tiled.tiling.rows_per_task(500);
             assert!(rows_per_task % block == 0 || tiled.tasks == 1, "{block}: {rows_per_task}");
-            let KernelKind::Rows { rows_per_task, .. } = super::rows(500, block).kind else { panic!() };
-            assert_eq!(rows_per_task % block, 0);
+            assert_eq!(super::rows(500, block).tiling.rows_per_task(500) % block, 0);
         }
     }
 
@@ -301,7 +290,7 @@ mod tests {
             [(128, 128, 4096), (128, 352, 4096), (1024, 384, 1024), (5632, 1024, 512), (7, 3, 5), (1024, 128, 1)]
         {
             let tiled = product(1, (m, n, k), &target);
-            let KernelKind::Product { rows_per_task, columns_per_task, kc, .. } = tiled.kind else { panic!() };
+            let Tiling::Blocks { rows_per_task, columns_per_task, kc } = tiled.tiling else { panic!() };
             let (row_blocks, column_blocks) = (m.div_ceil(rows_per_task), n.div_ceil(columns_per_task));
             assert_eq!(tiled.tasks, row_blocks * column_blocks);
             assert!(rows_per_task % 6 == 0 && columns_per_task % 16 == 0 && kc % 2 == 0 && kc <= 256, "{m} {n} {k}");
@@ -315,8 +304,8 @@ mod tests {
     #[test]
     fn columns_are_in_one_task_each() {
         for n in [1, 7, 128, 384, 1000] {
-            let tiled = columns(100, n, &target());
-            let KernelKind::Columns { columns_per_task, .. } = tiled.kind else { panic!() };
+            let tiled = columns(n, &target());
+            let Tiling::Columns { columns_per_task } = tiled.tiling else { panic!() };
             assert!(columns_per_task * tiled.tasks >= n && columns_per_task * (tiled.tasks - 1) < n, "{n}");
         }
     }
@@ -325,7 +314,7 @@ mod tests {
     fn every_row_is_in_one_task() {
         for n in [1, 31, 32, 33, 1000] {
             let tiled = rows(n, 1);
-            assert!(matches!(tiled.kind, KernelKind::Rows { rows_per_task, .. } if rows_per_task * tiled.tasks >= n));
+            assert!(tiled.tiling.rows_per_task(n) * tiled.tasks >= n);
             assert!(tiled.tasks <= n);
         }
     }

@@ -431,7 +431,7 @@ fn assert_element_by_element(
     let is_base = matches!(kernel.kind, KernelKind::ScatterAdd { .. });
     let elements = inputs.args[over[0]].ty.elements();
     let rows = match kernel.kind {
-        KernelKind::Rows { rows, .. } => rows,
+        KernelKind::Rows { rows } => rows,
         _ => elements,
     };
     let width = elements / rows;

@@ -127,9 +127,9 @@ fn addresses(kernel: &Kernel, pointer: usize, ty: &Type) -> bool {
         })
     });
     let rows = match kernel.kind {
-        KernelKind::Rows { rows, .. } | KernelKind::Matmul { m: rows, .. } => ty.rows() == rows,
-        KernelKind::Columns { rows, columns, .. } => columns > 1 && ty.rows() == rows,
-        KernelKind::Product { batch, m, n, k, .. } => [m, n, k].map(|rows| batch * rows).contains(&ty.rows()),
+        KernelKind::Rows { rows } | KernelKind::Matmul { m: rows, .. } => ty.rows() == rows,
+        KernelKind::Columns { rows, columns } => columns > 1 && ty.rows() == rows,
+        KernelKind::Product { batch, m, n, k } => [m, n, k].map(|rows| batch * rows).contains(&ty.rows()),
         _ => false,
     };
     is_rows && rows

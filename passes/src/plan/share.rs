@@ -19,8 +19,8 @@ pub fn may_share(kernel: &Kernel, args: &[usize], result: usize) -> bool {
     match kernel.kind {
         KernelKind::ScatterAdd { .. } => args.len() == 1 && is_base(func, args[0], result),
         // One row or scalar that every task computes is no result, but if it were, tasks would meet.
-        KernelKind::Rows { rows, .. } if func.ty(result).elements() < rows => false,
-        KernelKind::Rows { rows, .. } => {
+        KernelKind::Rows { rows } if func.ty(result).elements() < rows => false,
+        KernelKind::Rows { rows } => {
             element_by_element(func, &args, result, &results) || row_by_row(func, &args, result, &results, rows)
         }
         KernelKind::Matmul { .. } | KernelKind::Product { .. } | KernelKind::Columns { .. } | KernelKind::Generic => {
@@ -124,7 +124,7 @@ fn element_by_element(func: &Func, args: &[ValueId], result: ValueId, results: &
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use rdc_ir::program::Dispatch;
+    use rdc_ir::program::{Dispatch, Tiling};
 
     fn shares(kind: KernelKind, body: &str, args: &[usize], result: usize) -> bool {
         let text = format!("module \"m\"\nfunc \"k\"{body}");
@@ -133,6 +133,7 @@ mod tests {
         let kernel = Kernel {
             name: "k".into(),
             kind,
+            tiling: Tiling::Whole,
             func,
             pitches: Default::default(),
             tasks,
@@ -146,7 +147,7 @@ mod tests {
 
     #[test]
     fn elementwise_kernels_share() {
-        let rows = KernelKind::Rows { rows: 4, rows_per_task: 1 };
+        let rows = KernelKind::Rows { rows: 4 };
         let sum = "(\"a\" input = %a: f32[4, 8], \"b\" input = %b: f32[4, 8], \"c\" input = %c: f32[4, 1]) {
             %s = add %a, %b : f32[4, 8]
             %n = mul %s, %c : f32[4, 8]
@@ -162,7 +163,7 @@ mod tests {
 
     #[test]
     fn reductions_allow_one_dependent_result() {
-        let rows = KernelKind::Rows { rows: 4, rows_per_task: 1 };
+        let rows = KernelKind::Rows { rows: 4 };
         let one = |also: &str| {
             format!(
                 "(\"a\" input = %a: f32[4, 8], \"b\" input = %b: f32[4, 8]) {{
@@ -180,7 +181,7 @@ mod tests {
 
     #[test]
     fn rows_that_are_reduced_share_with_the_only_result() {
-        let rows = KernelKind::Rows { rows: 4, rows_per_task: 1 };
+        let rows = KernelKind::Rows { rows: 4 };
         let one = |op: &str, yields: &str| {
             format!(
                 "(\"a\" input = %a: f32[4, 8], \"b\" input = %b: f32[4, 8]) {{
@@ -206,13 +207,13 @@ mod tests {
         assert!(shares(rows.clone(), &early, &[0], 0), "it is written in the sweep that sums");
         assert!(!shares(rows.clone(), &one("div %e, %s", "\"n\" = %n, \"e\" = %e"), &[0], 1), "another result");
         assert!(!shares(rows.clone(), &one("softmax %l", only), &[0], 0), "it is written before its last sweep");
-        let matmul = KernelKind::Matmul { m: 4, n: 8, k: 8, rows_per_task: 4, panels_per_task: 1, kc: 8 };
+        let matmul = KernelKind::Matmul { m: 4, n: 8, k: 8 };
         assert!(!shares(matmul, &one("div %e, %s", only), &[0], 0));
     }
 
     #[test]
     fn a_base_is_shared_and_its_ids_are_not() {
-        let kind = KernelKind::ScatterAdd { rows: 4, rows_per_task: 1 };
+        let kind = KernelKind::ScatterAdd { rows: 4 };
         let add = "(\"a\" input = %a: f32[4, 8], \"i\" input = %i: i32[4], \"r\" input = %r: f32[4, 8]) {
             %n = scatter_add %a, %i, %r : f32[4, 8]
             yield \"n\" = %n

@@ -91,7 +91,7 @@ pub fn kinds(program: &Program, steps: &[Step]) -> String {
             KernelKind::Matmul { .. } => "matmul",
             KernelKind::KvWrite { .. } => "kv",
             KernelKind::Attention { .. } => "attention",
-            KernelKind::DecodeAttention => "decode",
+            KernelKind::DecodeAttention { .. } => "decode",
             KernelKind::Product { .. } => "product",
             KernelKind::Pack { .. } => "pack",
             KernelKind::Columns { .. } => "columns",

@@ -7,7 +7,8 @@ use crate::memory::Buffer;
 use crate::model::Model;
 use crate::weights::DrawnSource;
 use rdc_ir::program::{
-    self as p, Dispatch, Entry, Input, Kernel, KernelKind, Launch, LoopStep, Offset, OutputBuffer, Place, Program, Step,
+    self as p, Dispatch, Entry, Input, Kernel, KernelKind, Launch, LoopStep, Offset, OutputBuffer, Place, Program,
+    Step, Tiling,
 };
 use rdc_ir::{ArgRole, DType, Type};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -84,8 +85,8 @@ fn rows() -> Type {
 
 fn kernels() -> Vec<Kernel> {
     let by_rows = |name: &str, dispatch| {
-        let kind = KernelKind::Rows { rows: ROWS, rows_per_task: 1 };
-        Kernel { kind, ..kernel(name, &[rows()], &[rows()], ROWS, dispatch) }
+        let (kind, tiling) = (KernelKind::Rows { rows: ROWS }, Tiling::Rows { rows_per_task: 1 });
+        Kernel { kind, tiling, ..kernel(name, &[rows()], &[rows()], ROWS, dispatch) }
     };
     let sums = Type::f32([WIDTH]);
     vec![

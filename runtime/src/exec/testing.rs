@@ -105,8 +105,8 @@ pub fn kernel(name: &str, inputs: &[Type], results: &[Type], tasks: usize, dispa
     func.regions[body].ops.push(op);
     func.regions[body].yields = func.ops[op].results.clone();
     let (flops, bytes) = (1000, 100);
-    let (name, kind, pitches) = (name.into(), KernelKind::Generic, BTreeMap::new());
-    Kernel { name, kind, func, pitches, tasks, dispatch, scratch: 64, flops, bytes }
+    let (name, kind, tiling, pitches) = (name.into(), KernelKind::Generic, Tiling::Whole, BTreeMap::new());
+    Kernel { name, kind, tiling, func, pitches, tasks, dispatch, scratch: 64, flops, bytes }
 }
 
 pub fn launch(kernel: usize, args: &[(usize, Offset)], barrier: bool) -> Step {

@@ -182,6 +182,7 @@ fn entry(program: &mut Program, name: &str, values: &[(&str, Type, What)]) {
     program.kernels.push(Kernel {
         name: name.into(),
         kind: KernelKind::Generic,
+        tiling: Tiling::Whole,
         func,
         pitches: Default::default(),
         tasks: 1,

@@ -13,8 +13,8 @@ pub mod rowops;
 
 pub use columns::ColumnProgram;
 pub use emitter::{Cmp, Elem, Emitter, Ty, Val};
-pub use epilogue::Epilogue;
-pub use rowops::RowProgram;
+pub use epilogue::ElementEpilogue;
+pub use rowops::{RowProgram, RowTarget};
 
 /// Why no code could be generated for a kernel.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

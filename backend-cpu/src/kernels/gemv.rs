@@ -6,8 +6,10 @@
 use super::matmul_form::Form;
 use super::matmul_rowops::{Finish, Prologue, Rows};
 use super::matmul_weights::bf16_pair;
+use super::unsupported;
 use crate::emit::{Cmp, Emitter, Error, Ty, Val};
 use rdc_ir::DType;
+use rdc_ir::program::body::{Epilogue, Matmul};
 use rdc_ir::program::{Kernel, Target};
 
 /// Inner steps per iteration.
@@ -38,18 +40,21 @@ fn layout(form: &Form, prologue: &Prologue) -> Scratch {
 }
 
 /// Bytes of scratch.
-pub fn scratch(kernel: &Kernel, target: &Target) -> Result<usize, Error> {
-    let form = Form::new(target, kernel)?;
+pub fn scratch(kernel: &Kernel, body: &Matmul, target: &Target) -> Result<usize, Error> {
+    let form = Form::new(kernel, body, target.lanes)?;
     Ok(layout(&form, &Prologue::new(&form)?).bytes)
 }
 
 /// The kernel's module.
-pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
-    let form = Form::new(target, kernel)?;
+pub fn emit(target: &Target, kernel: &Kernel, body: &Matmul) -> Result<String, Error> {
+    let form = Form::new(kernel, body, target.lanes)?;
+    if matches!(body.epilogue, Epilogue::Rows(_)) {
+        return unsupported(kernel, "row operations after a matmul of few rows");
+    }
     let prologue = Prologue::new(&form)?;
-    let finish = Finish::new(&form)?;
+    let finish = Finish::new(&form);
     let scratch = layout(&form, &prologue);
-    let mut e = Emitter::new(&form.kernel.name, form.pointers(), target.lanes);
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), target.lanes);
     let (left, stride) = match form.x_in_place() {
         Some((x, stride)) => (e.arg(x), stride),
         None => (e.offset_const(e.scratch, scratch.left), form.left_stride()),

@@ -18,6 +18,7 @@ use super::micro::{Ahead, Micro, Share};
 use super::panels::{copy_floats, widths};
 use crate::emit::{Cmp, Emitter, Error, Val};
 use rdc_ir::DType;
+use rdc_ir::program::body::Matmul;
 use rdc_ir::program::{Kernel, Target};
 
 /// Cache lines of the next piece that are asked for per micro-kernel, at most.
@@ -54,18 +55,18 @@ fn tile_bytes(form: &Form) -> usize {
 }
 
 /// Bytes of scratch.
-pub fn scratch(kernel: &Kernel, target: &Target) -> Result<usize, Error> {
-    let form = Form::new(target, kernel)?;
+pub fn scratch(kernel: &Kernel, body: &Matmul, target: &Target) -> Result<usize, Error> {
+    let form = Form::new(kernel, body, target.lanes)?;
     Ok(layout(&form, &Prologue::new(&form)?, RowEpilogue::new(&form)?.as_ref()).bytes)
 }
 
 /// The kernel's module.
-pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
-    let form = Form::new(target, kernel)?;
+pub fn emit(target: &Target, kernel: &Kernel, body: &Matmul) -> Result<String, Error> {
+    let form = Form::new(kernel, body, target.lanes)?;
     let prologue = Prologue::new(&form)?;
-    let finish = Finish::new(&form)?;
+    let finish = Finish::new(&form);
     let after = RowEpilogue::new(&form)?;
-    let mut e = Emitter::new(&form.kernel.name, form.pointers(), target.lanes);
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), target.lanes);
     let scratch = layout(&form, &prologue, after.as_ref());
     let rows_at = scratch.rows;
     let ahead = rows_ahead(&form, &finish, after.as_ref());

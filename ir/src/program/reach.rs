@@ -1,10 +1,6 @@
 //! Which part of each of its tensors a task of a kernel touches, so that a task need wait only for those tasks of earlier launches
 //! that touch the same memory.
-use super::{Kernel, KernelKind};
-use crate::entity::ValueId;
-use crate::ops::Opcode;
-use crate::types::Type;
-use std::collections::HashSet;
+use super::{Access, Kernel, Pointer};
 use std::ops::Range;
 
 /// The bytes of a pointer's tensor that tasks read or write.
@@ -36,104 +32,32 @@ impl Reach {
 }
 
 impl Kernel {
-    /// What tasks touch of each of the [`Kernel::pointers`].
+    /// What tasks touch of each of the pointers.
     pub fn reaches(&self) -> Vec<Reach> {
-        let body = &self.func.regions[self.func.body];
-        let results = body.yields.iter().filter(|&&v| !self.func.ty(v).cache);
-        let values = body.args.iter().chain(results);
-        let looked_up = self.looked_up();
-        let reach = |(value, pitch): (&ValueId, Option<usize>)| match looked_up.contains(value) {
-            true => None,
-            false => self.blocks(*value, pitch),
-        };
-        let pitches = self.pointers().map(|pointer| pointer.pitch);
-        values.zip(pitches).map(|pointer| reach(pointer).unwrap_or(Reach::Whole)).collect()
+        self.pointers.iter().map(|pointer| self.reach(pointer).unwrap_or(Reach::Whole)).collect()
     }
-    /// What an operation reads anywhere: packed weights, tables, operands whose rows are summed over, and what those are made of.
-    fn looked_up(&self) -> HashSet<ValueId> {
-        let func = &self.func;
-        // A task of those works on one matrix.
-        let batched = matches!(self.kind, KernelKind::Product { batch: 2.., .. });
-        let mut found = HashSet::new();
-        for &op in func.regions[func.body].ops.iter().rev() {
-            let op = &func.ops[op];
-            let anywhere = match op.opcode {
-                _ if op.results.iter().any(|v| found.contains(v)) => &op.operands[..],
-                Opcode::Gather | Opcode::PackedGather => &op.operands[..],
-                Opcode::PackedMatmul | Opcode::Rope | Opcode::RopeGrad => op.operands.get(1..).unwrap_or(&[]),
-                Opcode::Matmul if !batched => match op.flag("trans_a") {
-                    true => &op.operands[..],
-                    false => op.operands.get(1..).unwrap_or(&[]),
-                },
-                _ => &[],
-            };
-            found.extend(anywhere);
-        }
-        found
-    }
-    fn blocks(&self, value: ValueId, pitch: Option<usize>) -> Option<Reach> {
-        let (ty, made_by) = (self.func.ty(value), self.func.def_op(value).map(|op| &self.func.ops[op]));
+    fn reach(&self, pointer: &Pointer) -> Option<Reach> {
         let blocks_of = |blocks: usize, bytes: usize| {
             let tasks = self.tasks.checked_div(blocks)?;
             (tasks > 0 && tasks * blocks == self.tasks).then_some(Reach::Blocks { tasks, bytes })
         };
-        let parts = |n: usize| blocks_of(n, ty.bytes_at(pitch).checked_div(n)?);
-        match self.kind {
-            KernelKind::Rows { rows } | KernelKind::Matmul { m: rows, .. } => {
-                let rows_per_task = self.tiling.rows_per_task(rows);
-                let blocks = rows.div_ceil(rows_per_task.max(1));
-                let bytes = match made_by.filter(|op| op.opcode == Opcode::SumBlocks).map(|op| op.size("rows").max(1)) {
-                    // A row of the result for so many rows.
-                    Some(block) if rows_per_task.is_multiple_of(block) => {
-                        (rows_per_task / block).saturating_mul(pitch.unwrap_or(ty.row_bytes()))
-                    }
-                    Some(_) => return None,
-                    None => rows_per_task.saturating_mul(row_bytes(ty, rows, pitch)?),
-                };
-                blocks_of(blocks, bytes)
-            }
-            KernelKind::Attention { .. } | KernelKind::AttentionGrad { .. } => {
-                let ops = self.func.regions[self.func.body].ops.iter().map(|&op| &self.func.ops[op]);
-                let mut anchors = ops.filter(|op| matches!(op.opcode, Opcode::Attention | Opcode::AttentionGrad));
-                let &[q, k, ..] = &anchors.next()?.operands[..] else { return None };
-                let (&[batch, tokens, ..], &[_, keys, ..]) = (&self.func.ty(q).shape[..], &self.func.ty(k).shape[..])
-                else {
-                    return None;
-                };
-                let of_sequences = match (made_by, &ty.shape[..]) {
-                    (Some(_), [b, ..]) => *b == batch,
-                    (None, [b, t, _, ..]) => *b == batch && [tokens, keys].contains(t),
-                    _ => false,
-                };
-                if of_sequences { parts(batch) } else { None }
-            }
-            KernelKind::Product { batch, .. } if batch > 1 => {
-                if ty.rank() == 3 && ty.shape[0] == batch {
-                    parts(batch)
-                } else {
-                    None
-                }
-            }
-            KernelKind::Product { m, .. } => {
-                let rows_per_task = self.tiling.rows_per_task(m);
-                let row = row_bytes(ty, m, pitch)?;
-                blocks_of(m.div_ceil(rows_per_task.max(1)), rows_per_task.saturating_mul(row))
+        // Of the kernel's rows so many belong to one row of the tensor.
+        let by_rows = |columns: usize, block: usize| {
+            let rows = self.kind.rows()?;
+            let rows_per_task = self.tiling.rows_per_task(rows).max(1);
+            let pitch = pointer.pitch.unwrap_or(columns.saturating_mul(pointer.ty.dtype.bytes()));
+            let whole = block > 0 && rows_per_task.is_multiple_of(block);
+            whole.then(|| blocks_of(rows.div_ceil(rows_per_task), (rows_per_task / block).saturating_mul(pitch)))?
+        };
+        match pointer.access {
+            Access::Rows(columns) => by_rows(columns, 1),
+            Access::Blocks { rows, columns } => by_rows(columns, rows),
+            Access::Matrix(_) | Access::Batch => {
+                let batch = self.kind.batch();
+                blocks_of(batch, pointer.bytes().checked_div(batch)?).filter(|_| batch > 1)
             }
             _ => None,
         }
-    }
-}
-
-/// Bytes from one of so many rows of a tensor to the next, if its leading axes are those rows. A tensor of leading axes 1 may be one
-/// row, for all.
-fn row_bytes(ty: &Type, rows: usize, pitch: Option<usize>) -> Option<usize> {
-    let is_leading = |axes: usize| ty.shape[..axes].iter().product::<usize>() == rows;
-    let leading = (1..=ty.rank()).find(|&axes| is_leading(axes))?;
-    let is_row = ty.rank() < 2 || ty.elements() == rows && ty.shape[0] == 1;
-    match pitch {
-        _ if is_row => None,
-        Some(pitch) => (ty.rows() == rows).then_some(pitch),
-        None => Some(ty.shape[leading..].iter().product::<usize>() * ty.dtype.bytes()),
     }
 }
 

@@ -6,8 +6,8 @@
 //! so does what a loop carries, since it may be recorded.
 use petgraph::unionfind::UnionFind;
 use rdc_ir::pitch::{collide, odd_lines};
-use rdc_ir::program::{Buffer, Entry, Kernel, KernelKind, LaunchArg, LoopStep, Offset, Place, Step};
-use rdc_ir::{DType, Opcode, Type, ValueId};
+use rdc_ir::program::{Buffer, Entry, Kernel, KernelKind, LaunchArg, LoopStep, Offset, Place, Pointer, Step};
+use rdc_ir::{DType, Type};
 use std::collections::HashSet;
 
 /// Sets the pitch of the buffers of entries that are not yet in the arena, and of the pointers that they are passed for.
@@ -19,15 +19,16 @@ pub fn set(entries: &mut [Entry], kernels: &mut [Kernel]) {
         spread[set] &= spread[node];
     }
     let wanted: HashSet<usize> = (0..kernels.len())
-        .filter(|&k| matches!(kernels[k].kind, KernelKind::Matmul { .. } | KernelKind::Product { .. }))
-        .flat_map(|k| (0..kernels[k].pointers().count()).map(move |pointer| (k, pointer)))
+        .filter(|&k| matches!(kernels[k].kind, KernelKind::Matmul(_) | KernelKind::Product(_)))
+        .flat_map(|k| (0..kernels[k].pointers.len()).map(move |pointer| (k, pointer)))
         .map(|(k, pointer)| sets[classes.pointers[k] + pointer])
         .filter(|&set| spread[set])
         .collect();
     let chosen = |node: usize| wanted.contains(&sets[node]);
     for (k, kernel) in kernels.iter_mut().enumerate() {
-        let pitches = kernel.pointers().map(|pointer| odd_lines(pointer.ty.last())).enumerate();
-        kernel.pitches = pitches.filter(|p| chosen(classes.pointers[k] + p.0)).collect();
+        for (index, pointer) in kernel.pointers.iter_mut().enumerate() {
+            pointer.pitch = chosen(classes.pointers[k] + index).then(|| odd_lines(pointer.ty.last()));
+        }
     }
     for (entry, first) in entries.iter_mut().zip(classes.buffers) {
         for (index, buffer) in entry.buffers.iter_mut().enumerate() {
@@ -60,7 +61,7 @@ impl Classes {
         let mut pointers = Vec::new();
         for kernel in kernels {
             pointers.push(spread.len());
-            spread.extend(kernel.pointers().enumerate().map(|(index, pointer)| addresses(kernel, index, pointer.ty)));
+            spread.extend(kernel.pointers.iter().map(Pointer::may_have_pitch));
         }
         let mut classes = Classes { sets: UnionFind::new(spread.len()), spread, buffers, pointers };
         for (index, entry) in entries.iter().enumerate() {
@@ -73,10 +74,10 @@ impl Classes {
             match step {
                 Step::Launch(launch) => {
                     let pointers = self.pointers[launch.kernel];
-                    for (index, (arg, pointer)) in launch.args.iter().zip(kernels[launch.kernel].pointers()).enumerate()
+                    for (index, (arg, pointer)) in launch.args.iter().zip(&kernels[launch.kernel].pointers).enumerate()
                     {
                         self.sets.union(first + arg.buffer, pointers + index);
-                        self.spread[pointers + index] &= is_rows_of(pointer.ty, arg, &buffers[arg.buffer]);
+                        self.spread[pointers + index] &= is_rows_of(&pointer.ty, arg, &buffers[arg.buffer]);
                     }
                 }
                 Step::Copy { dst, src } => {
@@ -111,28 +112,6 @@ fn is_rows_of(ty: &Type, arg: &LaunchArg, buffer: &Buffer) -> bool {
             Offset::Fixed(bytes) | Offset::Step { stride: bytes } => whole(bytes),
             Offset::Slot { .. } => false,
         }
-}
-
-/// Whether a kernel addresses the tensor of a pointer row by row, as its kind sees rows.
-fn addresses(kernel: &Kernel, pointer: usize, ty: &Type) -> bool {
-    let func = &kernel.func;
-    let body = &func.regions[func.body];
-    // Tables are looked up, weights are packed.
-    let users = |v: ValueId| body.ops.iter().map(|&op| &func.ops[op]).filter(move |op| op.operands.contains(&v));
-    let is_rows = body.args.get(pointer).is_none_or(|&arg| {
-        users(arg).all(|op| match op.opcode {
-            Opcode::Gather | Opcode::PackedGather | Opcode::Rope | Opcode::RopeGrad => false,
-            Opcode::PackedMatmul => !op.operands[1..].contains(&arg),
-            _ => true,
-        })
-    });
-    let rows = match kernel.kind {
-        KernelKind::Rows { rows } | KernelKind::Matmul { m: rows, .. } => ty.rows() == rows,
-        KernelKind::Columns { rows, columns } => columns > 1 && ty.rows() == rows,
-        KernelKind::Product { batch, m, n, k } => [m, n, k].map(|rows| batch * rows).contains(&ty.rows()),
-        _ => false,
-    };
-    is_rows && rows
 }
 
 /// Moves arguments that begin with a later row, or move by rows, as the pitches of their buffers ask.

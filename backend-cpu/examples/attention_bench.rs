@@ -4,7 +4,8 @@
 //!     cargo run --release -p rdc-backend-cpu --features testing --example attention_bench [-- chunk|grad|token|asm]
 use rdc_backend_cpu::testing::{Aligned, Runner, kernel, program, random};
 use rdc_backend_cpu::{Error, Stage, emit_stage, target};
-use rdc_ir::program::{Kernel, KernelKind, Tiling};
+use rdc_ir::program::{Kernel, Tiling};
+use rdc_passes::fuse::body::Family;
 use rdc_ir::{Func, Type};
 use std::hint::black_box;
 use std::io::Write;
@@ -35,7 +36,7 @@ fn chunk(
     if keys == Keys::Cache {
         views(&mut func);
     }
-    let kind = (KernelKind::Attention { queries: s, heads: HEADS }, Tiling::Queries { q_rows, kv_block });
+    let kind = (Family::Attention, Tiling::Queries { q_rows, kv_block });
     Ok(kernel("k", kind, func, HEADS * s.div_ceil(q_rows)))
 }
 
@@ -48,7 +49,7 @@ fn grad((s, d): (usize, usize), causal: bool, q_rows: usize) -> Result<Kernel, B
         yield "dq" = %dq, "dk" = %dk, "dv" = %dv }}"#
     );
     let func = rdc_ir::parse::parse_func(&text)?;
-    let kind = (KernelKind::AttentionGrad { queries: s, groups: HEADS }, Tiling::Queries { q_rows, kv_block: 128 });
+    let kind = (Family::AttentionGrad, Tiling::Queries { q_rows, kv_block: 128 });
     Ok(kernel("k", kind, func, HEADS))
 }
 
@@ -61,7 +62,7 @@ fn token(t: usize, d: usize) -> Result<Kernel, Box<dyn std::error::Error>> {
     );
     let mut func = rdc_ir::parse::parse_func(&text)?;
     views(&mut func);
-    Ok(kernel("k", (KernelKind::DecodeAttention { groups: HEADS }, Tiling::Whole), func, HEADS))
+    Ok(kernel("k", (Family::DecodeAttention, Tiling::Whole), func, HEADS))
 }
 
 /// Keys and values lie in caches.

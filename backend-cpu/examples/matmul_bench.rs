@@ -4,7 +4,8 @@
 //!         [-- gemm | gemv | product | memory | compile | asm [TARGET]]
 use rdc_backend_cpu::testing::{Aligned, Runner, kernel, pack, program, quantise, random};
 use rdc_backend_cpu::{Error, Stage, emit_stage, target};
-use rdc_ir::program::{Kernel, KernelKind, Target, Tiling};
+use rdc_ir::program::{Kernel, Target, Tiling};
+use rdc_passes::fuse::body::Family;
 use rdc_ir::{ArgRole, Attr, Builder, DType, Func, Opcode, Type};
 use std::hint::black_box;
 use std::time::Instant;
@@ -74,7 +75,7 @@ fn case(target: &Target, (m, n, k): (usize, usize, usize), dtype: DType, around:
         _ => Tiling::PanelBlocks { rows_per_task, panels_per_task, kc, panels_together, prefetch },
     };
     let tasks = m.div_ceil(rows_per_task) * panels.div_ceil(panels_per_task);
-    kernel("k", (KernelKind::Matmul { m, n, k }, tiling), func, tasks)
+    kernel("k", (Family::Matmul, tiling), func, tasks)
 }
 
 fn runner(target: &Target, kernel: &Kernel) -> Result<Runner, Error> {
@@ -117,7 +118,7 @@ fn product_case(
     let columns_per_task = n.div_ceil(n.div_ceil(columns)).next_multiple_of(target.nr);
     let inner = (target.l1 / (8 * target.nr)).min(INNER_OF_PRODUCT);
     let kc = k.div_ceil(k.div_ceil(inner)).next_multiple_of(4);
-    let kind = (KernelKind::Product { batch: 1, m, n, k }, Tiling::Blocks { rows_per_task, columns_per_task, kc });
+    let kind = (Family::Product, Tiling::Blocks { rows_per_task, columns_per_task, kc });
     kernel("k", kind, func, m.div_ceil(rows_per_task) * n.div_ceil(columns_per_task))
 }
 
@@ -336,7 +337,7 @@ fn memory(target: &Target) -> Result<(), Error> {
         let packed = b.op(Opcode::Pack, &[w], vec![Attr::Int(nr as i64), Attr::Int(1)]);
         b.output("p", packed, false);
         let panels = n / nr;
-        let kind = (KernelKind::Pack { panels }, Tiling::Panels { panels_per_task: 8 });
+        let kind = (Family::Pack, Tiling::Panels { panels_per_task: 8 });
         moved(target, if flipped { "pack, transposed" } else { "pack" }, kernel("k", kind, func, panels.div_ceil(8)))?;
     }
     for columns in [1024, 384] {
@@ -351,7 +352,7 @@ fn memory(target: &Target) -> Result<(), Error> {
         let sum = b.op(Opcode::SumTo, &[scaled], vec![Attr::Ints(vec![columns as i64])]);
         b.output("s", sum, false);
         for columns_per_task in [64, columns / 2] {
-            let kind = (KernelKind::Columns { rows, columns }, Tiling::Columns { columns_per_task });
+            let kind = (Family::Columns, Tiling::Columns { columns_per_task });
             let name = format!("columns of {columns}, {columns_per_task} per task");
             moved(target, &name, kernel("k", kind, func.clone(), columns / columns_per_task))?;
         }
@@ -364,7 +365,7 @@ fn memory(target: &Target) -> Result<(), Error> {
     let terms = b.arg("r", ArgRole::Input, Type::f32([count, columns]));
     let sum = b.op(Opcode::ScatterAdd, &[table, ids, terms], vec![]);
     b.output("t", sum, false);
-    let kind = (KernelKind::ScatterAdd { rows }, Tiling::Rows { rows_per_task: rows / 32 });
+    let kind = (Family::ScatterAdd, Tiling::Rows { rows_per_task: rows / 32 });
     moved(target, "scatter_add, copying", kernel("k", kind, func, 32))
 }
 

@@ -27,7 +27,7 @@ pub enum Attr {
 }
 
 /// Floats in formats that, as JSON, have no infinities: those are strings.
-mod any_float {
+pub(crate) mod any_float {
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
     #[derive(Serialize, Deserialize)]

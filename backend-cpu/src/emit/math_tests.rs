@@ -1,6 +1,7 @@
 //! Elementary functions against f64.
 use crate::testing::{Runner, kernel};
-use rdc_ir::program::{KernelKind, Target, Tiling};
+use rdc_ir::program::{Target, Tiling};
+use rdc_passes::fuse::body::Family;
 use rdc_ir::{ArgRole, Builder, Func, Opcode, Type};
 
 // SAFETY of the calls: `erf` of the C library is a pure function of one double.
@@ -23,7 +24,7 @@ fn run_on(lanes: usize, opcode: Opcode, inputs: &[f32]) -> Vec<f32> {
     let y = b.op(opcode, &[x], vec![]);
     b.output("y", y, false);
     let target = Target { lanes, ..crate::target("x86-64-v3").unwrap() };
-    let kernel = kernel("k", (KernelKind::Rows { rows: 1 }, Tiling::Rows { rows_per_task: 1 }), func, 1);
+    let kernel = kernel("k", (Family::Rows(1), Tiling::Rows { rows_per_task: 1 }), func, 1);
     let mut runner = Runner::new(&target, &kernel).unwrap();
     runner.args[0] = crate::testing::Aligned::from_f32(inputs);
     runner.run(0..1);
@@ -87,7 +88,7 @@ fn softmax_of_two() {
     let x = b.arg("x", ArgRole::Input, Type::f32([inputs.len(), 2]));
     let y = b.op(Opcode::Softmax, &[x], vec![]);
     b.output("y", y, false);
-    let kind = (KernelKind::Rows { rows: inputs.len() }, Tiling::Rows { rows_per_task: inputs.len() });
+    let kind = (Family::Rows(inputs.len()), Tiling::Rows { rows_per_task: inputs.len() });
     let mut runner = Runner::new(&crate::target("x86-64-v3").unwrap(), &kernel("k", kind, func, 1)).unwrap();
     let pairs: Vec<f32> = inputs.iter().flat_map(|&x| [x, 0.0]).collect();
     runner.args[0] = crate::testing::Aligned::from_f32(&pairs);

@@ -8,7 +8,6 @@ pub struct Graph<'k> {
     /// Nodes; operands come before their users.
     pub nodes: &'k [Node],
     kernel: &'k Kernel,
-    rows: usize,
 }
 
 /// Whether a value is computed straight into a buffer, apart from the sweep of its level.
@@ -19,17 +18,12 @@ pub fn is_buffered(kind: &NodeKind) -> bool {
 impl<'k> Graph<'k> {
     /// A graph of a kernel.
     pub fn new(kernel: &'k Kernel, graph: &'k RowGraph) -> Graph<'k> {
-        Graph { nodes: &graph.nodes, kernel, rows: graph.rows }
+        Graph { nodes: &graph.nodes, kernel }
     }
 
     /// Bytes from one row of a node to the next in the memory of a pointer.
     pub fn pitch(&self, pointer: usize, node: &Node) -> usize {
         self.kernel.pitch(pointer, node.class.width().unwrap_or(1) * node.dtype.bytes())
-    }
-
-    /// Rows of the kernel.
-    pub fn rows(&self) -> usize {
-        self.rows
     }
 
     /// Whether computing a chunk again costs no more than loading it from a buffer.

@@ -2,6 +2,7 @@
 use super::heads::all_pieces;
 use super::panels::Strip;
 use crate::emit::{Cmp, Elem, Emitter, Ty, Val};
+use rdc_ir::program::body::HeadRows;
 
 /// Steps of the inner size per iteration.
 const UNROLL: usize = 4;

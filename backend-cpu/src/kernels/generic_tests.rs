@@ -1,8 +1,9 @@
 //! Generic kernels against the interpreter, one operation each.
 use super::oracle::Case;
-use rdc_ir::program::{KernelKind, Tiling};
+use rdc_ir::program::Tiling;
+use rdc_passes::fuse::body::Family;
 
-const GENERIC: (KernelKind, Tiling) = (KernelKind::Generic, Tiling::Whole);
+const GENERIC: (Family, Tiling) = (Family::Generic, Tiling::Whole);
 
 #[track_caller]
 fn op(args: &str, body: &str) -> Case {
@@ -133,13 +134,13 @@ fn attention() {
 }
 
 #[test]
-fn what_is_refused() {
-    let case = Case::new(
-        "func \"f\"() {\n%y = rope_table {len = 4, dim = 4, base = 10.0} : f32[4, 2, 2]\nyield \"y\" = %y }",
-        GENERIC,
-        1,
-    );
-    let kernel = crate::testing::kernel("k", case.kind, case.func, 1);
-    let error = super::mlir(&crate::target("x86-64-v3").unwrap(), &kernel).unwrap_err();
-    assert_eq!(error.to_string(), "kernel k: rope_table in a kernel is not supported on this target");
+fn rows_of_one_element() {
+    for op in ["softmax %x", "rms_norm %x, %w {eps = 1e-3}", "layer_norm %x, %w, %w {eps = 1e-3}"] {
+        let text = format!(
+            r#"func "f"("x" input = %x: f32[2, 3, 1], "w" input = %w: f32[1]) {{
+            %y = {op} : f32[2, 3, 1]
+            yield "y" = %y }}"#
+        );
+        Case::new(&text, GENERIC, 1).check();
+    }
 }

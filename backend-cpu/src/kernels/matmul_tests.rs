@@ -2,7 +2,8 @@
 use crate::testing::{Aligned, Runner, kernel, pack, quantise, random, via_bf16};
 use crate::{Options, compile, target, testing};
 use proptest::prelude::*;
-use rdc_ir::program::{Kernel, KernelKind, Target, Tiling};
+use rdc_ir::program::{Kernel, Target, Tiling};
+use rdc_passes::fuse::body::Family;
 use rdc_ir::{ArgRole, Attr, Builder, DType, Func, Opcode, Type, ValueId};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -148,7 +149,7 @@ impl Case {
         };
         let row_blocks = m.div_ceil(tiling.rows_per_task(m));
         let tasks = row_blocks * n.div_ceil(target.nr).div_ceil(panels_per_task);
-        kernel("k", (KernelKind::Matmul { m, n, k }, tiling), func, tasks)
+        kernel("k", (Family::Matmul, tiling), func, tasks)
     }
 
     /// Runs the kernel, all tasks in `calls` calls, and compares each result with f64 loops.

@@ -1,7 +1,8 @@
 //! Compares kernels with the reference interpreter in f64.
 use crate::testing::{Aligned, Runner, kernel, program, random};
 use rdc_ir::interp::{self, Data, Inputs, Tensor};
-use rdc_ir::program::{Kernel, KernelKind, Reach, Tiling};
+use rdc_ir::program::{Kernel, Reach, Tiling};
+use rdc_passes::fuse::body::Family;
 use rdc_ir::{DType, Func, Module, Opcode, Type, ValueId};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -12,7 +13,7 @@ pub struct Case {
     /// What it computes, as the interpreter runs it.
     pub func: Func,
     /// Its kind and tiling.
-    pub kind: (KernelKind, Tiling),
+    pub kind: (Family, Tiling),
     /// Its number of tasks.
     pub tasks: usize,
     /// Largest error, relative to the largest element of a result.
@@ -30,7 +31,7 @@ pub struct Case {
 impl Case {
     /// A kernel of a function in IR text.
     #[track_caller]
-    pub fn new(text: &str, kind: (KernelKind, Tiling), tasks: usize) -> Case {
+    pub fn new(text: &str, kind: (Family, Tiling), tasks: usize) -> Case {
         let func = rdc_ir::parse::parse_func(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
         let (ints, views, in_place, pitches) = (vec![], vec![], vec![], vec![]);
         Case { func, kind, tasks, tolerance: 2e-6, ints, views, in_place, pitches }
@@ -115,7 +116,7 @@ impl Case {
         for &(name, bytes) in &self.pitches {
             let argument = kernel.func.args.iter().position(|a| a.name == name);
             let result = kernel.func.outputs.iter().position(|o| o.name == name).map(|o| pointers[o]);
-            kernel.pitches.insert(argument.or(result).unwrap(), bytes);
+            kernel.pointers[argument.or(result).unwrap()].pitch = Some(bytes);
         }
         let mut runner = Runner::new(&target, &kernel).unwrap_or_else(|e| panic!("{e}"));
         for &(result, argument) in &self.in_place {
@@ -125,7 +126,7 @@ impl Case {
         }
         let set = |runner: &mut Runner| {
             for (i, (&value, tensor)) in args.iter().zip(&tensors).enumerate() {
-                runner.args[i] = memory(kernel.func.ty(value), kernel.pitches.get(&i).copied(), tensor);
+                runner.args[i] = memory(kernel.func.ty(value), kernel.pointers[i].pitch, tensor);
             }
             // Results that are not written must show.
             for result in &mut runner.args[args.len()..] {
@@ -148,7 +149,7 @@ impl Case {
             outputs.tensors.iter().zip(kernel.func.regions[kernel.func.body].yields.iter().zip(pointers))
         {
             let pointer = runner.shared.iter().find(|s| s.0 == pointer).map_or(pointer, |s| s.1);
-            let got = numbers(kernel.func.ty(value), kernel.pitches.get(&pointer).copied(), &whole[pointer]);
+            let got = numbers(kernel.func.ty(value), kernel.pointers[pointer].pitch, &whole[pointer]);
             compare(name, &got, &want.to_f64(), self.tolerance);
         }
     }
@@ -184,7 +185,8 @@ fn check_reaches(kernel: &Kernel, runner: &mut Runner, whole: &[Aligned]) {
     let memory = |pointer: usize| shared.iter().find(|s| s.0 == pointer).map_or(pointer, |s| s.1);
     let mut image: Vec<Aligned> = runner.args.clone();
     let pointers: Vec<(usize, bool, Reach)> = kernel
-        .pointers()
+        .pointers
+        .iter()
         .zip(kernel.reaches())
         .enumerate()
         .map(|(index, (pointer, reach))| (memory(index), pointer.written, reach))

@@ -2,18 +2,22 @@
 mod loader;
 
 use crate::{Error, Options, compile, scratch_bytes};
-use rdc_ir::program::{Dispatch, Kernel, KernelKind, Program, Target, Tiling};
+use rdc_ir::program::{Dispatch, Kernel, Program, Target, Tiling};
 use rdc_ir::{DType, Func};
-use std::collections::BTreeMap;
+use rdc_passes::fuse::body::{Family, take_apart};
+use rdc_passes::fuse::kernel::pointers;
 use std::ops::Range;
 
 pub use loader::{Aligned, Entry, Loaded};
 
-/// A kernel of a function, its kind and tiling given, less what only schedules need.
-pub fn kernel(name: &str, (kind, tiling): (KernelKind, Tiling), func: Func, tasks: usize) -> Kernel {
-    let dispatch = Dispatch::Static;
-    let (name, pitches) = (name.into(), BTreeMap::new());
-    Kernel { name, kind, tiling, func, pitches, tasks, dispatch, scratch: 0, flops: 0, bytes: 0 }
+/// A kernel of a function, its family and tiling given, less what only schedules need.
+///
+/// # Panics
+/// If the family does not compute the function.
+pub fn kernel(name: &str, (family, tiling): (Family, Tiling), func: Func, tasks: usize) -> Kernel {
+    let kind = take_apart(&func, family).unwrap_or_else(|what| panic!("{name}: {what}"));
+    let (name, pointers, dispatch) = (name.into(), pointers(&func, &kind), Dispatch::Static);
+    Kernel { name, kind, tiling, func, pointers, tasks, dispatch, scratch: 0, flops: 0, bytes: 0 }
 }
 
 /// A program of kernels only.
@@ -46,7 +50,7 @@ impl Runner {
             Ok(code) => code,
             Err(e) => panic!("mapping code: {e}"),
         };
-        let args = kernel.pointers().map(|pointer| Aligned::new(pointer.bytes())).collect();
+        let args = kernel.pointers.iter().map(|pointer| Aligned::new(pointer.bytes())).collect();
         let mut scratch = Aligned::new(scratch_bytes(kernel, target));
         // A thread's scratch holds what the last kernel left there: a kernel that trusts it computes NaN.
         scratch.bytes_mut().fill(0xff);

@@ -156,6 +156,22 @@ impl Kernel {
 }
 
 impl KernelKind {
+    /// The name of the family.
+    pub fn name(&self) -> &'static str {
+        match self {
+            KernelKind::Rows(_) => "rows",
+            KernelKind::Matmul(_) => "matmul",
+            KernelKind::Product(_) => "product",
+            KernelKind::Columns(_) => "columns",
+            KernelKind::KvWrite(_) => "kv_write",
+            KernelKind::Attention(_) => "attention",
+            KernelKind::DecodeAttention(_) => "decode_attention",
+            KernelKind::AttentionGrad(_) => "attention_grad",
+            KernelKind::Pack(_) => "pack",
+            KernelKind::ScatterAdd(_) => "scatter_add",
+            KernelKind::Generic(_) => "generic",
+        }
+    }
     /// Rows over which its work is counted, where rows can be cut into tasks.
     pub fn rows(&self) -> Option<usize> {
         match self {

@@ -2,9 +2,8 @@
 //! operand.
 use super::graph::{GroupId, GroupKind, UseGraph};
 use super::rows;
-use super::tiles::{Around, FEW_ROWS};
+use super::tiles::FEW_ROWS;
 use super::uses::User;
-use rdc_ir::program::has_row_epilogue;
 use rdc_ir::{Func, OpId, Opcode, ValueId};
 use std::collections::BTreeSet;
 
@@ -251,22 +250,6 @@ pub fn row_epilogues(graph: &mut UseGraph) {
             set[1..].iter().for_each(|&other| graph.join(group, other));
         }
     }
-}
-
-/// What stands around the matmul of a group.
-pub fn around(func: &Func, ops: &[OpId], anchor: OpId) -> Around {
-    let (mut made, mut before) = (BTreeSet::from([func.ops[anchor].operands[0]]), 0);
-    for op in ops.iter().rev().map(|&op| &func.ops[op]) {
-        if op.results.iter().any(|v| made.contains(v)) {
-            made.extend(&op.operands);
-            before += match op.opcode {
-                Opcode::Reshape | Opcode::Constant => 0,
-                Opcode::RmsNorm | Opcode::LayerNorm | Opcode::Softmax => 4,
-                _ => 1,
-            };
-        }
-    }
-    Around { before, whole: has_row_epilogue(func, ops, anchor), block: rows::block(func, ops) }
 }
 
 /// The operations of an opcode.

@@ -10,7 +10,11 @@
 //!    most: every thread recomputes a norm, which costs less than a barrier. What others need too becomes a result;
 //! 5. the row operations left join into row kernels, which join the packed matmul whose result they alone take (row epilogue);
 //! 6. reshapes and contiguous slices that nobody took need no kernel; every other operation is a kernel of its own.
+//!
+//! A group is then taken apart, once, into the typed body that all who come after read ([`body`]). If its family does not compute it
+//! after all, its operations become kernels of their own ([`apart`]).
 pub mod attention;
+pub mod body;
 pub mod columns;
 pub mod duplicate;
 pub mod gradients;
@@ -38,7 +42,7 @@ pub fn groups(func: &Func, uses: &Uses, leaves: &HashSet<OpId>, region: RegionId
         let Some(group) = graph.group(op) else { continue };
         if func.ops[op].opcode == Opcode::Loop {
             graph.set_kind(group, GroupKind::Loop(op));
-        } else if alias(func, op).is_some() || moving(func, uses, op).is_some() || is_address(func, uses, op) {
+        } else if needs_no_kernel(func, uses, op) {
             graph.set_kind(group, GroupKind::Alias);
         }
     }
@@ -60,6 +64,17 @@ pub fn groups(func: &Func, uses: &Uses, leaves: &HashSet<OpId>, region: RegionId
         }
     }
     graph.finish()
+}
+
+/// The operations of a group that no kernel computes together, each on its own.
+pub fn apart(func: &Func, uses: &Uses, group: &Group) -> Vec<Group> {
+    let kind = |op: OpId| if needs_no_kernel(func, uses, op) { GroupKind::Alias } else { GroupKind::Generic };
+    group.ops.iter().map(|&op| Group { kind: kind(op), ops: vec![op] }).collect()
+}
+
+/// Whether an operation's result is memory of its operand, or an address.
+fn needs_no_kernel(func: &Func, uses: &Uses, op: OpId) -> bool {
+    alias(func, op).is_some() || moving(func, uses, op).is_some() || is_address(func, uses, op)
 }
 
 /// Operations with kernels of their own.

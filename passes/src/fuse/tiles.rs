@@ -1,5 +1,7 @@
 //! Tile sizes: how a kernel's work is cut into tasks. A pure function of shapes and target, so that results depend on
 //! neither the number of threads nor the moment.
+use rdc_ir::program::body::{Epilogue, Matmul};
+use rdc_ir::program::rows::{NodeId, NodeKind, Stored};
 use rdc_ir::program::{Dispatch, Target, Tiling};
 
 /// Rows up to which a matmul is bound by reading the weight.
@@ -64,6 +66,28 @@ pub struct Around {
     pub whole: bool,
     /// Rows after which a block that is summed begins again: so do tasks.
     pub block: usize,
+}
+
+impl Around {
+    /// What stands around a matmul.
+    pub fn of(body: &Matmul) -> Around {
+        let work = |node: NodeId| match body.before.nodes[node].kind {
+            NodeKind::Arg(_) | NodeKind::Alias(_) | NodeKind::Constant(_) => 0,
+            NodeKind::RmsNorm { .. } | NodeKind::LayerNorm { .. } | NodeKind::Softmax { .. } => 4,
+            _ => 1,
+        };
+        let before = body.before.reached([body.left]).into_iter().map(work).sum();
+        let (whole, after) = match &body.epilogue {
+            Epilogue::Elements(rows) => (false, rows),
+            Epilogue::Rows(rows) => (true, rows),
+        };
+        Around { before, whole, block: block(body.kept.iter().chain(&after.results)) }
+    }
+}
+
+/// Rows after which a block of every sum of blocks among some results begins again.
+pub fn block<'r>(results: impl IntoIterator<Item = &'r Stored>) -> usize {
+    results.into_iter().filter_map(|stored| stored.block).fold(1, |block, rows| lcm(block, rows.max(1)))
 }
 
 /// A matmul `[m, k] x [k, n]` over panels of `nr` columns.

@@ -35,7 +35,7 @@ pub fn plan(
 ) -> Result<(Entry, Vec<Life>), Error> {
     let uses = Uses::new(func);
     let leaves = weights::leaves(func, &uses, weights);
-    let survey = Survey::new(func, &uses, weights, &leaves, target);
+    let survey = Survey::new(func, &uses, weights, &leaves, target)?;
     let mut planner = Planner {
         func,
         uses,

@@ -40,12 +40,12 @@ fn reads(graph: &RowGraph, args: &[usize]) -> bool {
 fn dependents(
     graph: &RowGraph,
     args: &[usize],
-    leads: impl Fn(NodeId, &mut dyn Iterator<Item = NodeId>) -> bool,
+    leads: impl Fn(NodeId, &[NodeId]) -> bool,
 ) -> Option<Vec<bool>> {
     let mut depends: Vec<bool> = Vec::new();
     for (id, node) in graph.nodes.iter().enumerate() {
         let operands: Vec<NodeId> = node.kind.operands().into_iter().filter(|&operand| depends[operand]).collect();
-        if !operands.is_empty() && !leads(id, &mut operands.iter().copied()) {
+        if !operands.is_empty() && !leads(id, &operands) {
             return None;
         }
         let table = match &node.kind {
@@ -81,8 +81,8 @@ fn whole(rows: &Rows, pointer: usize) -> Option<NodeId> {
 /// elementwise.
 fn by_elements(rows: &Rows, args: &[usize], result: usize, alone: bool) -> bool {
     let nodes = &rows.graph.nodes;
-    let leads = |id: NodeId, operands: &mut dyn Iterator<Item = NodeId>| {
-        same_places(&nodes[id].kind) && operands.all(|operand| nodes[operand].class == nodes[id].class)
+    let leads = |id: NodeId, operands: &[NodeId]| {
+        same_places(&nodes[id].kind) && operands.iter().all(|&operand| nodes[operand].class == nodes[id].class)
     };
     let only_elements = |kind: &NodeKind| same_places(kind) || matches!(kind, NodeKind::Arg(_) | NodeKind::Constant(_));
     let (Some(depends), Some(node)) = (dependents(&rows.graph, args, leads), whole(rows, result)) else { return false };
@@ -100,7 +100,7 @@ fn by_rows(rows: &Rows, args: &[usize], result: usize) -> bool {
         NodeKind::Softmax { .. } => 0,
         ref kind => kind.sweeps(),
     };
-    let leads = |id: NodeId, _: &mut dyn Iterator<Item = NodeId>| {
+    let leads = |id: NodeId, _: &[NodeId]| {
         (same_places(&nodes[id].kind) || sweeps(id) > 0) && fits(id)
     };
     let Some(depends) = dependents(&rows.graph, args, leads) else { return false };
@@ -116,18 +116,22 @@ fn by_rows(rows: &Rows, args: &[usize], result: usize) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::fuse::body::{Family, take_apart};
+    use crate::fuse::kernel::pointers;
     use rdc_ir::program::{Dispatch, Tiling};
 
-    fn shares(kind: KernelKind, body: &str, args: &[usize], result: usize) -> bool {
+    fn shares(family: Family, body: &str, args: &[usize], result: usize) -> bool {
         let text = format!("module \"m\"\nfunc \"k\"{body}");
         let func = rdc_ir::parse(&text).unwrap().funcs.remove(0);
+        let kind = take_apart(&func, family).unwrap();
+        let (pointers, result) = (pointers(&func, &kind), func.args.len() + result);
         let (tasks, dispatch) = (1, Dispatch::Static);
         let kernel = Kernel {
             name: "k".into(),
             kind,
             tiling: Tiling::Whole,
             func,
-            pitches: Default::default(),
+            pointers,
             tasks,
             dispatch,
             scratch: 0,
@@ -139,23 +143,23 @@ mod tests {
 
     #[test]
     fn elementwise_kernels_share() {
-        let rows = KernelKind::Rows { rows: 4 };
+        let rows = Family::Rows(4);
         let sum = "(\"a\" input = %a: f32[4, 8], \"b\" input = %b: f32[4, 8], \"c\" input = %c: f32[4, 1]) {
             %s = add %a, %b : f32[4, 8]
             %n = mul %s, %c : f32[4, 8]
             %m = mul %b, %b : f32[4, 8]
             yield \"n\" = %n, \"m\" = %m
         }";
-        assert!(shares(rows.clone(), sum, &[0], 0) && shares(rows.clone(), sum, &[1], 0));
-        assert!(shares(rows.clone(), sum, &[1], 1) && shares(rows.clone(), sum, &[0, 1], 0));
-        assert!(!shares(rows.clone(), sum, &[0], 1), "it is not computed from it");
-        assert!(!shares(rows.clone(), sum, &[2], 0), "another shape");
+        assert!(shares(rows, sum, &[0], 0) && shares(rows, sum, &[1], 0));
+        assert!(shares(rows, sum, &[1], 1) && shares(rows, sum, &[0, 1], 0));
+        assert!(!shares(rows, sum, &[0], 1), "it is not computed from it");
+        assert!(!shares(rows, sum, &[2], 0), "another shape");
         assert!(!shares(rows, sum, &[], 0));
     }
 
     #[test]
     fn reductions_allow_one_dependent_result() {
-        let rows = KernelKind::Rows { rows: 4 };
+        let rows = Family::Rows(4);
         let one = |also: &str| {
             format!(
                 "(\"a\" input = %a: f32[4, 8], \"b\" input = %b: f32[4, 8]) {{
@@ -166,14 +170,14 @@ mod tests {
                 }}"
             )
         };
-        assert!(shares(rows.clone(), &one("%b"), &[0], 0));
-        assert!(!shares(rows.clone(), &one("%a"), &[0], 1), "another sweep reads it again");
+        assert!(shares(rows, &one("%b"), &[0], 0));
+        assert!(!shares(rows, &one("%a"), &[0], 1), "another sweep reads it again");
         assert!(!shares(rows, &one("%b"), &[1], 1), "it is reduced");
     }
 
     #[test]
     fn rows_that_are_reduced_share_with_the_only_result() {
-        let rows = KernelKind::Rows { rows: 4 };
+        let rows = Family::Rows(4);
         let one = |op: &str, yields: &str| {
             format!(
                 "(\"a\" input = %a: f32[4, 8], \"b\" input = %b: f32[4, 8]) {{
@@ -188,29 +192,27 @@ mod tests {
             )
         };
         let only = "\"n\" = %n, \"c\" = %c";
-        assert!(shares(rows.clone(), &one("div %e, %s", only), &[0], 0));
+        assert!(shares(rows, &one("div %e, %s", only), &[0], 0));
         assert!(
-            shares(rows.clone(), &one("div %e, %s", "\"n\" = %n, \"m\" = %m, \"s\" = %s"), &[0], 0),
+            shares(rows, &one("div %e, %s", "\"n\" = %n, \"m\" = %m, \"s\" = %s"), &[0], 0),
             "columns beside it"
         );
         let early = one("add %a, %b", "\"n\" = %n, \"s\" = %s");
-        assert!(!shares(rows.clone(), &early, &[0], 0), "it is written before the sweep that sums");
+        assert!(!shares(rows, &early, &[0], 0), "it is written before the sweep that sums");
         let early = one("sub %a, %m", "\"n\" = %n, \"s\" = %s");
-        assert!(shares(rows.clone(), &early, &[0], 0), "it is written in the sweep that sums");
-        assert!(!shares(rows.clone(), &one("div %e, %s", "\"n\" = %n, \"e\" = %e"), &[0], 1), "another result");
-        assert!(!shares(rows.clone(), &one("softmax %l", only), &[0], 0), "it is written before its last sweep");
-        let matmul = KernelKind::Matmul { m: 4, n: 8, k: 8 };
-        assert!(!shares(matmul, &one("div %e, %s", only), &[0], 0));
+        assert!(shares(rows, &early, &[0], 0), "it is written in the sweep that sums");
+        assert!(!shares(rows, &one("div %e, %s", "\"n\" = %n, \"e\" = %e"), &[0], 1), "another result");
+        assert!(!shares(rows, &one("softmax %l", only), &[0], 0), "it is written before its last sweep");
     }
 
     #[test]
     fn a_base_is_shared_and_its_ids_are_not() {
-        let kind = KernelKind::ScatterAdd { rows: 4 };
+        let kind = Family::ScatterAdd;
         let add = "(\"a\" input = %a: f32[4, 8], \"i\" input = %i: i32[4], \"r\" input = %r: f32[4, 8]) {
             %n = scatter_add %a, %i, %r : f32[4, 8]
             yield \"n\" = %n
         }";
-        assert!(shares(kind.clone(), add, &[0], 0) && !shares(kind.clone(), add, &[2], 0));
+        assert!(shares(kind, add, &[0], 0) && !shares(kind, add, &[2], 0));
         let own = add.replace("%a, %i, %r", "%a, %i, %a");
         assert!(!shares(kind, &own, &[0], 0));
     }

@@ -7,9 +7,9 @@ use crate::artifact::{Meta, Readout};
 use crate::code::{Code, KernelFn};
 use crate::model::Model;
 use crate::weights::DrawnSource;
+use rdc_ir::program::body::Generic;
 use rdc_ir::program::*;
 use rdc_ir::{ArgRole, Attr, DType, Func, Init, Loc, Opcode, Type};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub const VOCABULARY: usize = 11;
@@ -105,8 +105,16 @@ pub fn kernel(name: &str, inputs: &[Type], results: &[Type], tasks: usize, dispa
     func.regions[body].ops.push(op);
     func.regions[body].yields = func.ops[op].results.clone();
     let (flops, bytes) = (1000, 100);
-    let (name, kind, tiling, pitches) = (name.into(), KernelKind::Generic, Tiling::Whole, BTreeMap::new());
-    Kernel { name, kind, tiling, func, pitches, tasks, dispatch, scratch: 64, flops, bytes }
+    let kind = KernelKind::Generic(Generic { op, in_place: vec![], rows: None });
+    let (name, tiling, pointers) = (name.into(), Tiling::Whole, pointers(inputs, results, Access::Whole));
+    Kernel { name, kind, tiling, func, pointers, tasks, dispatch, scratch: 64, flops, bytes }
+}
+
+/// The pointers of a kernel that reaches all of them in the same way.
+pub fn pointers(inputs: &[Type], results: &[Type], access: Access) -> Vec<Pointer> {
+    let pointer = |ty: &Type, written: bool| Pointer { ty: ty.clone(), access, pitch: None, written };
+    let inputs = inputs.iter().map(|ty| pointer(ty, ty.cache && ty.rank() == 5));
+    inputs.chain(results.iter().map(|ty| pointer(ty, true))).collect()
 }
 
 pub fn launch(kernel: usize, args: &[(usize, Offset)], barrier: bool) -> Step {

@@ -2,6 +2,8 @@
 mod access;
 mod heads;
 mod rows;
+#[cfg(test)]
+mod tests;
 
 pub use access::accesses;
 
@@ -71,7 +73,7 @@ pub fn take_apart(func: &Func, family: Family) -> Result<KernelKind, Unsupported
             KernelKind::AttentionGrad(heads::attention_grad(func, only(func, Opcode::AttentionGrad)?)?)
         }
         Family::Pack => KernelKind::Pack(pack(func)?),
-        Family::Columns => columns(func)?,
+        Family::Columns => KernelKind::Columns(columns(func)?),
         Family::ScatterAdd => KernelKind::ScatterAdd(scatter_add(func)?),
         Family::Generic => KernelKind::Generic(generic(func)?),
     })
@@ -313,17 +315,14 @@ fn is_column_sum(from: &Type, to: &Type, rows: usize) -> bool {
     (0..=from.rank()).any(|axes| kept(axes) && from.shape[..axes].iter().product::<usize>() == rows)
 }
 
-/// Column sums; that of a single column is the sum of one row.
-fn columns(func: &Func) -> Result<KernelKind, Unsupported> {
+/// Sums of several columns.
+fn columns(func: &Func) -> Result<Columns, Unsupported> {
     let is_sum = |op: &&Op| op.opcode == Opcode::SumTo;
     let ops = func.regions[func.body].ops.iter().map(|&op| &func.ops[op]);
     let sums: Vec<&Op> = ops.filter(is_sum).collect();
     let first = sums.first().ok_or("no sum over rows")?;
     let columns = func.ty(first.results[0]).elements();
     let rows = func.ty(first.operands[0]).elements() / columns.max(1);
-    if columns == 1 {
-        return Ok(KernelKind::Rows(of_rows(func, 1)?));
-    }
     let mut terms = Builder::new(func, rows, &[]);
     let mut nodes = Vec::new();
     for sum in &sums {
@@ -345,7 +344,7 @@ fn columns(func: &Func) -> Result<KernelKind, Unsupported> {
     };
     all_elementwise(&terms)?;
     all_elementwise(&epilogue.graph)?;
-    Ok(KernelKind::Columns(Columns { columns, terms, sums: nodes, epilogue }))
+    Ok(Columns { columns, terms, sums: nodes, epilogue })
 }
 
 /// Whether a node can be computed for some columns of some rows.

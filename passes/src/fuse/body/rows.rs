@@ -216,6 +216,12 @@ impl<'k> Builder<'k> {
                 NodeKind::OneHot { ids: self.node(op.operands[0], wanted)? }
             }
             Opcode::Rope | Opcode::RopeGrad => self.rope(op, class)?,
+            // Of rows of one element: the element is the largest of its row.
+            Opcode::RmsNorm | Opcode::LayerNorm | Opcode::Softmax
+                if class == Class::Column && self.is_last_axis(result, Class::Rows(1)) =>
+            {
+                NodeKind::Reduce { x: self.node(op.results[0], Class::Rows(1))?, max: true }
+            }
             Opcode::RmsNorm | Opcode::LayerNorm | Opcode::Softmax => {
                 let Class::Rows(d) = class else { return self.misfit(op, class) };
                 if !last_axis {
@@ -238,7 +244,7 @@ impl<'k> Builder<'k> {
                     Class::Column => self.same(ty(0), Class::Rows(ty(0).last())),
                     _ => None,
                 };
-                let Some(wanted) = wanted.filter(|_| ty(0).last() > 1) else { return self.misfit(op, class) };
+                let Some(wanted) = wanted else { return self.misfit(op, class) };
                 NodeKind::Reduce { x: self.node(op.operands[0], wanted)?, max: op.opcode == Opcode::ReduceMax }
             }
             Opcode::SumTo if class == Class::Column && self.is_row_sum(ty(0), result) => {

@@ -1,40 +1,133 @@
-//! From the flags of training, and a configuration, to what a text is compiled for.
+//! How losses are compiled for training: from the flags or a configuration to what the passes and the artifact are told.
 use crate::cli::{GRAD_STEPS, TrainFlags};
-use crate::pipeline::Training;
 use anyhow::{Result, ensure};
-use rdc_runtime::train::{Config, OptimizerKind, Remat};
+use rdc_frontend::Lowered;
+use rdc_ir::Module;
+use rdc_passes::optimizer::Optimizer;
+use rdc_runtime::artifact::{LossInfo, TrainMeta};
+use rdc_runtime::train::{Bytes, Config, OptimizerKind, Remat};
+use std::collections::BTreeSet;
 
-/// What the flags ask for, for `grad_steps` iterations with gradient at least.
-pub fn of_flags(flags: &TrainFlags, grad_steps: Option<usize>) -> Result<Training> {
-    let remat = flags.remat.map(Into::into).unwrap_or_default();
-    ensure!(flags.memory.is_none() || remat == Remat::Auto, "--memory belongs to --remat auto");
-    Ok(Training {
-        losses: flags.loss.iter().cloned().collect(),
-        seq: None,
-        max_grad_steps: flags.max_grad_steps.or(grad_steps).unwrap_or(GRAD_STEPS).max(grad_steps.unwrap_or(1)),
-        remat,
-        memory: flags.memory,
-        optimizer: Some(flags.optimizer.map_or(OptimizerKind::Adamw, Into::into)),
-        accumulate: flags.accumulate.is_some_and(|n| n > 1),
-        freeze: flags.freeze.clone(),
-        evaluate: true,
-    })
+/// How losses are compiled for training.
+#[derive(Clone, Debug)]
+pub struct Training {
+    /// The losses; the text's first if there are none.
+    pub losses: Vec<String>,
+    /// Tokens of a row; the compiler's choice if absent.
+    pub seq: Option<usize>,
+    /// The most iterations with gradient.
+    pub max_grad_steps: usize,
+    /// What is kept for the way back.
+    pub remat: Remat,
+    /// Bytes that [`Remat::Auto`] may plan for.
+    pub memory: Option<Bytes>,
+    /// The optimiser to compile, if any.
+    pub optimizer: Option<OptimizerKind>,
+    /// Whether gradients are summed over several batches before an update.
+    pub accumulate: bool,
+    /// Patterns (`*` and `?`) of parameters that are not trained.
+    pub freeze: Vec<String>,
+    /// Whether the losses without gradient are compiled too, for evaluation.
+    pub evaluate: bool,
 }
 
-/// What a configuration asks for.
-pub fn of_config(config: &Config) -> Result<Training> {
-    let train = &config.train;
-    let auto = train.remat == Remat::Auto;
-    ensure!(train.memory.is_none() || auto, "train.memory belongs to train.remat = \"auto\"");
-    Ok(Training {
-        losses: config.model.loss.iter().cloned().collect(),
-        seq: Some(train.seq),
-        max_grad_steps: config.recurrence.max_grad().max(1),
-        remat: train.remat,
-        memory: train.memory,
-        optimizer: Some(config.optimizer.kind),
-        accumulate: train.accumulate > 1,
-        freeze: config.model.freeze.clone(),
-        evaluate: true,
-    })
+impl Training {
+    /// What the flags ask for, for `grad_steps` iterations with gradient at least.
+    pub fn of_flags(flags: &TrainFlags, grad_steps: Option<usize>) -> Result<Training> {
+        let remat = flags.remat.map(Into::into).unwrap_or_default();
+        ensure!(flags.memory.is_none() || remat == Remat::Auto, "--memory belongs to --remat auto");
+        Ok(Training {
+            losses: flags.loss.iter().cloned().collect(),
+            seq: None,
+            max_grad_steps: flags.max_grad_steps.or(grad_steps).unwrap_or(GRAD_STEPS).max(grad_steps.unwrap_or(1)),
+            remat,
+            memory: flags.memory,
+            optimizer: Some(flags.optimizer.map_or(OptimizerKind::Adamw, Into::into)),
+            accumulate: flags.accumulate.is_some_and(|n| n > 1),
+            freeze: flags.freeze.clone(),
+            evaluate: true,
+        })
+    }
+    /// What a configuration asks for.
+    pub fn of_config(config: &Config) -> Result<Training> {
+        let train = &config.train;
+        let auto = train.remat == Remat::Auto;
+        ensure!(train.memory.is_none() || auto, "train.memory belongs to train.remat = \"auto\"");
+        Ok(Training {
+            losses: config.model.loss.iter().cloned().collect(),
+            seq: Some(train.seq),
+            max_grad_steps: config.recurrence.max_grad().max(1),
+            remat: train.remat,
+            memory: train.memory,
+            optimizer: Some(config.optimizer.kind),
+            accumulate: train.accumulate > 1,
+            freeze: config.model.freeze.clone(),
+            evaluate: true,
+        })
+    }
+    /// The parameters that are not trained: those whose names match one of the patterns, which fails for a pattern that matches none.
+    pub fn frozen(&self, module: &Module) -> Result<Vec<String>> {
+        let mut names = BTreeSet::new();
+        for pattern in &self.freeze {
+            let mut found = module.params.values().filter(|p| matches(pattern, &p.name)).peekable();
+            ensure!(found.peek().is_some(), "--freeze {pattern}: no parameter has such a name");
+            names.extend(found.map(|p| p.name.clone()));
+        }
+        Ok(names.into_iter().collect())
+    }
+    /// What the passes are to do.
+    pub fn options(&self, frozen: Vec<String>) -> rdc_passes::Training {
+        let memory = self.memory.map(|bytes| usize::try_from(bytes.0).unwrap_or(usize::MAX));
+        rdc_passes::Training {
+            max_grad_steps: self.max_grad_steps,
+            remat: match self.remat {
+                Remat::None => rdc_passes::Remat::None,
+                Remat::Iteration => rdc_passes::Remat::Iteration,
+                Remat::Auto => rdc_passes::Remat::Auto { memory },
+            },
+            optimizer: self.optimizer.map(|kind| rdc_passes::optimizer::Options {
+                optimizer: match kind {
+                    OptimizerKind::Adamw => Optimizer::AdamW,
+                    OptimizerKind::EllisAdam => Optimizer::EllisAdam,
+                },
+                accumulate: self.accumulate,
+                ..Default::default()
+            }),
+            frozen,
+            losses: self.evaluate,
+        }
+    }
+    /// What an artifact says about it.
+    pub fn meta(&self, lowered: &Lowered, frozen: &[String]) -> TrainMeta {
+        let compiled = |l: &rdc_frontend::LossInfo| lowered.module.func(&l.func);
+        let losses = lowered.losses.iter().filter_map(|l| Some((l, compiled(l)?))).map(|(l, func)| LossInfo {
+            name: l.name.clone(),
+            suffix: l.func.strip_prefix("loss").unwrap_or_default().to_string(),
+            outputs: l.outputs.clone(),
+            products: rdc_ir::cost::product_flops(func),
+            all_steps: l.all_steps,
+        });
+        TrainMeta {
+            losses: losses.collect(),
+            batch: lowered.batch,
+            seq: lowered.train_seq,
+            max_grad_steps: self.max_grad_steps,
+            remat: self.remat.name().into(),
+            optimizer: self.optimizer.map_or("none", OptimizerKind::name).into(),
+            accumulate: self.accumulate,
+            frozen: frozen.to_vec(),
+            config: lowered.config.iter().cloned().collect(),
+        }
+    }
+}
+
+/// Whether a name matches a pattern: `*` stands for any characters, `?` for one.
+fn matches(pattern: &str, name: &str) -> bool {
+    match (pattern.chars().next(), name.chars().next()) {
+        (None, None) => true,
+        (Some('*'), _) if matches(&pattern[1..], name) => true,
+        (Some('*'), Some(c)) => matches(pattern, &name[c.len_utf8()..]),
+        (Some(p), Some(c)) if p == '?' || p == c => matches(&pattern[p.len_utf8()..], &name[c.len_utf8()..]),
+        _ => false,
+    }
 }

@@ -3,9 +3,9 @@ use crate::cli::{GRAD_STEPS, TrainFlags};
 use anyhow::{Result, ensure};
 use rdc_frontend::Lowered;
 use rdc_ir::Module;
-use rdc_passes::optimizer::Optimizer;
+use rdc_ir::training::{OptimizerKind, Remat};
 use rdc_runtime::artifact::{LossInfo, TrainMeta};
-use rdc_runtime::train::{Bytes, Config, OptimizerKind, Remat};
+use rdc_runtime::train::{Bytes, Config};
 use std::collections::BTreeSet;
 
 /// How losses are compiled for training.
@@ -17,7 +17,7 @@ pub struct Training {
     pub seq: Option<usize>,
     /// The most iterations with gradient.
     pub max_grad_steps: usize,
-    /// What is kept for the way back.
+    /// What is kept for the backward pass.
     pub remat: Remat,
     /// Bytes that [`Remat::Auto`] may plan for.
     pub memory: Option<Bytes>,
@@ -34,7 +34,7 @@ pub struct Training {
 impl Training {
     /// What the flags ask for, for `grad_steps` iterations with gradient at least.
     pub fn of_flags(flags: &TrainFlags, grad_steps: Option<usize>) -> Result<Training> {
-        let remat = flags.remat.map(Into::into).unwrap_or_default();
+        let remat = flags.remat.unwrap_or_default();
         ensure!(flags.memory.is_none() || remat == Remat::Auto, "--memory belongs to --remat auto");
         Ok(Training {
             losses: flags.loss.iter().cloned().collect(),
@@ -42,7 +42,7 @@ impl Training {
             max_grad_steps: flags.max_grad_steps.or(grad_steps).unwrap_or(GRAD_STEPS).max(grad_steps.unwrap_or(1)),
             remat,
             memory: flags.memory,
-            optimizer: Some(flags.optimizer.map_or(OptimizerKind::Adamw, Into::into)),
+            optimizer: Some(flags.optimizer.unwrap_or_default()),
             accumulate: flags.accumulate.is_some_and(|n| n > 1),
             freeze: flags.freeze.clone(),
             evaluate: true,
@@ -77,19 +77,12 @@ impl Training {
     }
     /// What the passes are to do.
     pub fn options(&self, frozen: Vec<String>) -> rdc_passes::Training {
-        let memory = self.memory.map(|bytes| usize::try_from(bytes.0).unwrap_or(usize::MAX));
         rdc_passes::Training {
             max_grad_steps: self.max_grad_steps,
-            remat: match self.remat {
-                Remat::None => rdc_passes::Remat::None,
-                Remat::Iteration => rdc_passes::Remat::Iteration,
-                Remat::Auto => rdc_passes::Remat::Auto { memory },
-            },
-            optimizer: self.optimizer.map(|kind| rdc_passes::optimizer::Options {
-                optimizer: match kind {
-                    OptimizerKind::Adamw => Optimizer::AdamW,
-                    OptimizerKind::EllisAdam => Optimizer::EllisAdam,
-                },
+            remat: self.remat,
+            memory: self.memory.map(|bytes| usize::try_from(bytes.0).unwrap_or(usize::MAX)),
+            optimizer: self.optimizer.map(|optimizer| rdc_passes::optimizer::Options {
+                optimizer,
                 accumulate: self.accumulate,
                 ..Default::default()
             }),

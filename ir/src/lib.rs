@@ -53,6 +53,7 @@ pub mod reference;
 pub mod tables;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod training;
 pub mod types;
 pub mod verify;
 

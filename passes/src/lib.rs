@@ -16,5 +16,5 @@ pub mod pipeline;
 pub mod plan;
 pub mod simplify;
 
-pub use options::{Error, Options, Remat, Training, WeightType};
+pub use options::{Error, Options, Training, WeightType};
 pub use pipeline::{Observer, POINTS, Stage, TRAINING_POINTS, compile, optimise};

@@ -91,9 +91,9 @@ fn config(args: &TrainArgs) -> Result<Config> {
     train.threads = args.threads.or(train.threads);
     train.accumulate = args.training.accumulate.unwrap_or(train.accumulate);
     train.memory = args.training.memory.or(train.memory);
-    train.remat = args.training.remat.map_or(train.remat, Into::into);
+    train.remat = args.training.remat.unwrap_or(train.remat);
     config.optimizer.lr = args.lr.unwrap_or(config.optimizer.lr);
-    config.optimizer.kind = args.training.optimizer.map_or(config.optimizer.kind, Into::into);
+    config.optimizer.kind = args.training.optimizer.unwrap_or(config.optimizer.kind);
     // A path on the command line is relative to where the command runs, one of the file to the file.
     let finetune = args.finetune.as_deref().map(std::path::absolute).transpose()?;
     let model = &mut config.model;

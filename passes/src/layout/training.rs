@@ -36,7 +36,7 @@ fn product(b: &mut Builder, module: &Module, op: OpId, nr: usize) -> Option<Valu
         return None;
     }
     let (x, w) = (data.operands[0], data.operands[1]);
-    let transposes = |w: &Weight| w.is_block() && !data.flag("trans_b") && w.n() * w.k() * 4 <= LARGEST_TRANSPOSE;
+    let transposes = |w: &Weight| w.is_piece() && !data.flag("trans_b") && w.n() * w.k() * 4 <= LARGEST_TRANSPOSE;
     if let Some(weight) = Weight::read(b.func, w).filter(transposes) {
         let packed = weight.pack_transposed(b, module, nr);
         return Some(b.op(Opcode::PackedMatmul, &[x, packed], shape(weight.k(), weight.n(), 1)));

@@ -1,7 +1,7 @@
 //! What the attention family shares: the chains that make heads out of a projection, and where keys and values live.
 use super::anchor::{only, pointer};
 use crate::emit::rope::Turn;
-pub use crate::emit::rowops::all_pieces;
+pub use crate::emit::vectors::all_pieces;
 use crate::emit::{Cmp, Elem, Emitter, Error, Ty, Val};
 use rdc_ir::program::Kernel;
 use rdc_ir::{DType, Func, Op, Opcode, ValueId};

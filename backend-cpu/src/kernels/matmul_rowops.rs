@@ -1,6 +1,6 @@
 //! What surrounds a matmul: the row operations that make its left operand, and the epilogue on its result.
 use super::matmul_form::Form;
-use crate::emit::{Cmp, Emitter, Epilogue, Error, RowProgram, Ty, Val, rowops};
+use crate::emit::{Cmp, Emitter, Epilogue, Error, RowProgram, Ty, Val, vectors};
 use rdc_ir::{DType, ValueId};
 
 /// The rows of a block: `count` from `first` (both `i64`), and its left operand in memory.
@@ -226,7 +226,7 @@ impl<'k> Finish<'k> {
         let form = self.form;
         let (part, width) = (form.n / form.parts, form.nr / form.parts);
         let first = e.mul_const(panel, width);
-        let (full, tail) = rowops::pieces(columns / form.parts, e.lanes);
+        let (full, tail) = vectors::pieces(columns / form.parts, e.lanes);
         let full = (0..full).map(|v| (v * e.lanes, e.lanes)).collect::<Vec<_>>();
         for (start, lanes) in full.into_iter().chain(tail) {
             let column = e.add_const(first, start);

@@ -37,7 +37,7 @@ fn case(target: &Target, (m, n, k): (usize, usize, usize), dtype: DType, around:
     let mut operands = vec![x, w];
     if matches!(around, Around::Norm | Around::NormGate) {
         let norm = b.arg("norm", ArgRole::Input, Type::f32([k]));
-        operands[0] = b.op(Opcode::RmsNorm, &[x, norm], vec![Attr::Float(1e-5)]);
+        operands[0] = b.op(Opcode::RmsNorm, &[x, norm], vec![Attr::float(1e-5)]);
     }
     if dtype == DType::I8 {
         operands.push(b.arg("scale", ArgRole::Input, Type::f32([n])));

@@ -96,7 +96,7 @@ impl<'f> Builder<'f> {
     }
     /// A scalar constant.
     pub fn constant(&mut self, value: f64, dtype: DType) -> ValueId {
-        self.op(Opcode::Constant, &[], vec![Attr::Float(value), Attr::DType(dtype)])
+        self.op(Opcode::Constant, &[], vec![Attr::float(value), Attr::DType(dtype)])
     }
     /// Starts a loop: creates its region with arguments `(step, is_last, carried…)` and returns it with the arguments'
     /// values. Fill it with [`Builder::enter`], then call [`Builder::end_loop`] from outside it.

@@ -40,6 +40,7 @@
 pub mod builder;
 pub mod cost;
 pub mod entity;
+pub mod float;
 pub mod infer;
 pub mod interp;
 pub mod module;
@@ -59,6 +60,7 @@ pub mod verify;
 
 pub use builder::Builder;
 pub use entity::{EntityMap, OpId, ParamId, RegionId, ValueId};
+pub use float::Float;
 pub use module::{
     Arg, ArgRole, Attrs, Func, IGNORED_LABEL, Init, Loc, Module, Op, Output, Param, Region, Value, ValueDef,
 };

@@ -80,7 +80,7 @@ impl Case {
         let scalar = input(&mut b, "scalar", Type::f32([]));
         let residual = input(&mut b, "residual", Type::f32([m, n]));
         let column = input(&mut b, "column", Type::f32([m, 1]));
-        let eps = || vec![Attr::Float(1e-5)];
+        let eps = || vec![Attr::float(1e-5)];
         let mut h = None;
         let left = match self.before {
             Before::Reshape => b.op(Opcode::Reshape, &[x], vec![ints(&[m, k])]),

@@ -39,5 +39,5 @@ fn fuse(b: &mut Builder, uses: &Uses, loss: OpId) -> Option<Vec<ValueId>> {
     shape.push(b.func.ty(x).last());
     let x = reshape(b, x, &shape);
     let operands: Vec<ValueId> = [x, w, data.operands[1]].into_iter().chain(bias).collect();
-    b.try_op(Opcode::LinearCrossEntropy, &operands, vec![Attr::Float(data.float("z_loss"))]).ok()
+    b.try_op(Opcode::LinearCrossEntropy, &operands, vec![Attr::float(data.float("z_loss"))]).ok()
 }

@@ -166,7 +166,7 @@ impl Maker<'_> {
         let slot = Operand::Slot(id);
         let cache = self.arg(slot, types[0].clone(), ArgRole::Cache);
         let (x, pos) = (self.value(op.operands[1]), self.value(op.operands[2]));
-        let attrs = vec![Attr::Float(0.0), Attr::DType(DType::I32)];
+        let attrs = vec![Attr::float(0.0), Attr::DType(DType::I32)];
         let zero = self.append(Opcode::Constant, vec![], attrs, vec![Type::scalar(DType::I32)])[0];
         let results = self.append(op.opcode, vec![cache, x, pos, zero], Vec::new(), types);
         self.slots.insert(id, results[0]);

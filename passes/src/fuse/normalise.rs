@@ -211,7 +211,7 @@ fn cache_attention(func: &mut Func) {
 fn zeros(func: &mut Func, batch: usize) -> (ValueId, ValueId) {
     let (region, first) = (func.body, func.regions[func.body].ops.first().copied());
     let mut at = Inserter { func, region, before: first, loc: Loc::default() };
-    let (number, scalar) = (vec![Attr::Float(0.0), Attr::DType(DType::I32)], Type::scalar(DType::I32));
+    let (number, scalar) = (vec![Attr::float(0.0), Attr::DType(DType::I32)], Type::scalar(DType::I32));
     let zero = at.op(Opcode::Constant, Vec::new(), number, vec![scalar])[0];
     let attrs = vec![Attr::Ints(vec![batch as i64])];
     let zeros = at.op(Opcode::Broadcast, vec![zero], attrs, vec![Type::new(DType::I32, [batch])])[0];

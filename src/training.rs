@@ -1,6 +1,7 @@
 //! How losses are compiled for training: from the flags or a configuration to what the passes and the artifact are told.
 use crate::cli::{GRAD_STEPS, TrainFlags};
 use anyhow::{Result, ensure};
+use globset::{GlobBuilder, GlobMatcher};
 use rdc_frontend::Lowered;
 use rdc_ir::Module;
 use rdc_ir::training::{OptimizerKind, Remat};
@@ -69,7 +70,8 @@ impl Training {
     pub fn frozen(&self, module: &Module) -> Result<Vec<String>> {
         let mut names = BTreeSet::new();
         for pattern in &self.freeze {
-            let mut found = module.params.values().filter(|p| matches(pattern, &p.name)).peekable();
+            let matcher = matcher(pattern)?;
+            let mut found = module.params.values().filter(|p| matcher.is_match(&p.name)).peekable();
             ensure!(found.peek().is_some(), "--freeze {pattern}: no parameter has such a name");
             names.extend(found.map(|p| p.name.clone()));
         }
@@ -114,13 +116,33 @@ impl Training {
     }
 }
 
-/// Whether a name matches a pattern: `*` stands for any characters, `?` for one.
-fn matches(pattern: &str, name: &str) -> bool {
-    match (pattern.chars().next(), name.chars().next()) {
-        (None, None) => true,
-        (Some('*'), _) if matches(&pattern[1..], name) => true,
-        (Some('*'), Some(c)) => matches(pattern, &name[c.len_utf8()..]),
-        (Some(p), Some(c)) if p == '?' || p == c => matches(&pattern[p.len_utf8()..], &name[c.len_utf8()..]),
-        _ => false,
+/// What matches names: `*` stands for any characters, `?` for one, and all else for itself.
+fn matcher(pattern: &str) -> Result<GlobMatcher> {
+    let mut glob = String::new();
+    for c in pattern.chars() {
+        match c {
+            // Next to each other they mean directories to globset.
+            '*' if glob.ends_with('*') => continue,
+            '[' | ']' | '{' | '}' | '\\' => glob.push('\\'),
+            _ => {}
+        }
+        glob.push(c);
+    }
+    Ok(GlobBuilder::new(&glob).backslash_escape(true).build()?.compile_matcher())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stars_stand_for_any_characters_and_question_marks_for_one() {
+        let matches = |pattern: &str, name: &str| matcher(pattern).unwrap().is_match(name);
+        assert!(matches("*", "") && matches("core.*.w?", "core.0/attention.wq") && matches("**norm*", "core.norm"));
+        assert!(!matches("core.*.w?", "core.0.w") && !matches("core", "core.w") && !matches("?", ""));
+        assert!(matches("a[0]{b}\\*", "a[0]{b}\\c") && !matches("[ab]", "a") && !matches("{a,b}", "a"));
+        // A matcher that tries every way to share the characters out would not come to an end.
+        let name = "a".repeat(200);
+        assert!(!matches(&format!("{}b", "a*".repeat(50)), &name));
     }
 }

@@ -14,6 +14,7 @@ pub mod optimizer;
 pub mod options;
 pub mod pipeline;
 pub mod plan;
+mod rewrite;
 pub mod simplify;
 
 pub use options::{Error, Options, Training, WeightType};

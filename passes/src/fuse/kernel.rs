@@ -7,7 +7,7 @@ use super::rows;
 use super::tiles::{self, Tiled};
 use super::uses::{User, Uses, is_constant};
 use rdc_ir::program::{Dispatch, Kernel, KernelKind, Target};
-use rdc_ir::{Arg, ArgRole, Attr, DType, Func, Loc, OpId, Opcode, Output, RegionId, Type, ValueId};
+use rdc_ir::{Arg, ArgRole, Attr, Builder, DType, Func, Loc, OpId, Opcode, Output, RegionId, Type, ValueId};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// What a launch passes for a pointer argument.
@@ -102,10 +102,7 @@ impl Maker<'_> {
         self.out.add_arg(body, ty, None)
     }
     fn append(&mut self, opcode: Opcode, operands: Vec<ValueId>, attrs: Vec<Attr>, results: Vec<Type>) -> Vec<ValueId> {
-        let op = self.out.make_op(opcode, operands, attrs, results, Vec::new(), Loc::default());
-        let body = self.out.body;
-        self.out.regions[body].ops.push(op);
-        self.out.ops[op].results.clone()
+        Builder::new(&mut self.out).append(opcode, operands, attrs, results, Vec::new())
     }
     fn op(&mut self, id: OpId, heads: bool) {
         let op = &self.func.ops[id];

@@ -353,7 +353,7 @@ fn product(b: &mut Builder, module: &Module, plan: &Plan, unit: &Unit, replaced:
     let mut start = 0;
     for (&site, part) in unit.sites.iter().zip(unit.weights) {
         b.loc = b.func.ops[site].loc;
-        let value = weight::slice(b, result, axis, (start, start + part.n()));
+        let value = b.slice(result, axis, (start, start + part.n()));
         replace(b, site, value, replaced);
         start += part.n();
     }
@@ -367,32 +367,22 @@ fn replace(b: &mut Builder, op: OpId, new: ValueId, replaced: &mut HashMap<Value
 
 /// Rounds parameters to bf16 and back for all uses but the packing, which rounds by itself.
 fn round(func: &mut Func, params: &[OpId]) {
-    let rounded: HashMap<OpId, [OpId; 2]> = params
-        .iter()
-        .map(|&op| {
-            let (value, loc) = (func.ops[op].results[0], func.ops[op].loc);
-            let wide = func.ty(value).clone();
-            let narrow = rdc_ir::Type::new(DType::BF16, wide.shape.clone());
-            let to = vec![Attr::DType(DType::BF16)];
-            let down = func.make_op(Opcode::Cast, vec![], to, vec![narrow], vec![], loc);
-            let half = func.ops[down].results[0];
-            let back = vec![Attr::DType(DType::F32)];
-            let up = func.make_op(Opcode::Cast, vec![half], back, vec![wide], vec![], loc);
-            let name = func.values[value].name.clone();
-            func.values[func.ops[up].results[0]].name = name;
-            (op, [down, up])
-        })
-        .collect();
-    let replaced = rounded.iter().map(|(op, [_, up])| (func.ops[*op].results[0], func.ops[*up].results[0])).collect();
-    func.replace_uses(&replaced);
-    for (op, [down, _]) in &rounded {
-        func.ops[*down].operands = vec![func.ops[*op].results[0]];
+    let mut rounded = HashMap::new();
+    for (region, op) in func.walk() {
+        if !params.contains(&op) {
+            continue;
+        }
+        let value = func.ops[op].results[0];
+        let mut b = Builder::after(func, region, op);
+        let narrow = b.op(Opcode::Cast, &[value], vec![Attr::DType(DType::BF16)]);
+        let wide = b.op(Opcode::Cast, &[narrow], vec![Attr::DType(DType::F32)]);
+        func.inherit_name(value, wide);
+        rounded.insert(value, (narrow, wide));
     }
-    for region in analysis::regions_inside_out(func) {
-        let ops = &func.regions[region].ops;
-        func.regions[region].ops = ops
-            .iter()
-            .flat_map(|&op| std::iter::once(op).chain(rounded.get(&op).into_iter().flatten().copied()))
-            .collect();
+    func.replace_uses(&rounded.iter().map(|(&value, &(_, wide))| (value, wide)).collect());
+    for (value, (narrow, _)) in rounded {
+        if let Some(cast) = func.def_op(narrow) {
+            func.ops[cast].operands = vec![value];
+        }
     }
 }

@@ -51,7 +51,7 @@ impl Weight {
     /// Appends the operations that pack its transpose, in f32.
     pub fn pack_transposed(&self, b: &mut Builder, module: &Module, nr: usize) -> ValueId {
         let parts: Vec<ValueId> = self.pieces.iter().map(|p| unpacked(p, b, module, WeightType::F32).w).collect();
-        let rows = concat(b, &parts);
+        let rows = b.concat(&parts, 0);
         let columns = b.op(Opcode::Transpose, &[rows], vec![Attr::Ints(vec![1, 0])]);
         b.op(Opcode::Pack, &[columns], vec![Attr::Int(nr as i64), Attr::Int(1)])
     }
@@ -61,13 +61,13 @@ impl Weight {
         let parts: Vec<Unpacked> = self.pieces.iter().map(|piece| unpacked(piece, b, module, dtype)).collect();
         let w: Vec<ValueId> = parts.iter().map(|p| p.w).collect();
         let scales: Vec<ValueId> = parts.iter().filter_map(|p| p.scale).collect();
-        let rows = concat(b, &w);
+        let rows = b.concat(&w, 0);
         let stored = match dtype {
             WeightType::Bf16 => b.op(Opcode::Cast, &[rows], vec![Attr::DType(DType::BF16)]),
             WeightType::F32 | WeightType::I8 => rows,
         };
         let attrs = vec![Attr::Int(layout.nr as i64), Attr::Int(layout.parts as i64)];
-        let scale = (!scales.is_empty()).then(|| concat(b, &scales));
+        let scale = (!scales.is_empty()).then(|| b.concat(&scales, 0));
         Packed { w: b.op(Opcode::Pack, &[stored], attrs), scale }
     }
 }
@@ -101,40 +101,19 @@ fn unpacked(piece: &Piece, b: &mut Builder, module: &Module, dtype: WeightType) 
     let ty = module.param(&piece.param).map_or_else(|| Type::f32([piece.rows.1, piece.cols.1]), |p| p.ty.clone());
     let (n, k) = (ty.rows(), ty.last());
     let param = b.param(&piece.param, ty.clone());
-    let matrix = if ty.rank() == 2 {
-        param
-    } else {
-        b.op(Opcode::Reshape, &[param], vec![Attr::Ints(vec![n as i64, k as i64])])
-    };
+    let matrix = b.reshape(param, &[n, k]);
     let whole = match dtype {
         WeightType::I8 => quantize(b, matrix),
         WeightType::F32 | WeightType::Bf16 => Unpacked { w: matrix, scale: None },
     };
-    let rows = slice(b, whole.w, 0, piece.rows);
-    let scale = whole.scale.map(|s| slice(b, s, 0, piece.rows));
-    Unpacked { w: slice(b, rows, 1, piece.cols), scale }
+    let rows = b.slice(whole.w, 0, piece.rows);
+    let scale = whole.scale.map(|s| b.slice(s, 0, piece.rows));
+    Unpacked { w: b.slice(rows, 1, piece.cols), scale }
 }
 
 fn quantize(b: &mut Builder, w: ValueId) -> Unpacked {
-    // `quantize` has two results; `op` returns the first.
-    let values = b.op(Opcode::Quantize, &[w], vec![]);
-    let scale = b.func.def_op(values).and_then(|op| b.func.ops[op].results.get(1).copied());
-    Unpacked { w: values, scale }
-}
-
-/// A slice, or the value itself if the range is the whole axis.
-pub fn slice(b: &mut Builder, value: ValueId, axis: usize, (start, end): (usize, usize)) -> ValueId {
-    if start == 0 && b.func.ty(value).shape[axis] == end {
-        return value;
-    }
-    b.op(Opcode::Slice, &[value], [axis, start, end].map(|n| Attr::Int(n as i64)).to_vec())
-}
-
-fn concat(b: &mut Builder, parts: &[ValueId]) -> ValueId {
-    match parts {
-        [only] => *only,
-        _ => b.op(Opcode::Concat, parts, vec![Attr::Int(0)]),
-    }
+    let results = b.results(Opcode::Quantize, &[w], vec![]);
+    Unpacked { w: results[0], scale: results.get(1).copied() }
 }
 
 /// The rows of a value of any rank, seen as a matrix by its last axis.

@@ -93,12 +93,12 @@ fn accumulate(trained: &[Trained]) -> Func {
     let b = &mut Builder::new(&mut func);
     let keep = scalar_input(b, "keep");
     let zero = b.constant(0.0, DType::F32);
-    let keeps = b.op(Opcode::Lt, &[zero, keep], vec![]);
+    let keeps = b.map(Opcode::Lt, &[zero, keep]);
     for param in trained {
         let (sum, grad) = (view(b, SUM, param), view(b, GRAD, param));
-        let kept = b.op(Opcode::Mul, &[sum, keep], vec![]);
-        let kept = b.op(Opcode::Select, &[keeps, kept, zero], vec![]);
-        let sum = b.op(Opcode::Add, &[kept, grad], vec![]);
+        let kept = b.map(Opcode::Mul, &[sum, keep]);
+        let kept = b.map(Opcode::Select, &[keeps, kept, zero]);
+        let sum = b.map(Opcode::Add, &[kept, grad]);
         rows::update(b, SUM, param, sum);
     }
     func

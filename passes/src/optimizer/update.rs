@@ -36,7 +36,7 @@ struct Maths<'b, 'f> {
 
 impl Maths<'_, '_> {
     fn op(&mut self, opcode: Opcode, operands: &[ValueId]) -> ValueId {
-        self.b.op(opcode, operands, vec![])
+        self.b.map(opcode, operands)
     }
     fn add(&mut self, x: ValueId, y: ValueId) -> ValueId {
         self.op(Opcode::Add, &[x, y])
@@ -64,7 +64,7 @@ impl Maths<'_, '_> {
             totals.push(rows::total(self.b, squares));
         }
         let total = rows::sum(self.b, &totals);
-        let total = rows::reshape(self.b, total, &[]);
+        let total = self.b.reshape(total, &[]);
         self.op(Opcode::Sqrt, &[total])
     }
     /// m + (1 - β1)(g - m)

@@ -5,8 +5,8 @@
 use rdc_backend_cpu::testing::{Aligned, Runner, kernel, program, random};
 use rdc_backend_cpu::{Error, Stage, emit_stage, target};
 use rdc_ir::program::{Kernel, Tiling};
-use rdc_passes::fuse::body::Family;
 use rdc_ir::{Func, Type};
+use rdc_passes::fuse::body::Family;
 use std::hint::black_box;
 use std::io::Write;
 

@@ -5,8 +5,8 @@
 use rdc_backend_cpu::testing::{Aligned, Runner, kernel, pack, program, quantise, random};
 use rdc_backend_cpu::{Error, Stage, emit_stage, target};
 use rdc_ir::program::{Kernel, Target, Tiling};
-use rdc_passes::fuse::body::Family;
 use rdc_ir::{ArgRole, Attr, Builder, DType, Func, Opcode, Type};
+use rdc_passes::fuse::body::Family;
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -38,7 +38,7 @@ fn case(target: &Target, (m, n, k): (usize, usize, usize), dtype: DType, around:
     let mut operands = vec![x, w];
     if matches!(around, Around::Norm | Around::NormGate) {
         let norm = b.arg("norm", ArgRole::Input, Type::f32([k]));
-        operands[0] = b.op(Opcode::RmsNorm, &[x, norm], vec![Attr::Float(1e-5)]);
+        operands[0] = b.op(Opcode::RmsNorm, &[x, norm], vec![Attr::float(1e-5)]);
     }
     if dtype == DType::I8 {
         operands.push(b.arg("scale", ArgRole::Input, Type::f32([n])));

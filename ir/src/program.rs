@@ -152,7 +152,7 @@ impl Program {
 }
 
 /// A block of a rank-2 parameter (a parameter of other rank counts as rank 2 by its last axis).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Piece {
     /// Checkpoint name.
     pub param: String,
@@ -160,6 +160,31 @@ pub struct Piece {
     pub rows: (usize, usize),
     /// Column range. int8 scales come from the whole row all the same.
     pub cols: (usize, usize),
+}
+
+impl Piece {
+    /// How many rows it has.
+    pub fn height(&self) -> usize {
+        self.rows.1 - self.rows.0
+    }
+    /// Rows `start..end` of pieces stacked by rows.
+    pub fn rows_between(pieces: &[Piece], start: usize, end: usize) -> Vec<Piece> {
+        let mut at = 0;
+        let mut out = Vec::new();
+        for piece in pieces {
+            let (from, to) = (start.max(at), end.min(at + piece.height()));
+            if from < to {
+                out.push(Piece { rows: (piece.rows.0 + from - at, piece.rows.0 + to - at), ..piece.clone() });
+            }
+            at += piece.height();
+        }
+        out
+    }
+    /// Columns `start..end` of pieces stacked by rows.
+    pub fn columns_between(pieces: &[Piece], start: usize, end: usize) -> Vec<Piece> {
+        let cut = |p: &Piece| Piece { cols: (p.cols.0 + start, p.cols.0 + end), ..p.clone() };
+        pieces.iter().map(cut).collect()
+    }
 }
 
 /// A specialised function as a schedule.

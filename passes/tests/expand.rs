@@ -76,7 +76,7 @@ fn losses_keep_their_meaning() {
         let mut case = Case::new(seed);
         let lead: &[usize] = case.rng.pick(&[&[][..], &[1], &[5], &[2, 3], &[2, 64], &[3, 400], &[2, 2, 331]]);
         let (k, classes) = (1 + case.rng.below(6), 2 + case.rng.below(9));
-        let z_loss = vec![Attr::Float(case.rng.pick(&[0.0, 0.01]))];
+        let z_loss = vec![Attr::float(case.rng.pick(&[0.0, 0.01]))];
         let labels = case.labels(lead, classes);
         let what = format!("seed {seed}, {lead:?}, {k} to {classes}");
         let linear = case.rng.one_in(2);
@@ -112,7 +112,7 @@ fn a_loss_and_its_derivative_share_the_logits() {
         let bias = case.rng.one_in(2).then(|| case.floats(&[classes]));
         let [of_loss, of_other, of_labels] = [case.rng.one_in(4), case.rng.one_in(4), case.rng.one_in(4)];
         let what = format!("seed {seed}, {lead:?}, {k} to {classes}, {of_loss} {of_other} {of_labels}");
-        let attrs = vec![Attr::Float(case.rng.pick(&[0.0, 0.01]))];
+        let attrs = vec![Attr::float(case.rng.pick(&[0.0, 0.01]))];
         let head = |case: &mut Case, factor: f64| {
             let mut b = Builder::new(&mut case.func);
             let factor = b.constant(factor, DType::F32);
@@ -137,7 +137,7 @@ fn a_loss_and_its_derivative_share_the_logits() {
 fn the_logits_of_all_tokens_never_exist() {
     let mut case = Case::new(1);
     let (x, w, labels) = (case.floats(&[2, 1024, 3]), case.floats(&[5, 3]), case.labels(&[2, 1024], 5));
-    case.op(Opcode::LinearCrossEntropy, &[x, w, labels], vec![Attr::Float(0.0)]);
+    case.op(Opcode::LinearCrossEntropy, &[x, w, labels], vec![Attr::float(0.0)]);
     let func = case.check(expand::run, LOSSES, "a head");
     let largest = func.values.values().filter(|v| v.ty.last() == 5).map(|v| v.ty.elements()).max();
     assert_eq!(largest, Some(512 * 5));
@@ -181,7 +181,7 @@ fn a_loss_of_a_product_is_the_loss_of_a_linear_head() {
         if shared {
             b.output("logits", logits, false);
         }
-        case.op(Opcode::CrossEntropy, &[logits, labels], vec![Attr::Float(0.01)]);
+        case.op(Opcode::CrossEntropy, &[logits, labels], vec![Attr::float(0.01)]);
         let gone: &[Opcode] = if shared { &[Opcode::LinearCrossEntropy] } else { &[Opcode::CrossEntropy] };
         case.check(expand::fuse_loss, gone, &format!("bias {bias}, shared {shared}"));
     }

@@ -1,8 +1,8 @@
 //! Elementary functions against f64.
 use crate::testing::{Runner, kernel};
 use rdc_ir::program::{Target, Tiling};
-use rdc_passes::fuse::body::Family;
 use rdc_ir::{ArgRole, Builder, Func, Opcode, Type};
+use rdc_passes::fuse::body::Family;
 
 // SAFETY of the calls: `erf` of the C library is a pure function of one double.
 unsafe extern "C" {

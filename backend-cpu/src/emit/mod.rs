@@ -10,6 +10,7 @@ pub mod rope;
 mod row;
 mod rowgraph;
 pub mod rowops;
+pub mod vectors;
 
 pub use columns::ColumnProgram;
 pub use emitter::{Cmp, Elem, Emitter, Ty, Val};

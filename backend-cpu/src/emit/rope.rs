@@ -1,5 +1,5 @@
 //! Rotation of heads by position.
-use super::rowops::all_pieces;
+use super::vectors::all_pieces;
 use super::{Emitter, Ty, Val};
 use rdc_ir::program::rows::Rotation;
 

@@ -187,7 +187,7 @@ impl Graph<'_> {
                 let place = if n.class == Class::Column { e.at(base, ctx.index, n.dtype.bytes()) } else { base };
                 e.load(place, n.dtype, 1)
             }
-            Kind::Constant(value) => elementwise::constant(e, *value, n.dtype, 1),
+            Kind::Constant(value) => elementwise::constant(e, value.0, n.dtype, 1),
             Kind::Positions { pos, len } => {
                 let (batch, step) = e.div_rem(ctx.index, *len);
                 let place = e.at(e.arg(*pos), batch, 4);
@@ -305,7 +305,7 @@ impl Graph<'_> {
                 let values: Vec<Val> = operands.iter().map(|&o| inner(e, ctx, o, chunk)).collect();
                 elementwise::apply(e, *opcode, (*from, n.dtype), &values).unwrap_or(values[0])
             }
-            Kind::Constant(value) => elementwise::constant(e, *value, n.dtype, chunk.lanes),
+            Kind::Constant(value) => elementwise::constant(e, value.0, n.dtype, chunk.lanes),
             Kind::OneHot { ids } => {
                 let id = self.column(e, ctx, *ids);
                 let first = e.add_const(chunk.col, chunk.offset);

@@ -8,6 +8,7 @@
 //! fold them in an order that depends on the row's length only.
 use super::row::{Chunk, Place, Row, Stat, load, packed_row, rotate_row, store};
 use super::rowgraph::{Graph, is_buffered};
+use super::vectors::{all_pieces, pieces};
 use super::{Cmp, Emitter, Val, math};
 use rdc_ir::DType;
 use rdc_ir::program::Kernel;
@@ -16,26 +17,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Independent accumulators of a reduction: enough to hide the latency of an addition.
 const ACCUMULATORS: usize = 4;
-
-/// Pieces of `width` columns: full vectors of `lanes`, and (start, lanes) of the rest in falling powers of two.
-pub fn pieces(width: usize, lanes: usize) -> (usize, Vec<(usize, usize)>) {
-    let full = width / lanes;
-    let (mut start, mut tail, mut size) = (full * lanes, Vec::new(), lanes / 2);
-    while start < width {
-        if start + size <= width {
-            tail.push((start, size));
-            start += size;
-        }
-        size /= 2;
-    }
-    (full, tail)
-}
-
-/// (start, lanes) of every piece of a row.
-pub fn all_pieces(width: usize, lanes: usize) -> Vec<(usize, usize)> {
-    let (full, tail) = pieces(width, lanes);
-    (0..full).map(|i| (i * lanes, lanes)).chain(tail).collect()
-}
 
 /// A value that a program computes.
 #[derive(Clone, Copy, Debug)]
@@ -376,7 +357,7 @@ impl<'k> RowProgram<'k> {
         match stat {
             Stat::SumOfSquares(node) | Stat::CentredSquares(node) => {
                 let eps = match self.graph.nodes[node].kind {
-                    Kind::RmsNorm { eps, .. } | Kind::LayerNorm { eps, .. } => eps,
+                    Kind::RmsNorm { eps, .. } | Kind::LayerNorm { eps, .. } => eps.0,
                     _ => 0.0,
                 };
                 let mean = mean(e);

@@ -105,7 +105,7 @@ fn block_of_queries(e: &mut Emitter, a: &Attention, l: &Layout, (batch, head, fi
         let step = e.add(first, row);
         let token = Token::of(e, batch, step, a.heads.steps);
         let to = e.at(queries, row, l.dim * 4);
-        make_head(e, &a.heads.query, token, head, Some(a.heads.scale), to);
+        make_head(e, &a.heads.query, token, head, Some(a.heads.scale.0), to);
         let sums = e.at(sums, row, l.dim * 4);
         clear_row(e, l.dim, sums);
         let (minus_inf, none) = (e.f32(f32::NEG_INFINITY, 1), e.f32(0.0, 1));

@@ -15,9 +15,7 @@
 //! only: 59, 66, 68 % of the multiply-add peak for D = 32, 65, 73, 73 % for D = 64; about 61 % for S = 4096, whose scratch
 //! of 6.5 MB leaves the second-level cache. Blocks of 96 do the same within the noise.
 use super::attention_tile::{Block, Left, Scratch, Seen, Tile, load, scale_row, store};
-use super::heads::{
-    Token, later, make_head, prefetch_head, prefetch_operands, prefetch_target, put_head, slab,
-};
+use super::heads::{Token, later, make_head, prefetch_head, prefetch_operands, prefetch_target, put_head, slab};
 use super::panels::Strip;
 use super::unsupported;
 use crate::emit::rowops::clear_row;
@@ -158,7 +156,7 @@ fn block_of_queries(e: &mut Emitter, a: &AttentionGrad, l: &Layout, (batch, head
         let step = e.add(first, row);
         let token = Token::of(e, batch, step, a.heads.steps);
         let to = e.at(queries, row, l.dim * 4);
-        make_head(e, &a.heads.query, token, head, Some(a.heads.scale), to);
+        make_head(e, &a.heads.query, token, head, Some(a.heads.scale.0), to);
         let to = e.at(douts, row, l.dim * 4);
         make_head(e, &a.dout, token, head, None, to);
         let to = e.at(dqueries, row, l.dim * 4);
@@ -195,7 +193,7 @@ fn block_of_queries(e: &mut Emitter, a: &AttentionGrad, l: &Layout, (batch, head
         let from = e.at(dqueries, row, l.dim * 4);
         let place = e.at(inverses, row, 4);
         let inverse = e.load_raw(place, Ty::f32(1));
-        let scale = e.f32(a.heads.scale as f32, 1);
+        let scale = e.f32(a.heads.scale.0 as f32, 1);
         let factor = e.mul(inverse, scale);
         put_head(e, target, token, head, from, Some(factor));
     });

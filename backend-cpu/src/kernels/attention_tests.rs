@@ -161,8 +161,7 @@ fn plain(z: Size, joined: bool, pos: &[i32], causal: bool, q_rows: usize, kv_blo
             if joined { "%kj, %vj" } else { "%ka, %va" }
         );
     let tasks = b * h * s.div_ceil(q_rows);
-    Case::new(&text, (Family::Attention, Tiling::Queries { q_rows, kv_block }), tasks)
-        .int("pos", pos)
+    Case::new(&text, (Family::Attention, Tiling::Queries { q_rows, kv_block }), tasks).int("pos", pos)
 }
 
 #[test]

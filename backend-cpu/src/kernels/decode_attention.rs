@@ -61,7 +61,7 @@ fn group(e: &mut Emitter, a: &Attention, layout: &Layout, task: Val) {
     e.repeat(heads, |e, h| {
         let head = e.add(first_head, h);
         let to = e.at(e.scratch, h, dim * 4);
-        make_head(e, &a.heads.query, token, head, Some(a.heads.scale), to);
+        make_head(e, &a.heads.query, token, head, Some(a.heads.scale.0), to);
     });
     // Keys that the token sees: 1..=T of them.
     let count = if a.heads.causal {

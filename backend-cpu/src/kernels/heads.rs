@@ -1,6 +1,6 @@
 //! What the attention family shares: heads on their way out of a projection or into a derivative, cache writes, and where keys and
 //! values lie.
-pub use crate::emit::rowops::all_pieces;
+pub use crate::emit::vectors::all_pieces;
 use crate::emit::{Cmp, Elem, Emitter, Ty, Val, rope};
 use rdc_ir::program::body::{CacheWrite, HeadChain, HeadRows, HeadTarget, Heads};
 use rdc_ir::program::rows::Rotation;

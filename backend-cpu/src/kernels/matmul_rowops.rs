@@ -1,7 +1,7 @@
 //! What surrounds a matmul: the row operations that make its left operand, and the epilogue on its result.
 use super::matmul_form::Form;
 use super::{unsupported, whole_blocks};
-use crate::emit::{Cmp, ElementEpilogue, Emitter, Error, RowProgram, RowTarget, Ty, Val, rowops};
+use crate::emit::{Cmp, ElementEpilogue, Emitter, Error, RowProgram, RowTarget, Ty, Val, vectors};
 use rdc_ir::DType;
 use rdc_ir::program::Tiling;
 use rdc_ir::program::body::{Epilogue, Matmul};
@@ -39,9 +39,8 @@ impl<'k> Prologue<'k> {
             Some(_) => vec![],
             None => vec![RowTarget { node: *left, block: None }],
         };
-        let program = |targets: &[RowTarget]| {
-            (!targets.is_empty()).then(|| RowProgram::new(form.kernel, before, targets))
-        };
+        let program =
+            |targets: &[RowTarget]| (!targets.is_empty()).then(|| RowProgram::new(form.kernel, before, targets));
         let all: Vec<RowTarget> = left.iter().copied().chain(kept.iter().map(RowTarget::from)).collect();
         let storing = if kept.is_empty() { None } else { program(&all) };
         Ok(Prologue { bare: program(&left), storing, results: kept.iter().map(|stored| stored.pointer).collect() })
@@ -171,7 +170,8 @@ impl<'k> RowEpilogue<'k> {
             let row = e.add(first, i);
             let given = e.at(from, i, stride);
             let places = self.results.iter().enumerate();
-            let targets: Vec<Val> = places.map(|(target, stored)| self.program.row_of(e, target, stored.pointer, row)).collect();
+            let targets: Vec<Val> =
+                places.map(|(target, stored)| self.program.row_of(e, target, stored.pointer, row)).collect();
             self.program.emit_after(e, row, Some(given), &targets, scratch);
         });
     }
@@ -233,7 +233,7 @@ impl<'k> Finish<'k> {
         let form = self.form;
         let (part, width) = (form.n / form.parts, form.nr / form.parts);
         let first = e.mul_const(panel, width);
-        let (full, tail) = rowops::pieces(columns / form.parts, e.lanes);
+        let (full, tail) = vectors::pieces(columns / form.parts, e.lanes);
         let full = (0..full).map(|v| (v * e.lanes, e.lanes)).collect::<Vec<_>>();
         for (start, lanes) in full.into_iter().chain(tail) {
             let column = e.add_const(first, start);

@@ -3,8 +3,8 @@ use crate::testing::{Aligned, Runner, kernel, pack, quantise, random, via_bf16};
 use crate::{Options, compile, target, testing};
 use proptest::prelude::*;
 use rdc_ir::program::{Kernel, Target, Tiling};
-use rdc_passes::fuse::body::Family;
 use rdc_ir::{ArgRole, Attr, Builder, DType, Func, Opcode, Type, ValueId};
+use rdc_passes::fuse::body::Family;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Before {
@@ -82,7 +82,7 @@ impl Case {
         let scalar = input(&mut b, "scalar", Type::f32([]));
         let residual = input(&mut b, "residual", Type::f32([m, n]));
         let column = input(&mut b, "column", Type::f32([m, 1]));
-        let eps = || vec![Attr::Float(1e-5)];
+        let eps = || vec![Attr::float(1e-5)];
         let mut h = None;
         let left = match self.before {
             Before::Reshape => b.op(Opcode::Reshape, &[x], vec![ints(&[m, k])]),

@@ -2,8 +2,8 @@
 use crate::testing::{Aligned, Runner, kernel, program, random};
 use rdc_ir::interp::{self, Data, Inputs, Tensor};
 use rdc_ir::program::{Kernel, Reach, Tiling};
-use rdc_passes::fuse::body::Family;
 use rdc_ir::{DType, Func, Module, Opcode, Type, ValueId};
+use rdc_passes::fuse::body::Family;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Rc;

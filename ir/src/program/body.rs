@@ -1,7 +1,7 @@
 //! What each kind of kernel computes, taken apart: fusion does so once, and everything after it reads this.
 use super::rows::{NodeId, Rotation, RowGraph, Stored};
 use crate::entity::OpId;
-use crate::ops::any_float;
+use crate::float::Float;
 use crate::packing::Packing;
 use crate::types::DType;
 use serde::{Deserialize, Serialize};
@@ -183,8 +183,7 @@ pub struct Heads {
     /// Whether later keys are hidden.
     pub causal: bool,
     /// Factor of the scores.
-    #[serde(with = "any_float")]
-    pub scale: f64,
+    pub scale: Float,
     /// B.
     pub batch: usize,
     /// S.

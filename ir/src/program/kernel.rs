@@ -1,8 +1,6 @@
 //! Kernels: what each computes, how it is cut, how it reaches its tensors.
 use super::Tiling;
-use super::body::{
-    Attention, AttentionGrad, Columns, Generic, KvWrite, Matmul, Pack, Product, Rows, ScatterAdd,
-};
+use super::body::{Attention, AttentionGrad, Columns, Generic, KvWrite, Matmul, Pack, Product, Rows, ScatterAdd};
 use crate::module::Func;
 use crate::types::Type;
 use serde::{Deserialize, Serialize};

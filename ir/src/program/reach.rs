@@ -64,8 +64,9 @@ impl Kernel {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::float::Float;
     use crate::module::Func;
-    use crate::program::body::{Attention, Heads, HeadChain, HeadRows, Matrix, Product, Rows};
+    use crate::program::body::{Attention, HeadChain, HeadRows, Heads, Matrix, Product, Rows};
     use crate::program::rows::RowGraph;
     use crate::program::{Dispatch, KernelKind, Tiling};
     use crate::types::Type;
@@ -89,7 +90,7 @@ mod tests {
     fn attention() -> KernelKind {
         let query = HeadChain { source: 0, stride: 8, start: 0, biases: vec![], rope: None, heads: 2, dim: 4 };
         let keys = HeadRows { pointer: 0, start: 0, batch: 24, group: 4, stride: 8 };
-        let (pos, causal, scale, batch, steps, groups, context) = (0, true, 1.0, 2, 3, 2, 3);
+        let (pos, causal, scale, batch, steps, groups, context) = (0, true, Float(1.0), 2, 3, 2, 3);
         let heads = Heads { query, keys, values: keys, pos, causal, scale, batch, steps, groups, context };
         KernelKind::Attention(Attention { heads, result: 0, writes: vec![] })
     }

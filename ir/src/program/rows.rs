@@ -7,7 +7,8 @@
 //! must have ended before one chunk of it can be computed.
 //!
 //! The columns of a row may be several axes of a tensor: `[B, S, H, D]` is B * S rows of H * D columns where that suits.
-use crate::ops::{Opcode, any_float};
+use crate::float::Float;
+use crate::ops::Opcode;
 use crate::packing::Packing;
 use crate::types::DType;
 use serde::{Deserialize, Serialize};
@@ -61,14 +62,14 @@ pub struct Rotation {
 }
 
 /// How a node is computed. Pointers are indices into [`super::Kernel::pointers`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NodeKind {
     /// A tensor in memory.
     Arg(usize),
     /// The value that the kernel's anchor made (a product, a sum over rows), by its place among those.
     Given(usize),
     /// A constant.
-    Constant(#[serde(with = "any_float")] f64),
+    Constant(Float),
     /// `pos[row / len] + row % len` of a pointer.
     Positions {
         /// Pointer of `i32[B]`.
@@ -137,8 +138,7 @@ pub enum NodeKind {
         /// Weight.
         weight: NodeId,
         /// Added to the mean of squares.
-        #[serde(with = "any_float")]
-        eps: f64,
+        eps: Float,
     },
     /// `layer_norm`
     LayerNorm {
@@ -149,8 +149,7 @@ pub enum NodeKind {
         /// Bias.
         bias: NodeId,
         /// Added to the variance.
-        #[serde(with = "any_float")]
-        eps: f64,
+        eps: Float,
     },
     /// `softmax`
     Softmax {

@@ -1,11 +1,12 @@
-//! What the reverse direction takes from the forward direction: the policies of [`Remat`](super::Remat).
+//! What the reverse direction takes from the forward direction: the policies of [`Remat`].
 //!
 //! A policy is a set of values that may be taken; whether one is depends on the rules. What is in no set and is needed is
 //! computed again from what was taken, in the end from arguments, parameters and the carried values of loops, which can always be
 //! taken.
+use super::Kept;
 use super::problem::Problem;
 use super::reverse::{Record, reverse};
-use super::{Kept, Remat};
+use rdc_ir::training::Remat;
 use rdc_ir::{Func, OpId, Opcode, ValueId, cost};
 use std::collections::{HashMap, HashSet};
 
@@ -20,7 +21,7 @@ pub(super) fn differentiate(problem: &Problem<'_>) -> (Func, Kept) {
     let (func, record) = match problem.options.remat {
         Remat::None => reverse(problem, &all(problem)),
         Remat::Iteration => reverse(problem, &products_outside(problem)),
-        Remat::Budget(bytes) => within(problem, bytes),
+        Remat::Auto => within(problem, problem.options.budget),
     };
     (func, record.kept)
 }
@@ -80,7 +81,7 @@ fn products_outside(problem: &Problem<'_>) -> HashSet<ValueId> {
     ops.flat_map(|op| op.results.iter().copied()).collect()
 }
 
-/// `Budget`: drops value after value from what `None` takes, as long as that costs less than keeping it or the budget demands it.
+/// `Auto`: drops value after value from what `None` takes, as long as that costs less than keeping it or the budget demands it.
 /// What the budget demanded comes back, the most expensive first, where a larger value that went later left room for it.
 fn within(problem: &Problem<'_>, bytes: usize) -> (Func, Record) {
     let (mut func, mut record) = reverse(problem, &all(problem));

@@ -14,9 +14,8 @@ mod sums;
 
 pub use fuse_loss::fuse_loss;
 
-use crate::analysis;
-use rdc_ir::{Attr, Builder, Func, Module, OpId, Opcode, ValueId};
-use std::collections::HashMap;
+use crate::rewrite::rewrite;
+use rdc_ir::{Module, Opcode};
 
 /// Expands every function.
 pub fn run(module: &mut Module) {
@@ -33,36 +32,4 @@ pub fn run(module: &mut Module) {
             _ => None,
         });
     }
-}
-
-/// Offers every operation, with operands already replaced, to `new`: what it returns takes the place of the results.
-fn rewrite(func: &mut Func, mut new: impl FnMut(&mut Builder<'_>, OpId) -> Option<Vec<ValueId>>) {
-    let mut replaced: HashMap<ValueId, ValueId> = HashMap::new();
-    for region in analysis::regions_inside_out(func) {
-        for op in std::mem::take(&mut func.regions[region].ops) {
-            for operand in &mut func.ops[op].operands {
-                *operand = *replaced.get(operand).unwrap_or(operand);
-            }
-            let mut b = Builder::at(func, region);
-            b.loc = b.func.ops[op].loc;
-            match new(&mut b, op) {
-                Some(values) => {
-                    for (old, value) in b.func.ops[op].results.clone().into_iter().zip(values) {
-                        b.func.inherit_name(old, value);
-                        replaced.insert(old, value);
-                    }
-                }
-                None => func.regions[region].ops.push(op),
-            }
-        }
-    }
-    func.replace_uses(&replaced);
-}
-
-/// The value under another shape; itself if it has that shape.
-fn reshape(b: &mut Builder, value: ValueId, shape: &[usize]) -> ValueId {
-    if b.func.ty(value).shape == shape {
-        return value;
-    }
-    b.op(Opcode::Reshape, &[value], vec![Attr::shape(shape)])
 }

@@ -1,9 +1,8 @@
 //! Column sums: `sum_to` from `[rows, columns]` to `[columns]`, with the elementwise operations around it.
 use super::graph::{GroupId, GroupKind, UseGraph};
-use super::normalise::before as ahead_of;
 use super::rows::{fits, is_elementwise};
 use super::uses::{User, Uses};
-use rdc_ir::{Attr, Func, OpId, Opcode, RegionId, Type, ValueDef, ValueId};
+use rdc_ir::{Attr, Builder, Func, OpId, Opcode, RegionId, Type, ValueDef, ValueId};
 use std::collections::{HashMap, HashSet};
 
 /// The rows and columns of a `sum_to` that adds up rows.
@@ -104,9 +103,8 @@ pub fn sum_in_blocks(func: &mut Func, rows: usize) {
         let x = if func.ty(whole).last() == size.1 { whole } else { summed };
         let uses = Uses::new(func);
         if is_made_of_rows(func, &uses, region, x, size) {
-            let ty = func.ty(x).with_shape(vec![size.0.div_ceil(rows), size.1]);
             let attrs = vec![Attr::Int(rows as i64)];
-            func.ops[op].operands[0] = ahead_of(func, region, op).op(Opcode::SumBlocks, vec![x], attrs, vec![ty])[0];
+            func.ops[op].operands[0] = Builder::before(func, region, op).op(Opcode::SumBlocks, &[x], attrs);
         }
     }
 }
@@ -215,11 +213,8 @@ impl Copies<'_> {
         if self.uses.of(value).len() == 1 && operands == data.operands {
             return value;
         }
-        let ty = self.func.ty(value).clone();
-        let new = self.func.make_op(data.opcode, operands, data.attrs, vec![ty], Vec::new(), data.loc);
-        let ops = &mut self.func.regions[self.region].ops;
-        let at = ops.iter().position(|&o| o == self.sum).unwrap_or(ops.len());
-        ops.insert(at, new);
-        self.func.ops[new].results[0]
+        let mut at = Builder::before(self.func, self.region, self.sum);
+        at.loc = data.loc;
+        at.op(data.opcode, &operands, data.attrs)
     }
 }

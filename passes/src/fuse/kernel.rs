@@ -8,7 +8,7 @@ use super::uses::{User, Uses, is_constant};
 use crate::Error;
 use rdc_ir::program::body::{Matmul, Product};
 use rdc_ir::program::{Access, Dispatch, Kernel, KernelKind, Pointer, Target, Tiling};
-use rdc_ir::{Arg, ArgRole, Attr, DType, Func, Loc, OpId, Opcode, Output, RegionId, Type, ValueId};
+use rdc_ir::{Arg, ArgRole, Attr, Builder, DType, Func, Loc, OpId, Opcode, Output, RegionId, Type, ValueId};
 use std::collections::{HashMap, HashSet};
 
 /// What a launch passes for a pointer argument.
@@ -36,13 +36,7 @@ pub struct Built {
 ///
 /// # Errors
 /// If no kernel computes the group.
-pub fn build(
-    func: &Func,
-    uses: &Uses,
-    region: RegionId,
-    group: &Group,
-    target: &Target,
-) -> Result<Built, Error> {
+pub fn build(func: &Func, uses: &Uses, region: RegionId, group: &Group, target: &Target) -> Result<Built, Error> {
     let mut maker = Maker { func, out: Func::new(""), map: HashMap::new(), slots: HashMap::new(), args: Vec::new() };
     let heads = matches!(group.kind, GroupKind::KvWrite | GroupKind::Attention(_) | GroupKind::DecodeAttention(_));
     match group.kind {
@@ -115,10 +109,7 @@ impl Maker<'_> {
         self.out.add_arg(body, ty, None)
     }
     fn append(&mut self, opcode: Opcode, operands: Vec<ValueId>, attrs: Vec<Attr>, results: Vec<Type>) -> Vec<ValueId> {
-        let op = self.out.make_op(opcode, operands, attrs, results, Vec::new(), Loc::default());
-        let body = self.out.body;
-        self.out.regions[body].ops.push(op);
-        self.out.ops[op].results.clone()
+        Builder::new(&mut self.out).append(opcode, operands, attrs, results, Vec::new())
     }
     fn op(&mut self, id: OpId, heads: bool) {
         let op = &self.func.ops[id];
@@ -179,7 +170,7 @@ impl Maker<'_> {
         let slot = Operand::Slot(id);
         let cache = self.arg(slot, types[0].clone(), ArgRole::Cache);
         let (x, pos) = (self.value(op.operands[1]), self.value(op.operands[2]));
-        let attrs = vec![Attr::Float(0.0), Attr::DType(DType::I32)];
+        let attrs = vec![Attr::float(0.0), Attr::DType(DType::I32)];
         let zero = self.append(Opcode::Constant, vec![], attrs, vec![Type::scalar(DType::I32)])[0];
         let results = self.append(op.opcode, vec![cache, x, pos, zero], Vec::new(), types);
         self.slots.insert(id, results[0]);
@@ -244,9 +235,7 @@ fn tile(kind: &KernelKind, target: &Target) -> Tiled {
     let whole = |tasks: usize| Tiled { tiling: Tiling::Whole, tasks, dispatch: Dispatch::Static };
     match kind {
         KernelKind::Rows(body) => tiles::rows(body.graph.rows, block(&body.results)),
-        KernelKind::Matmul(body) => {
-            tiles::matmul((body.m, body.n, body.k), body.packing.nr, Around::of(body), target)
-        }
+        KernelKind::Matmul(body) => tiles::matmul((body.m, body.n, body.k), body.packing.nr, Around::of(body), target),
         KernelKind::KvWrite(body) => tiles::rows(body.tokens, 1),
         KernelKind::Attention(body) => tiles::attention(body.heads.steps, body.heads.batch * body.heads.query.heads),
         KernelKind::DecodeAttention(body) => whole(body.heads.batch * body.heads.groups),
@@ -268,12 +257,8 @@ pub fn pointers(func: &Func, kind: &KernelKind) -> Vec<Pointer> {
     let results = body.yields.iter().map(|&v| func.ty(v)).filter(|ty| !ty.cache).map(|ty| (ty, true));
     let tensors: Vec<(&Type, bool)> = arguments.chain(results).collect();
     let accesses = accesses(kind, tensors.len());
-    let pointer = |((ty, written), access): ((&Type, bool), Access)| Pointer {
-        ty: ty.clone(),
-        access,
-        pitch: None,
-        written,
-    };
+    let pointer =
+        |((ty, written), access): ((&Type, bool), Access)| Pointer { ty: ty.clone(), access, pitch: None, written };
     tensors.into_iter().zip(accesses).map(pointer).collect()
 }
 
@@ -310,7 +295,7 @@ fn name(func: &Func, group: &Group, kind: &KernelKind) -> String {
         (GroupKind::Columns(sum), _) => {
             let (rows, columns) = columns::size(func, sum).unwrap_or_default();
             format!("columns_{rows}x{columns}")
-        },
+        }
         (GroupKind::AttentionGrad(op), _) => format!("attention_grad_{}", attention_dims(func, op)),
         (GroupKind::Attention(op), _) => format!("attention_{}", attention_dims(func, op)),
         (GroupKind::DecodeAttention(op), _) => format!("decode_attention_{}", attention_dims(func, op)),

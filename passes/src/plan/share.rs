@@ -37,11 +37,7 @@ fn reads(graph: &RowGraph, args: &[usize]) -> bool {
 }
 
 /// The nodes that depend on the arguments, if `leads` holds for all that have such operands, given with these operands.
-fn dependents(
-    graph: &RowGraph,
-    args: &[usize],
-    leads: impl Fn(NodeId, &[NodeId]) -> bool,
-) -> Option<Vec<bool>> {
+fn dependents(graph: &RowGraph, args: &[usize], leads: impl Fn(NodeId, &[NodeId]) -> bool) -> Option<Vec<bool>> {
     let mut depends: Vec<bool> = Vec::new();
     for (id, node) in graph.nodes.iter().enumerate() {
         let operands: Vec<NodeId> = node.kind.operands().into_iter().filter(|&operand| depends[operand]).collect();
@@ -100,9 +96,7 @@ fn by_rows(rows: &Rows, args: &[usize], result: usize) -> bool {
         NodeKind::Softmax { .. } => 0,
         ref kind => kind.sweeps(),
     };
-    let leads = |id: NodeId, _: &[NodeId]| {
-        (same_places(&nodes[id].kind) || sweeps(id) > 0) && fits(id)
-    };
+    let leads = |id: NodeId, _: &[NodeId]| (same_places(&nodes[id].kind) || sweeps(id) > 0) && fits(id);
     let Some(depends) = dependents(&rows.graph, args, leads) else { return false };
     let others = rows.results.iter().filter(|stored| stored.node != node && depends[stored.node]);
     let reduced = |id: NodeId| nodes[id].kind.operands()[0];
@@ -193,10 +187,7 @@ mod tests {
         };
         let only = "\"n\" = %n, \"c\" = %c";
         assert!(shares(rows, &one("div %e, %s", only), &[0], 0));
-        assert!(
-            shares(rows, &one("div %e, %s", "\"n\" = %n, \"m\" = %m, \"s\" = %s"), &[0], 0),
-            "columns beside it"
-        );
+        assert!(shares(rows, &one("div %e, %s", "\"n\" = %n, \"m\" = %m, \"s\" = %s"), &[0], 0), "columns beside it");
         let early = one("add %a, %b", "\"n\" = %n, \"s\" = %s");
         assert!(!shares(rows, &early, &[0], 0), "it is written before the sweep that sums");
         let early = one("sub %a, %m", "\"n\" = %n, \"s\" = %s");

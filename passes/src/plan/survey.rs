@@ -6,8 +6,8 @@
 //! kernel if one buffer serves the value there too.
 use super::share::may_share;
 use super::weights::Weights;
-use crate::analysis;
 use crate::Error;
+use crate::analysis;
 use crate::fuse::kernel::{self, Built, Operand};
 use crate::fuse::uses::{Uses, is_zero, moving, root};
 use crate::fuse::{self, Group, GroupKind};

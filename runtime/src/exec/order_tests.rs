@@ -9,8 +9,8 @@ use crate::weights::DrawnSource;
 use rdc_ir::program::body::Rows;
 use rdc_ir::program::rows::RowGraph;
 use rdc_ir::program::{
-    self as p, Access, Dispatch, Entry, Input, Kernel, KernelKind, Launch, LoopStep, Offset, OutputBuffer, Place, Program,
-    Step, Tiling,
+    self as p, Access, Dispatch, Entry, Input, Kernel, KernelKind, Launch, LoopStep, Offset, OutputBuffer, Place,
+    Program, Step, Tiling,
 };
 use rdc_ir::{ArgRole, DType, Type};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -2,7 +2,7 @@
 use super::rows::rotation;
 use super::{Unsupported, pointer};
 use rdc_ir::program::body::{Attention, AttentionGrad, CacheWrite, HeadChain, HeadRows, HeadTarget, Heads};
-use rdc_ir::{DType, Func, Op, OpId, Opcode, ValueId};
+use rdc_ir::{DType, Float, Func, Op, OpId, Opcode, ValueId};
 
 /// The argument whose elements, from an element offset on and without gaps, are the value's: looks through reshapes and
 /// slices below axes of size 1.
@@ -99,7 +99,7 @@ fn heads(func: &Func, op: &Op) -> Result<Heads, Unsupported> {
         values: rows(func, op.operands[2]).ok_or("values that are not in memory")?,
         pos: pointer(func, op.operands[3]).ok_or("positions that are not an argument")?,
         causal: op.flag("causal"),
-        scale: op.float("scale"),
+        scale: Float(op.float("scale")),
         batch: q.shape[0],
         steps: q.shape[1],
         groups: k.shape[2],
@@ -144,8 +144,7 @@ pub(super) fn attention_grad(func: &Func, op: OpId) -> Result<AttentionGrad, Uns
     let op = &func.ops[op];
     let mut targets = [None, None, None];
     for (index, &value) in func.regions[func.body].yields.iter().enumerate() {
-        add_targets(func, op, value, func.args.len() + index, &mut targets)
-            .ok_or("results besides the derivatives")?;
+        add_targets(func, op, value, func.args.len() + index, &mut targets).ok_or("results besides the derivatives")?;
     }
     Ok(AttentionGrad { heads: heads(func, op)?, dout: must_chain(func, op.operands[4])?, targets })
 }
@@ -153,13 +152,7 @@ pub(super) fn attention_grad(func: &Func, op: OpId) -> Result<AttentionGrad, Uns
 /// Finds the targets of the results of `op` in a value that a kernel yields under a pointer: one of them, perhaps turned back
 /// and reshaped, or several joined along the last axis. Adds them to `targets`, by result; `None` if the value is anything
 /// else or a target was known.
-fn add_targets(
-    func: &Func,
-    op: &Op,
-    value: ValueId,
-    pointer: usize,
-    targets: &mut [Option<HeadTarget>],
-) -> Option<()> {
+fn add_targets(func: &Func, op: &Op, value: ValueId, pointer: usize, targets: &mut [Option<HeadTarget>]) -> Option<()> {
     let value = func.through_reshapes(value);
     let joined = func.defined_by(value, Opcode::Concat).filter(|op| op.size("axis") + 1 == func.ty(value).rank());
     let parts = joined.map_or(vec![value], |op| op.operands.clone());

@@ -275,7 +275,9 @@ fn product(func: &Func) -> Result<Product, Unsupported> {
     };
     let left = operand(0, !op.flag("trans_a"), m);
     let right = operand(1, op.flag("trans_b"), n);
-    let (Some(left), Some(right)) = (left, right) else { return Err("operands that are not matrices in memory".into()) };
+    let (Some(left), Some(right)) = (left, right) else {
+        return Err("operands that are not matrices in memory".into());
+    };
     let k = if left.inner_last { left.columns } else { left.rows };
     let epilogue = elements(func, batch * m, op.results[0], 1, &results(func)?)?;
     Ok(Product { batch, m, n, k, left, right, epilogue })

@@ -3,7 +3,7 @@
 use super::{Unsupported, pointer};
 use rdc_ir::packing::Packing;
 use rdc_ir::program::rows::{Class, Node, NodeId, NodeKind, Rotation, RowGraph, Stored};
-use rdc_ir::{DType, Func, Op, OpId, Opcode, Type, ValueId};
+use rdc_ir::{DType, Float, Func, Op, OpId, Opcode, Type, ValueId};
 use std::collections::HashMap;
 
 /// Trailing axes that have `columns` elements together.
@@ -164,7 +164,7 @@ impl<'k> Builder<'k> {
         let last_axis = self.is_last_axis(result, class);
         let of_last_axis = || op.size("axis") + 1 == ty(0).rank();
         Ok(match op.opcode {
-            Opcode::Constant => NodeKind::Constant(op.float("value")),
+            Opcode::Constant => NodeKind::Constant(Float(op.float("value"))),
             Opcode::Reshape => match self.same(ty(0), class) {
                 Some(wanted) => NodeKind::Alias(self.node(op.operands[0], wanted)?),
                 None => return self.misfit(op, class),
@@ -232,7 +232,7 @@ impl<'k> Builder<'k> {
                     return Ok(NodeKind::Softmax { x });
                 }
                 let weight = self.node(op.operands[1], Class::RowVector(d))?;
-                let eps = op.float("eps");
+                let eps = Float(op.float("eps"));
                 if op.opcode == Opcode::RmsNorm {
                     return Ok(NodeKind::RmsNorm { x, weight, eps });
                 }
@@ -271,7 +271,7 @@ impl<'k> Builder<'k> {
     /// A node of zeros.
     fn zeros(&mut self, columns: usize) -> NodeId {
         let class = if columns == 1 { Class::Column } else { Class::Rows(columns) };
-        self.push(NodeKind::Constant(0.0), class, DType::F32)
+        self.push(NodeKind::Constant(Float(0.0)), class, DType::F32)
     }
 
     fn rope(&mut self, op: &Op, class: Class) -> Result<NodeKind, Unsupported> {

@@ -29,16 +29,8 @@ fn rows_reach_their_own_and_what_all_share() {
       yield "e" = %e, "f" = %f
     }"#;
     let (table, blocks) = (Access::Table { elements: 36 }, Access::Blocks { rows: 2, columns: 6 });
-    let expected = [
-        Access::Rows(6),
-        Access::Row,
-        Access::Row,
-        Access::Rows(1),
-        table,
-        Access::Rows(1),
-        Access::Rows(6),
-        blocks,
-    ];
+    let expected =
+        [Access::Rows(6), Access::Row, Access::Row, Access::Rows(1), table, Access::Rows(1), Access::Rows(6), blocks];
     assert_eq!(found(text, Family::Rows(6)), expected);
 }
 

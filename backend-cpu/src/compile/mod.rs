@@ -89,8 +89,11 @@ fn stage(target: &Target, kernel: &Kernel, at: Stage) -> Result<Vec<u8>, Error> 
 /// An image of one function in MLIR text, for a named target.
 #[cfg(any(test, feature = "testing"))]
 pub(crate) fn assemble(target: &str, name: &str, text: &str) -> Result<CodeImage, Error> {
-    let object = lower(&crate::target(target)?, text, Stage::Obj)
-        .map_err(|(stage, message)| Error::Lowering { kernel: name.into(), stage, message })?;
+    let object = lower(&crate::target(target)?, text, Stage::Obj).map_err(|(stage, message)| Error::Lowering {
+        kernel: name.into(),
+        stage,
+        message,
+    })?;
     image::layout(std::iter::once((name, object.as_slice())))
 }
 

@@ -140,7 +140,10 @@ fn expect(returned: u64, wanted: u64) -> Result<()> {
     if returned == wanted {
         return Ok(());
     }
-    Err(Error::other(format!("a system call of the emulated process returned {}, not {wanted}", returned.cast_signed())))
+    Err(Error::other(format!(
+        "a system call of the emulated process returned {}, not {wanted}",
+        returned.cast_signed()
+    )))
 }
 
 /// A static ELF executable of an image: one segment, right after the headers.

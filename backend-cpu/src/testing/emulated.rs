@@ -245,3 +245,31 @@ impl Drop for Emulated {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Runner, kernel};
+    use rdc_ir::program::KernelKind;
+
+    #[test]
+    fn kernels_for_aarch64_run_one_after_the_other_in_one_process() {
+        if Command::new("qemu-aarch64").arg("--version").stdout(Stdio::null()).status().is_err() {
+            assert!(std::env::var_os("RDC_RUNTIME_ONLY").is_none(), "`make setup` installs qemu-user");
+            println!("qemu-user is not installed: no kernel is run for aarch64");
+            return;
+        }
+        for (rows, op) in [(2, "neg"), (3, "exp"), (2, "neg")] {
+            let text = format!("func \"f\"(%x: f32[{rows}, 5]) {{\n  %y = {op} %x\n  yield \"y\" = %y\n}}\n");
+            let func = rdc_ir::parse::parse_func(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+            let kind = KernelKind::Rows { rows, rows_per_task: 1 };
+            let mut runner = Runner::new(&crate::target("aarch64").unwrap(), &kernel("k", kind, func, rows)).unwrap();
+            runner.args[0] = Aligned::from_f32(&vec![-1.0; rows * 5]);
+            runner.run(1..2);
+            let mut want = vec![0.0; rows * 5];
+            want[5..10].fill(if op == "neg" { 1.0 } else { (-1f32).exp() });
+            let got = runner.args[1].to_f32();
+            assert!(got.iter().zip(&want).all(|(g, w)| (g - w).abs() < 1e-6), "{got:?}");
+        }
+    }
+}

@@ -48,7 +48,7 @@ test: setup ## All tests
 	cargo build -p rdc --no-default-features --target $(AARCH64)
 	RDC_RUNTIME_ONLY=$(abspath $(TARGET_DIR))/debug/rdc-runtime-only RDC_AARCH64=$(abspath $(TARGET_DIR))/$(AARCH64)/debug/rdc \
 	  cargo test --workspace --no-fail-fast
-	RDC_TEST_TARGET=aarch64 cargo test -p rdc-backend-cpu --lib
+	RDC_TEST_TARGET=aarch64 cargo test -p rdc-backend-cpu --lib -- --skip every_target --skip refused
 
 bless: setup ## Accept changed snapshots; read the diff
 	BLESS=1 INSTA_UPDATE=always INSTA_FORCE_PASS=1 cargo test --workspace

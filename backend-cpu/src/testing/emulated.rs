@@ -260,7 +260,11 @@ mod tests {
             return;
         }
         for (rows, op) in [(2, "neg"), (3, "exp"), (2, "neg")] {
-            let text = format!("func \"f\"(%x: f32[{rows}, 5]) {{\n  %y = {op} %x\n  yield \"y\" = %y\n}}\n");
+            let text = format!(
+                r#"func "f"("x" input = %x: f32[{rows}, 5]) {{
+                %y = {op} %x : f32[{rows}, 5]
+                yield "y" = %y }}"#
+            );
             let func = rdc_ir::parse::parse_func(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
             let kind = KernelKind::Rows { rows, rows_per_task: 1 };
             let mut runner = Runner::new(&crate::target("aarch64").unwrap(), &kernel("k", kind, func, rows)).unwrap();

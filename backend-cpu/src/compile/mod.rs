@@ -86,6 +86,17 @@ fn stage(target: &Target, kernel: &Kernel, at: Stage) -> Result<Vec<u8>, Error> 
     lower(target, &text, at).map_err(|(stage, message)| Error::Lowering { kernel: kernel.name.clone(), stage, message })
 }
 
+/// An image of one function in MLIR text, for a named target.
+#[cfg(any(test, feature = "testing"))]
+pub(crate) fn assemble(target: &str, name: &str, text: &str) -> Result<CodeImage, Error> {
+    let object = lower(&crate::target(target)?, text, Stage::Obj).map_err(|(stage, message)| Error::Lowering {
+        kernel: name.into(),
+        stage,
+        message,
+    })?;
+    image::layout(std::iter::once((name, object.as_slice())))
+}
+
 /// Which step failed, and what the library said.
 type Failure = (&'static str, String);
 

@@ -250,7 +250,7 @@ impl Case {
 
 /// This machine with the vector and tile shapes of each family of targets: LLVM splits vectors that are too wide.
 fn shapes() -> Vec<Target> {
-    let native = target("native").unwrap();
+    let native = testing::target("native");
     let mut out = vec![native.clone()];
     for name in ["x86-64-v3", "x86-64-v4", "aarch64"] {
         let Target { lanes, mr, nr, .. } = target(name).unwrap();
@@ -293,7 +293,7 @@ fn rows_that_would_fall_into_one_set_of_the_cache() {
 
 #[test]
 fn prologues_and_epilogues() {
-    let target = target("native").unwrap();
+    let target = testing::target("native");
     for m in [2, 27] {
         for before in BEFORE {
             for after in AFTER {
@@ -307,7 +307,7 @@ fn prologues_and_epilogues() {
 
 #[test]
 fn results_do_not_depend_on_how_tasks_are_cut() {
-    let target = target("native").unwrap();
+    let target = testing::target("native");
     for m in [3, 40] {
         let mut results = Vec::new();
         for (rows_per_task, panels_per_task, calls) in [(12, 1, 1), (7, 3, 2), (40, 9, 1), (13, 2, 5)] {

@@ -1,5 +1,5 @@
 //! Compares kernels with the reference interpreter in f64.
-use crate::testing::{Aligned, Runner, kernel, program, random};
+use crate::testing::{self, Aligned, Runner, kernel, program, random};
 use rdc_ir::interp::{self, Data, Inputs, Tensor};
 use rdc_ir::program::{Kernel, Reach, Tiling};
 use rdc_ir::{DType, Func, Module, Opcode, Type, ValueId};
@@ -110,7 +110,7 @@ impl Case {
         }
         let module = Module { name: "test".into(), funcs: vec![self.func.clone()], ..Module::default() };
         let outputs = interp::run(&module, &self.func.name, &inputs, &mut interp::Options::default()).unwrap();
-        let target = crate::target("x86-64-v3").unwrap();
+        let target = testing::target("x86-64-v3");
         let mut kernel = kernel("k", self.kind, kernel_func, self.tasks);
         let pointers = self.pointers(&kernel.func);
         for &(name, bytes) in &self.pitches {

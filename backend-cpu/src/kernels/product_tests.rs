@@ -95,7 +95,7 @@ fn sums_are_updated_in_place() {
 
 #[test]
 fn results_do_not_depend_on_how_tasks_are_cut() {
-    let target = crate::target("native").unwrap();
+    let target = crate::testing::target("native");
     let mut results = Vec::new();
     for (rows_per_task, columns_per_task) in [(12, 32), (7, 19), (100, 100), (1, 3)] {
         let shape = Shape { batch: 1, m: 29, n: 43, k: 150, rows_per_task, columns_per_task, kc: 64 };

@@ -9,6 +9,7 @@ PACKAGES := llvm-22-dev libmlir-22-dev libpolly-22-dev libzstd-dev zlib1g-dev li
             g++ valgrind qemu-user ca-certificates curl
 RUST_VERSION := 1.95
 AARCH64 := aarch64-unknown-linux-musl
+AARCH64_STD = $(shell rustc --print sysroot)/lib/rustlib/$(AARCH64)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .PHONY: help setup build lint test bless demo bench
@@ -27,7 +28,8 @@ setup: ## Install what is missing on a bare Debian 12 (as root or with sudo); no
 	  curl -fsS https://sh.rustup.rs | sh -s -- -y --profile minimal -c rustfmt,clippy; fi
 	@cargo --version | awk -v need=$(RUST_VERSION) '{ split($$2, have, "."); split(need, want, "."); \
 	  if (have[1] * 1000 + have[2] < want[1] * 1000 + want[2]) { print "Rust " need " or newer is needed: rustup update" > "/dev/stderr"; exit 1 } }'
-	@[ -d "$$(rustc --print sysroot)/lib/rustlib/$(AARCH64)" ] || rustup target add $(AARCH64)
+	@[ -d "$(AARCH64_STD)" ] || rustup target add $(AARCH64) \
+	  || echo "there is no Rust for $(AARCH64): no example is run whole on aarch64"
 
 build: setup ## The optimised rdc, in target/release
 	cargo build --release
@@ -45,8 +47,9 @@ test: setup ## All tests
 	  || { echo "the runtime-only build depends on the compiler" >&2; exit 1; }
 	@! ldd $(TARGET_DIR)/debug/rdc-runtime-only | grep -E 'LLVM|MLIR' \
 	  || { echo "the runtime-only build links LLVM or MLIR" >&2; exit 1; }
-	cargo build -p rdc --no-default-features --target $(AARCH64)
-	RDC_RUNTIME_ONLY=$(abspath $(TARGET_DIR))/debug/rdc-runtime-only RDC_AARCH64=$(abspath $(TARGET_DIR))/$(AARCH64)/debug/rdc \
+	[ ! -d "$(AARCH64_STD)" ] || cargo build -p rdc --no-default-features --target $(AARCH64)
+	RDC_RUNTIME_ONLY=$(abspath $(TARGET_DIR))/debug/rdc-runtime-only \
+	RDC_AARCH64=$(if $(wildcard $(AARCH64_STD)),$(abspath $(TARGET_DIR))/$(AARCH64)/debug/rdc) \
 	  cargo test --workspace --no-fail-fast
 	RDC_TEST_TARGET=aarch64 cargo test -p rdc-backend-cpu --lib -- --skip every_target --skip refused
 

@@ -4,7 +4,7 @@ use std::process::Command;
 
 /// The rdc for aarch64 without the compiler, if it was built.
 fn emulated() -> Option<Command> {
-    let Some(binary) = std::env::var_os("RDC_AARCH64") else {
+    let Some(binary) = std::env::var_os("RDC_AARCH64").filter(|path| !path.is_empty()) else {
         println!("RDC_AARCH64 is not set: nothing is run on aarch64 (`make test` sets it)");
         return None;
     };

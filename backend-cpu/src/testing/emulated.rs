@@ -250,7 +250,8 @@ impl Drop for Emulated {
 mod tests {
     use super::*;
     use crate::testing::{Runner, kernel};
-    use rdc_ir::program::KernelKind;
+    use rdc_ir::program::Tiling;
+    use rdc_passes::fuse::body::Family;
 
     #[test]
     fn kernels_for_aarch64_run_one_after_the_other_in_one_process() {
@@ -266,7 +267,7 @@ mod tests {
                 yield "y" = %y }}"#
             );
             let func = rdc_ir::parse::parse_func(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
-            let kind = KernelKind::Rows { rows, rows_per_task: 1 };
+            let kind = (Family::Rows(rows), Tiling::Rows { rows_per_task: 1 });
             let mut runner = Runner::new(&crate::target("aarch64").unwrap(), &kernel("k", kind, func, rows)).unwrap();
             runner.args[0] = Aligned::from_f32(&vec![-1.0; rows * 5]);
             runner.run(1..2);

@@ -8,7 +8,6 @@ use crate::code::{Code, KernelFn};
 use crate::model::Model;
 use crate::weights::DrawnSource;
 use rdc_ir::program::body::Generic;
-use rdc_ir::program::body::Generic;
 use rdc_ir::program::*;
 use rdc_ir::{ArgRole, Attr, DType, Func, Init, Loc, Opcode, Type};
 use std::collections::BTreeMap;

@@ -6,14 +6,14 @@ use crate::kv;
 use crate::progress::Progress;
 use crate::report::{Report, Work};
 use anyhow::{Context, Result};
-use rdc_backend_cpu::CodeImage;
+use rdc_backend_cpu::{CodeImage, Target};
 use rdc_frontend::checkpoint::match_tensors;
 use rdc_frontend::{Diagnostic, LossSelection, Lowered};
 use rdc_ir::program::Program;
 use rdc_ir::{Func, Module, Opcode, Type};
 use rdc_passes::optimizer::Optimizer;
 use rdc_passes::{Observer, WeightType};
-use rdc_runtime::artifact::{self, Contents, LossInfo, Meta, ParamInfo, Readout, TrainMeta};
+use rdc_runtime::artifact::{self, Contents, Isa, LossInfo, Meta, ParamInfo, Readout, TrainMeta};
 use rdc_runtime::checkpoint::Checkpoint;
 use rdc_runtime::code::Code;
 use rdc_runtime::model::Model;
@@ -22,6 +22,7 @@ use rdc_runtime::weights::{CheckpointSource, DrawnSource, ParamSource};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
 use std::path::Path;
+use std::sync::Arc;
 
 /// The prefill chunk unless `--seq` says otherwise (or the context is shorter).
 const DEFAULT_CHUNK: usize = 64;
@@ -114,6 +115,8 @@ pub struct Built {
     pub meta: Meta,
     /// The module after the last pass.
     pub module: Module,
+    /// What code is to be generated for.
+    pub target: Target,
     checkpoint: Option<Weights>,
 }
 
@@ -213,7 +216,8 @@ pub fn build(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
     let frozen = training.as_ref().map(|t| frozen(&lowered.module, &t.freeze)).transpose()?.unwrap_or_default();
     let train = training.as_ref().map(|t| train_meta(t, &lowered, &frozen));
     let options = rdc_passes::Options {
-        target,
+        target: target.name.clone(),
+        machine: Arc::new(target.machine),
         dtype: match dtype {
             Dtype::F32 => WeightType::F32,
             Dtype::Bf16 => WeightType::Bf16,
@@ -262,7 +266,7 @@ pub fn build(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
         .collect();
     let report = Report { looped_stack_parameters, functions };
     let mut options = BTreeMap::from([
-        ("target".to_string(), program.target.name.clone()),
+        ("target".to_string(), program.target.clone()),
         ("batch".to_string(), lowered.batch.to_string()),
         ("context".to_string(), lowered.context.to_string()),
         ("max-steps".to_string(), lowered.max_steps.to_string()),
@@ -292,9 +296,10 @@ pub fn build(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
         options,
         report: serde_json::to_value(report)?,
         symbols: BTreeMap::new(),
+        isa: isa(&target),
         program,
     };
-    Ok(Built { meta, module, checkpoint })
+    Ok(Built { meta, module, target, checkpoint })
 }
 
 /// The parameters whose names match one of the patterns.
@@ -392,13 +397,21 @@ fn looped_stack_parameters(module: &Module) -> u64 {
     looped.map(|p| p.ty.elements() as u64).sum()
 }
 
+/// What a loader must know of a target's code.
+pub fn isa(target: &Target) -> Isa {
+    Isa { architecture: target.isa.architecture().into(), requires: target.isa.requires.clone() }
+}
+
 /// Generates the code of all kernels.
 pub fn generate(built: &mut Built, progress: &Progress) -> Result<CodeImage> {
     let report = |p: rdc_backend_cpu::Progress| {
         progress.stage(&format!("compiling kernels: {} of {}, {}", p.done, p.total, p.kernel));
     };
-    let image =
-        rdc_backend_cpu::compile(&mut built.meta.program, &rdc_backend_cpu::Options { progress: Some(&report) })?;
+    let image = rdc_backend_cpu::compile(
+        &mut built.meta.program,
+        &built.target,
+        &rdc_backend_cpu::Options { progress: Some(&report) },
+    )?;
     built.meta.symbols = image.symbols.iter().map(|s| (s.name.clone(), s.offset as u64)).collect();
     Ok(image)
 }

@@ -30,12 +30,10 @@ use std::collections::{BTreeMap, BTreeSet};
 mod memory;
 mod reach;
 mod schedule;
-mod target;
 mod tiling;
 
 pub use reach::Reach;
 pub use schedule::{KvPolicy, Launch, LaunchArg, LoopStep, Offset, Step};
-pub use target::Target;
 pub use tiling::Tiling;
 
 /// A compiled model, less its code.
@@ -43,8 +41,8 @@ pub use tiling::Tiling;
 pub struct Program {
     /// The model's name.
     pub name: String,
-    /// The machine it is for.
-    pub target: Target,
+    /// The name of the target it is for, `native` if that is the machine that compiled it.
+    pub target: String,
     /// Constant data: packed weights, small parameters, tables.
     pub weights: Vec<Weight>,
     /// Distinct kernels; launches refer to them by index.

@@ -15,6 +15,7 @@ pub mod options;
 pub mod pipeline;
 pub mod plan;
 pub mod simplify;
+pub mod tile;
 
 pub use options::{Error, Options, Remat, Training, WeightType};
 pub use pipeline::{Observer, POINTS, Stage, TRAINING_POINTS, compile, optimise};

@@ -58,7 +58,7 @@ fn module(optimizer: Optimizer, decay_all: bool) -> Module {
         module.params[id].decay |= decay_all;
     }
     let remat = differentiate::Remat::None;
-    let options = differentiate::Options { max_grad_steps: 3, remat, frozen: vec![], stack_weight_grads: None };
+    let options = differentiate::Options { max_grad_steps: 3, remat, ..Default::default() };
     differentiate::run(&mut module, &options).unwrap();
     optimizer::add(&mut module, &optimizer::Options { optimizer, ..Default::default() });
     assert_eq!(verify_text(&module), None);

@@ -1,6 +1,6 @@
 //! Elementary functions against f64.
 use crate::testing::{Runner, kernel};
-use rdc_ir::program::{KernelKind, Target, Tiling};
+use rdc_ir::program::{KernelKind, Tiling};
 use rdc_ir::{ArgRole, Builder, Func, Opcode, Type};
 
 // SAFETY of the calls: `erf` of the C library is a pure function of one double.
@@ -22,7 +22,8 @@ fn run_on(lanes: usize, opcode: Opcode, inputs: &[f32]) -> Vec<f32> {
     let x = b.arg("x", ArgRole::Input, Type::f32([1, inputs.len()]));
     let y = b.op(opcode, &[x], vec![]);
     b.output("y", y, false);
-    let target = Target { lanes, ..crate::target("x86-64-v3").unwrap() };
+    let mut target = crate::target("x86-64-v3").unwrap();
+    target.machine.lanes = lanes;
     let kernel = kernel("k", (KernelKind::Rows { rows: 1 }, Tiling::Rows { rows_per_task: 1 }), func, 1);
     let mut runner = Runner::new(&target, &kernel).unwrap();
     runner.args[0] = crate::testing::Aligned::from_f32(inputs);

@@ -18,7 +18,8 @@ use super::heads::{Attend, Token, prefetch_row};
 use super::panels::Strip;
 use crate::emit::rowops::clear_row;
 use crate::emit::{Cmp, Emitter, Error, Ty, Val, math};
-use rdc_ir::program::{Kernel, KernelKind, Target, Tiling};
+use rdc_ir::program::{Kernel, KernelKind, Tiling};
+use rdc_passes::tile::Cpu;
 
 /// Sizes, and byte offsets into scratch.
 struct Layout {
@@ -77,18 +78,18 @@ impl Layout {
 }
 
 /// Bytes of scratch per thread.
-pub fn scratch(kernel: &Kernel, target: &Target) -> usize {
-    Attend::new(kernel).and_then(|a| Ok(Layout::new(kernel, &a, target.lanes)?.bytes)).unwrap_or(0)
+pub fn scratch(kernel: &Kernel, cpu: &Cpu) -> usize {
+    Attend::new(kernel).and_then(|a| Ok(Layout::new(kernel, &a, cpu.lanes)?.bytes)).unwrap_or(0)
 }
 
 /// The kernel's MLIR module.
-pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
+pub fn emit(cpu: &Cpu, kernel: &Kernel) -> Result<String, Error> {
     let a = Attend::new(kernel)?;
     if !a.updates.is_empty() {
         return Err(Error::unsupported(&kernel.name, "cache updates with an attention of several tokens"));
     }
-    let layout = Layout::new(kernel, &a, target.lanes)?;
-    let mut e = Emitter::new(&kernel.name, a.pointers, target.lanes);
+    let layout = Layout::new(kernel, &a, cpu.lanes)?;
+    let mut e = Emitter::new(&kernel.name, a.pointers, cpu.lanes);
     let blocks = a.inputs.steps.div_ceil(layout.q_rows);
     e.tasks(|e, task| {
         let (slab, block) = e.div_rem(task, blocks);

@@ -19,7 +19,8 @@ use super::heads::{AttendGrad, HeadTarget, Token};
 use super::panels::Strip;
 use crate::emit::rowops::clear_row;
 use crate::emit::{Emitter, Error, Ty, Val, math};
-use rdc_ir::program::{Kernel, KernelKind, Target, Tiling};
+use rdc_ir::program::{Kernel, KernelKind, Tiling};
+use rdc_passes::tile::Cpu;
 
 /// Sizes, and byte offsets into scratch.
 struct Layout {
@@ -92,15 +93,15 @@ impl Layout {
 }
 
 /// Bytes of scratch per thread.
-pub fn scratch(kernel: &Kernel, target: &Target) -> usize {
-    AttendGrad::new(kernel).and_then(|a| Ok(Layout::new(kernel, &a, target.lanes)?.bytes)).unwrap_or(0)
+pub fn scratch(kernel: &Kernel, cpu: &Cpu) -> usize {
+    AttendGrad::new(kernel).and_then(|a| Ok(Layout::new(kernel, &a, cpu.lanes)?.bytes)).unwrap_or(0)
 }
 
 /// The kernel's MLIR module.
-pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
+pub fn emit(cpu: &Cpu, kernel: &Kernel) -> Result<String, Error> {
     let a = AttendGrad::new(kernel)?;
-    let l = Layout::new(kernel, &a, target.lanes)?;
-    let mut e = Emitter::new(&kernel.name, a.pointers, target.lanes);
+    let l = Layout::new(kernel, &a, cpu.lanes)?;
+    let mut e = Emitter::new(&kernel.name, a.pointers, cpu.lanes);
     e.tasks(|e, task| {
         let (batch, group) = e.div_rem(task, a.inputs.groups);
         let context = e.i64(a.inputs.context);

@@ -7,7 +7,8 @@
 use super::matmul::bounded;
 use crate::emit::{ColumnProgram, Emitter, Error, RowProgram};
 use rdc_ir::ValueId;
-use rdc_ir::program::{Kernel, KernelKind, Target, Tiling};
+use rdc_ir::program::{Kernel, KernelKind, Tiling};
+use rdc_passes::tile::Cpu;
 
 /// How the sums of a kernel are computed.
 enum Program<'k> {
@@ -38,10 +39,10 @@ fn program(kernel: &Kernel) -> Result<(Program<'_>, Vec<(ValueId, usize)>), Erro
 }
 
 /// The kernel's MLIR module.
-pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
+pub fn emit(cpu: &Cpu, kernel: &Kernel) -> Result<String, Error> {
     let (program, results) = program(kernel)?;
     let first = kernel.func.args.len();
-    let mut e = Emitter::new(&kernel.name, first + results.len(), target.lanes);
+    let mut e = Emitter::new(&kernel.name, first + results.len(), cpu.lanes);
     e.tasks(|e, task| match &program {
         Program::One(sum) => {
             let to: Vec<_> = results.iter().map(|r| e.arg(r.1)).collect();

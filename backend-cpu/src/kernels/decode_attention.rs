@@ -7,7 +7,8 @@
 //! of columns. Bound: memory, the bytes of keys and values up to the position; scores never leave the cache.
 use super::heads::{Attend, Token, all_pieces};
 use crate::emit::{Emitter, Error, Ty, Val, math};
-use rdc_ir::program::{Kernel, Target};
+use rdc_ir::program::Kernel;
+use rdc_passes::tile::Cpu;
 
 /// Keys whose dot products are folded together.
 const KEYS: usize = 4;
@@ -35,12 +36,12 @@ impl Layout {
 }
 
 /// Bytes of scratch per thread.
-pub fn scratch(kernel: &Kernel, target: &Target) -> usize {
-    Attend::new(kernel).map_or(0, |a| Layout::new(&a, target.lanes).bytes)
+pub fn scratch(kernel: &Kernel, cpu: &Cpu) -> usize {
+    Attend::new(kernel).map_or(0, |a| Layout::new(&a, cpu.lanes).bytes)
 }
 
 /// The kernel's MLIR module.
-pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
+pub fn emit(cpu: &Cpu, kernel: &Kernel) -> Result<String, Error> {
     let a = Attend::new(kernel)?;
     if a.inputs.steps != 1 {
         return Err(Error::unsupported(&kernel.name, "a decode attention of several tokens"));
@@ -48,8 +49,8 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     if [a.inputs.keys, a.inputs.values].iter().any(|rows| rows.stride != a.inputs.query.dim) {
         return Err(Error::unsupported(&kernel.name, "a decode attention over keys of several heads side by side"));
     }
-    let layout = Layout::new(&a, target.lanes);
-    let mut e = Emitter::new(&kernel.name, a.pointers, target.lanes);
+    let layout = Layout::new(&a, cpu.lanes);
+    let mut e = Emitter::new(&kernel.name, a.pointers, cpu.lanes);
     e.tasks(|e, task| group(e, &a, &layout, task));
     Ok(e.finish())
 }

@@ -8,7 +8,8 @@ use super::matmul_rowops::{Finish, Prologue, Rows};
 use super::matmul_weights::bf16_pair;
 use crate::emit::{Cmp, Emitter, Error, Ty, Val};
 use rdc_ir::DType;
-use rdc_ir::program::{Kernel, Target};
+use rdc_ir::program::Kernel;
+use rdc_passes::tile::Cpu;
 
 /// Inner steps per iteration.
 const UNROLL: usize = 4;
@@ -38,18 +39,18 @@ fn layout(form: &Form, prologue: &Prologue) -> Scratch {
 }
 
 /// Bytes of scratch.
-pub fn scratch(kernel: &Kernel, target: &Target) -> Result<usize, Error> {
-    let form = Form::new(target, kernel)?;
+pub fn scratch(kernel: &Kernel, cpu: &Cpu) -> Result<usize, Error> {
+    let form = Form::new(cpu, kernel)?;
     Ok(layout(&form, &Prologue::new(&form)?).bytes)
 }
 
 /// The kernel's module.
-pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
-    let form = Form::new(target, kernel)?;
+pub fn emit(cpu: &Cpu, kernel: &Kernel) -> Result<String, Error> {
+    let form = Form::new(cpu, kernel)?;
     let prologue = Prologue::new(&form)?;
     let finish = Finish::new(&form)?;
     let scratch = layout(&form, &prologue);
-    let mut e = Emitter::new(&form.kernel.name, form.pointers(), target.lanes);
+    let mut e = Emitter::new(&form.kernel.name, form.pointers(), cpu.lanes);
     let (left, stride) = match form.x_in_place() {
         Some((x, stride)) => (e.arg(x), stride),
         None => (e.offset_const(e.scratch, scratch.left), form.left_stride()),

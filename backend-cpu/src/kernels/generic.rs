@@ -8,6 +8,7 @@ use super::generic_view::{View, fold, nest, with};
 use crate::emit::{Cmp, Elem, Emitter, Error, RowProgram, Ty, Val, elementwise, math};
 use rdc_ir::program::Kernel;
 use rdc_ir::{DType, Op, Opcode, Type, ValueId};
+use rdc_passes::tile::Cpu;
 
 /// Bytes of scratch per thread.
 pub fn scratch(kernel: &Kernel) -> usize {
@@ -19,11 +20,11 @@ pub fn scratch(kernel: &Kernel) -> usize {
 }
 
 /// The kernel's MLIR module.
-pub fn emit(target: &rdc_ir::program::Target, kernel: &Kernel) -> Result<String, Error> {
+pub fn emit(cpu: &Cpu, kernel: &Kernel) -> Result<String, Error> {
     let anchor = Anchor::new(kernel)?;
     let row_program = anchor.row_program()?;
     anchor.check()?;
-    let mut e = Emitter::new(&kernel.name, anchor.pointers, target.lanes);
+    let mut e = Emitter::new(&kernel.name, anchor.pointers, cpu.lanes);
     e.tasks(|e, _| match &row_program {
         Some(program) => {
             let rows = anchor.ty(anchor.op.results[0]).rows();

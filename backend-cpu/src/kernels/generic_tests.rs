@@ -140,6 +140,6 @@ fn what_is_refused() {
         1,
     );
     let kernel = crate::testing::kernel("k", case.kind, case.func, 1);
-    let error = super::mlir(&crate::target("x86-64-v3").unwrap(), &kernel).unwrap_err();
+    let error = super::mlir(&crate::target("x86-64-v3").unwrap().machine, &kernel).unwrap_err();
     assert_eq!(error.to_string(), "kernel k: rope_table in a kernel is not supported on this target");
 }

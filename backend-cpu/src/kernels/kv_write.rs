@@ -6,10 +6,11 @@
 use super::heads::{Token, Update};
 use crate::emit::{Emitter, Error};
 use rdc_ir::Opcode;
-use rdc_ir::program::{Kernel, KernelKind, Target, Tiling};
+use rdc_ir::program::{Kernel, KernelKind, Tiling};
+use rdc_passes::tile::Cpu;
 
 /// The kernel's MLIR module.
-pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
+pub fn emit(cpu: &Cpu, kernel: &Kernel) -> Result<String, Error> {
     let func = &kernel.func;
     let fail = |what: &str| Error::unsupported(&kernel.name, what);
     let (KernelKind::KvWrite { tokens }, Tiling::Rows { rows_per_task }) = (kernel.kind, kernel.tiling) else {
@@ -26,7 +27,7 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
             updates.push((Update::new(kernel, op)?, func.ty(op.operands[1]).shape[1]));
         }
     }
-    let mut e = Emitter::new(&kernel.name, func.args.len(), target.lanes);
+    let mut e = Emitter::new(&kernel.name, func.args.len(), cpu.lanes);
     e.items(rows_per_task, tokens, |e, index| {
         for (update, steps) in &updates {
             let token = Token::new(e, index, *steps);

@@ -1,9 +1,10 @@
 //! The shape of a matmul kernel: its anchor, what comes before and after, and how its tasks are cut.
 use super::anchor::{only, pointer};
 use crate::emit::{Emitter, Error, Val};
-use rdc_ir::pitch::{collide, odd_lines};
-use rdc_ir::program::{Kernel, KernelKind, Target, Tiling, has_row_epilogue};
+use rdc_ir::program::{Kernel, KernelKind, Tiling, has_row_epilogue};
 use rdc_ir::{DType, Func, OpId, Opcode, ValueId};
+use rdc_passes::tile::Cpu;
+use rdc_passes::tile::cpu::cache::{collide, odd_lines};
 use std::collections::HashSet;
 
 /// A matmul kernel taken apart. Sizes are in elements; `n` counts the columns of the unsliced result.
@@ -54,7 +55,7 @@ pub struct Form<'k> {
 
 impl<'k> Form<'k> {
     /// Takes a matmul kernel apart.
-    pub fn new(target: &Target, kernel: &'k Kernel) -> Result<Form<'k>, Error> {
+    pub fn new(cpu: &Cpu, kernel: &'k Kernel) -> Result<Form<'k>, Error> {
         let fail = |what: &str| Err(Error::unsupported(&kernel.name, what));
         let KernelKind::Matmul { m, n, k } = kernel.kind else {
             return fail("a kernel of another kind than matmul");
@@ -74,8 +75,8 @@ impl<'k> Form<'k> {
         if scale == Some(None) {
             return fail("scales that are computed");
         }
-        let (nr, parts) = (target.nr, anchor.size("parts").max(1));
-        if nr % (parts * target.lanes) != 0 || n % parts != 0 || (parts > 1 && (n / parts) % (nr / parts) != 0) {
+        let (nr, parts) = (cpu.nr, anchor.size("parts").max(1));
+        if nr % (parts * cpu.lanes) != 0 || n % parts != 0 || (parts > 1 && (n / parts) % (nr / parts) != 0) {
             return fail("a number of parts that does not divide the panel into vectors");
         }
         let dtype = func.ty(anchor.operands[1]).dtype;

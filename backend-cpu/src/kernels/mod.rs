@@ -42,40 +42,41 @@ mod scatter_add;
 mod training_tests;
 
 use crate::emit::Error;
-use rdc_ir::program::{Kernel, KernelKind, Target, Tiling};
+use rdc_ir::program::{Kernel, KernelKind, Tiling};
+use rdc_passes::tile::Cpu;
 
 /// The MLIR module of a kernel: one function of the kernel's name, in the calling convention of [`rdc_ir::program`].
 ///
 /// # Errors
 /// [`Error::Unsupported`] if the kernel has a form that its family has no code for.
-pub fn mlir(target: &Target, kernel: &Kernel) -> Result<String, Error> {
+pub fn mlir(cpu: &Cpu, kernel: &Kernel) -> Result<String, Error> {
     match kernel.kind {
-        KernelKind::Matmul { .. } if is_gemv(kernel) => gemv::emit(target, kernel),
-        KernelKind::Matmul { .. } => matmul::emit(target, kernel),
-        KernelKind::Rows { .. } => rows::emit(target, kernel),
-        KernelKind::KvWrite { .. } => kv_write::emit(target, kernel),
-        KernelKind::Attention { .. } => attention::emit(target, kernel),
-        KernelKind::AttentionGrad { .. } => attention_grad::emit(target, kernel),
-        KernelKind::DecodeAttention { .. } => decode_attention::emit(target, kernel),
-        KernelKind::Generic => generic::emit(target, kernel),
-        KernelKind::Product { .. } => product::emit(target, kernel),
-        KernelKind::Pack { .. } => pack::emit(target, kernel),
-        KernelKind::Columns { .. } => columns::emit(target, kernel),
-        KernelKind::ScatterAdd { .. } => scatter_add::emit(target, kernel),
+        KernelKind::Matmul { .. } if is_gemv(kernel) => gemv::emit(cpu, kernel),
+        KernelKind::Matmul { .. } => matmul::emit(cpu, kernel),
+        KernelKind::Rows { .. } => rows::emit(cpu, kernel),
+        KernelKind::KvWrite { .. } => kv_write::emit(cpu, kernel),
+        KernelKind::Attention { .. } => attention::emit(cpu, kernel),
+        KernelKind::AttentionGrad { .. } => attention_grad::emit(cpu, kernel),
+        KernelKind::DecodeAttention { .. } => decode_attention::emit(cpu, kernel),
+        KernelKind::Generic => generic::emit(cpu, kernel),
+        KernelKind::Product { .. } => product::emit(cpu, kernel),
+        KernelKind::Pack { .. } => pack::emit(cpu, kernel),
+        KernelKind::Columns { .. } => columns::emit(cpu, kernel),
+        KernelKind::ScatterAdd { .. } => scatter_add::emit(cpu, kernel),
     }
 }
 
 /// Bytes of scratch that a thread needs for a kernel ([`Kernel::scratch`]); 0 for one that [`mlir`] refuses.
-pub fn scratch_bytes(kernel: &Kernel, target: &Target) -> usize {
+pub fn scratch_bytes(kernel: &Kernel, cpu: &Cpu) -> usize {
     match kernel.kind {
-        KernelKind::Matmul { .. } if is_gemv(kernel) => gemv::scratch(kernel, target).unwrap_or(0),
-        KernelKind::Matmul { .. } => matmul::scratch(kernel, target).unwrap_or(0),
+        KernelKind::Matmul { .. } if is_gemv(kernel) => gemv::scratch(kernel, cpu).unwrap_or(0),
+        KernelKind::Matmul { .. } => matmul::scratch(kernel, cpu).unwrap_or(0),
         KernelKind::Rows { .. } => rows::scratch(kernel),
-        KernelKind::Attention { .. } => attention::scratch(kernel, target),
-        KernelKind::AttentionGrad { .. } => attention_grad::scratch(kernel, target),
-        KernelKind::DecodeAttention { .. } => decode_attention::scratch(kernel, target),
+        KernelKind::Attention { .. } => attention::scratch(kernel, cpu),
+        KernelKind::AttentionGrad { .. } => attention_grad::scratch(kernel, cpu),
+        KernelKind::DecodeAttention { .. } => decode_attention::scratch(kernel, cpu),
         KernelKind::Generic => generic::scratch(kernel),
-        KernelKind::Product { .. } => product::scratch(kernel, target).unwrap_or(0),
+        KernelKind::Product { .. } => product::scratch(kernel, cpu).unwrap_or(0),
         KernelKind::Columns { .. } => columns::scratch(kernel).unwrap_or(0),
         KernelKind::Pack { .. } | KernelKind::ScatterAdd { .. } | KernelKind::KvWrite { .. } => 0,
     }

@@ -6,8 +6,9 @@ use super::anchor::pointer;
 use super::matmul::bounded;
 use super::panels::{Strip, clear, copy_floats};
 use crate::emit::{Cmp, Emitter, Error, Val};
-use rdc_ir::program::{Kernel, KernelKind, Target, Tiling};
+use rdc_ir::program::{Kernel, KernelKind, Tiling};
 use rdc_ir::{DType, Opcode};
+use rdc_passes::tile::Cpu;
 
 /// Panels that are copied side by side where their columns are the weight's, so that long pieces of its rows are read.
 const GROUP: usize = 4;
@@ -95,10 +96,10 @@ impl Form {
 }
 
 /// The kernel's MLIR module.
-pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
+pub fn emit(cpu: &Cpu, kernel: &Kernel) -> Result<String, Error> {
     let form = Form::new(kernel)?;
     let result = kernel.func.args.len();
-    let mut e = Emitter::new(&kernel.name, result + 1, target.lanes);
+    let mut e = Emitter::new(&kernel.name, result + 1, cpu.lanes);
     e.tasks(|e, task| {
         let first = e.mul_const(task, form.panels_per_task);
         let count = bounded(e, first, form.panels_per_task, form.panels);

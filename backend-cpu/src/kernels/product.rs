@@ -23,9 +23,10 @@ use super::matmul::{bounded, ceil_div};
 use super::micro::{Ahead, Micro, Share};
 use super::panels::{Strip, copy_rows, widths};
 use crate::emit::{Cmp, Emitter, Epilogue, Error, Ty, Val};
-use rdc_ir::pitch::{collide, odd_lines};
-use rdc_ir::program::{Kernel, KernelKind, Target, Tiling};
+use rdc_ir::program::{Kernel, KernelKind, Tiling};
 use rdc_ir::{Opcode, ValueId};
+use rdc_passes::tile::Cpu;
+use rdc_passes::tile::cpu::cache::{collide, odd_lines};
 
 /// How many micro-kernels before it is copied a piece of the right operand is asked for.
 const TILES_AHEAD: usize = 2;
@@ -71,7 +72,7 @@ struct Form<'k> {
 }
 
 impl<'k> Form<'k> {
-    fn new(target: &Target, kernel: &'k Kernel) -> Result<Form<'k>, Error> {
+    fn new(cpu: &Cpu, kernel: &'k Kernel) -> Result<Form<'k>, Error> {
         let fail = |what: &str| Err(Error::unsupported(&kernel.name, what));
         let (KernelKind::Product { batch, m, n, k }, Tiling::Blocks { rows_per_task, columns_per_task, kc }) =
             (kernel.kind, kernel.tiling)
@@ -108,8 +109,8 @@ impl<'k> Form<'k> {
             rows_per_task: rows_per_task.min(m),
             columns_per_task: columns_per_task.min(n),
             kc: kc.min(k),
-            mr: target.mr,
-            nr: target.nr,
+            mr: cpu.mr,
+            nr: cpu.nr,
             left_in: match left.inner_last {
                 false => Left::Interleaved,
                 true if collide(m, left.stride) => Left::Rows,
@@ -187,14 +188,14 @@ impl Operand {
 }
 
 /// Bytes of scratch.
-pub fn scratch(kernel: &Kernel, target: &Target) -> Result<usize, Error> {
-    Ok(Form::new(target, kernel)?.scratch().2)
+pub fn scratch(kernel: &Kernel, cpu: &Cpu) -> Result<usize, Error> {
+    Ok(Form::new(cpu, kernel)?.scratch().2)
 }
 
 /// The kernel's module.
-pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
-    let form = Form::new(target, kernel)?;
-    let mut e = Emitter::new(&kernel.name, form.pointers, target.lanes);
+pub fn emit(cpu: &Cpu, kernel: &Kernel) -> Result<String, Error> {
+    let form = Form::new(cpu, kernel)?;
+    let mut e = Emitter::new(&kernel.name, form.pointers, cpu.lanes);
     let (row_blocks, column_blocks) = (form.m.div_ceil(form.rows_per_task), form.n.div_ceil(form.columns_per_task));
     e.tasks(|e, task| {
         let (row_block, column_block) = e.div_rem(task, column_blocks);

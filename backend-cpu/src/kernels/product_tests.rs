@@ -127,7 +127,7 @@ fn other_products_are_refused() {
     let tiling = Tiling::Blocks { rows_per_task: 4, columns_per_task: 6, kc: 8 };
     let case = Case::new(text, (KernelKind::Product { batch: 1, m: 4, n: 6, k: 8 }, tiling), 1);
     let kernel = crate::testing::kernel("k", case.kind, case.func, 1);
-    let error = super::mlir(&crate::target("x86-64-v3").unwrap(), &kernel).unwrap_err();
+    let error = super::mlir(&crate::target("x86-64-v3").unwrap().machine, &kernel).unwrap_err();
     assert_eq!(
         error.to_string(),
         "kernel k: operands that are not arguments of the sizes its kind says is not supported on this target"

@@ -87,7 +87,7 @@ fn parts_of_rows_are_refused() {
     let streams = (KernelKind::Matmul { m: 9, n: 40, k: 8 }, Tiling::Panels { panels_per_task: 3 });
     for kind in [kind((9, 40, 8), 1), streams] {
         let kernel = crate::testing::kernel("k", kind, case.func.clone(), 3);
-        let error = super::mlir(&crate::target("x86-64-v3").unwrap(), &kernel).unwrap_err();
+        let error = super::mlir(&crate::target("x86-64-v3").unwrap().machine, &kernel).unwrap_err();
         assert_eq!(error.to_string(), wanted);
     }
 }

@@ -6,7 +6,8 @@
 //! activations.
 use crate::emit::{Emitter, Error, RowProgram};
 use rdc_ir::ValueId;
-use rdc_ir::program::{Kernel, KernelKind, Target, Tiling};
+use rdc_ir::program::{Kernel, KernelKind, Tiling};
+use rdc_passes::tile::Cpu;
 
 /// The rows, rows per task and results of a kernel.
 fn form(kernel: &Kernel) -> Result<(usize, usize, Vec<ValueId>), Error> {
@@ -22,11 +23,11 @@ fn form(kernel: &Kernel) -> Result<(usize, usize, Vec<ValueId>), Error> {
 }
 
 /// The kernel's MLIR module.
-pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
+pub fn emit(cpu: &Cpu, kernel: &Kernel) -> Result<String, Error> {
     let (rows, rows_per_task, results) = form(kernel)?;
     let program = RowProgram::new(kernel, rows, &results)?.in_tasks(rows_per_task)?;
     let arguments = kernel.func.args.len();
-    let mut e = Emitter::new(&kernel.name, arguments + results.len(), target.lanes);
+    let mut e = Emitter::new(&kernel.name, arguments + results.len(), cpu.lanes);
     e.items(rows_per_task, rows, |e, row| {
         let to: Vec<_> = (0..results.len()).map(|i| program.row_of(e, i, arguments + i, row)).collect();
         program.emit(e, row, &to, e.scratch);

@@ -75,7 +75,7 @@ fn a_task_that_cuts_a_block_is_refused() {
         yield "s" = %s }"#;
     let case = rows(text, 8);
     let kernel = crate::testing::kernel("k", case.kind, case.func, 3);
-    let error = super::mlir(&crate::target("x86-64-v3").unwrap(), &kernel).unwrap_err();
+    let error = super::mlir(&crate::target("x86-64-v3").unwrap().machine, &kernel).unwrap_err();
     assert_eq!(error.to_string(), "kernel k: sums of 2 rows in tasks of 3 is not supported on this target");
     // Heads of a token are not one row here.
     let text = r#"func "f"("x" input = %x: f32[2, 3, 4, 5]) {
@@ -83,7 +83,7 @@ fn a_task_that_cuts_a_block_is_refused() {
         yield "s" = %s }"#;
     let case = rows(text, 6);
     let kernel = crate::testing::kernel("k", case.kind, case.func, 2);
-    let error = super::mlir(&crate::target("x86-64-v3").unwrap(), &kernel).unwrap_err();
+    let error = super::mlir(&crate::target("x86-64-v3").unwrap().machine, &kernel).unwrap_err();
     let wanted = "kernel k: sums of blocks of f32[2, 3, 4, 5] over 6 rows is not supported on this target";
     assert_eq!(error.to_string(), wanted);
 }
@@ -363,7 +363,7 @@ fn other_operations_are_refused() {
         yield "y" = %y }"#;
     let case = rows(text, 3);
     let kernel = crate::testing::kernel("k", case.kind, case.func, 1);
-    let error = super::mlir(&crate::target("x86-64-v3").unwrap(), &kernel).unwrap_err();
+    let error = super::mlir(&crate::target("x86-64-v3").unwrap().machine, &kernel).unwrap_err();
     assert_eq!(
         error.to_string(),
         "kernel k: transpose of f32[3, 3] as Rows(3) over 3 rows is not supported on this target"

@@ -6,11 +6,12 @@
 use super::anchor::{only, pointer};
 use super::heads::all_pieces;
 use crate::emit::{Cmp, Emitter, Error, Ty, Val};
-use rdc_ir::program::{Kernel, KernelKind, Target, Tiling};
+use rdc_ir::program::{Kernel, KernelKind, Tiling};
 use rdc_ir::{DType, Opcode};
+use rdc_passes::tile::Cpu;
 
 /// The kernel's MLIR module.
-pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
+pub fn emit(cpu: &Cpu, kernel: &Kernel) -> Result<String, Error> {
     let func = &kernel.func;
     let fail = |what: &str| Err(Error::unsupported(&kernel.name, what));
     let (KernelKind::ScatterAdd { rows }, Tiling::Rows { rows_per_task }) = (kernel.kind, kernel.tiling) else {
@@ -28,7 +29,7 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
     }
     let (columns, count) = (table.last(), func.ty(op.operands[1]).elements());
     let result = func.args.len();
-    let mut e = Emitter::new(&kernel.name, result + 1, target.lanes);
+    let mut e = Emitter::new(&kernel.name, result + 1, cpu.lanes);
     e.tasks(|e, task| {
         let first = e.mul_const(task, rows_per_task);
         let (end, all) = (e.add_const(first, rows_per_task), e.i64(rows));

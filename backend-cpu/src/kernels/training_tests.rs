@@ -67,7 +67,7 @@ fn sums_that_are_not_of_columns_are_refused() {
         yield "n" = %n }"#;
     let case = columns(text, (4, 4), 4);
     let kernel = crate::testing::kernel("k", case.kind, case.func, 1);
-    let error = super::mlir(&crate::target("x86-64-v3").unwrap(), &kernel).unwrap_err();
+    let error = super::mlir(&crate::target("x86-64-v3").unwrap().machine, &kernel).unwrap_err();
     assert_eq!(
         error.to_string(),
         "kernel k: a sum of f32[4, 4] to f32[4, 1] as column sums is not supported on this target"

@@ -1,8 +1,8 @@
 //! Runs compiled kernels in this process: for tests and benchmarks only.
 mod loader;
 
-use crate::{Error, Options, compile, scratch_bytes};
-use rdc_ir::program::{Dispatch, Kernel, KernelKind, Program, Target, Tiling};
+use crate::{Error, Options, Target, compile, scratch_bytes};
+use rdc_ir::program::{Dispatch, Kernel, KernelKind, Program, Tiling};
 use rdc_ir::{DType, Func};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -17,8 +17,8 @@ pub fn kernel(name: &str, (kind, tiling): (KernelKind, Tiling), func: Func, task
 }
 
 /// A program of kernels only.
-pub fn program(target: &Target, kernels: Vec<Kernel>) -> Program {
-    Program { name: "test".into(), target: target.clone(), weights: vec![], kernels, entries: vec![] }
+pub fn program(kernels: Vec<Kernel>) -> Program {
+    Program { name: "test".into(), target: "test".into(), weights: vec![], kernels, entries: vec![] }
 }
 
 /// A compiled kernel with its buffers.
@@ -41,13 +41,13 @@ impl Runner {
     /// # Panics
     /// If the system refuses to map code.
     pub fn new(target: &Target, kernel: &Kernel) -> Result<Runner, Error> {
-        let image = compile(&mut program(target, vec![kernel.clone()]), &Options::default())?;
+        let image = compile(&mut program(vec![kernel.clone()]), target, &Options::default())?;
         let code = match Loaded::load(&image) {
             Ok(code) => code,
             Err(e) => panic!("mapping code: {e}"),
         };
         let args = kernel.pointers().map(|pointer| Aligned::new(pointer.bytes())).collect();
-        let mut scratch = Aligned::new(scratch_bytes(kernel, target));
+        let mut scratch = Aligned::new(scratch_bytes(kernel, &target.machine));
         // A thread's scratch holds what the last kernel left there: a kernel that trusts it computes NaN.
         scratch.bytes_mut().fill(0xff);
         Ok(Runner { code, offset: image.symbols[0].offset, args, shared: vec![], scratch })

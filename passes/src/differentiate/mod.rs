@@ -52,6 +52,7 @@ pub mod rules;
 mod weights;
 
 use crate::Error;
+use crate::tile::Backward;
 use problem::Problem;
 use rdc_ir::{ArgRole, Func, Loc, Module, Param};
 
@@ -83,12 +84,20 @@ pub struct Options {
     /// The bytes that may be used for stacking activations and their cotangents, so that a weight's gradient is one product
     /// after the loop where that is cheaper than a sum in it. If `None`, always a sum.
     pub stack_weight_grads: Option<usize>,
+    /// What the machine's backward pass weighs.
+    pub backward: Backward,
 }
 
 impl Default for Options {
     /// Eight iterations with gradient, everything kept, nothing frozen, sums.
     fn default() -> Options {
-        Options { max_grad_steps: 8, remat: Remat::None, frozen: Vec::new(), stack_weight_grads: None }
+        Options {
+            max_grad_steps: 8,
+            remat: Remat::None,
+            frozen: Vec::new(),
+            stack_weight_grads: None,
+            backward: Backward::default(),
+        }
     }
 }
 

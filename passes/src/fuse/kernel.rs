@@ -4,9 +4,9 @@ use super::columns;
 use super::graph::{Group, GroupKind};
 use super::matmul;
 use super::rows;
-use super::tiles::{self, Tiled};
 use super::uses::{User, Uses, is_constant};
-use rdc_ir::program::{Dispatch, Kernel, KernelKind, Target, Tiling};
+use crate::tile::{Around, Machine, Tiled};
+use rdc_ir::program::{Kernel, KernelKind};
 use rdc_ir::{Arg, ArgRole, Attr, DType, Func, Loc, OpId, Opcode, Output, RegionId, Type, ValueId};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -31,8 +31,8 @@ pub struct Built {
     pub locs: Vec<Loc>,
 }
 
-/// Makes the kernel of a group of `region`.
-pub fn build(func: &Func, uses: &Uses, region: RegionId, group: &Group, target: &Target) -> Built {
+/// Makes the kernel of a group of `region`, cut for a machine.
+pub fn build(func: &Func, uses: &Uses, region: RegionId, group: &Group, machine: &dyn Machine) -> Built {
     let mut maker = Maker { func, out: Func::new(""), map: HashMap::new(), slots: HashMap::new(), args: Vec::new() };
     let heads = matches!(group.kind, GroupKind::KvWrite | GroupKind::Attention(_) | GroupKind::DecodeAttention(_));
     match group.kind {
@@ -60,12 +60,12 @@ pub fn build(func: &Func, uses: &Uses, region: RegionId, group: &Group, target: 
             }
         }
     }
-    let (kind, tiled) = tile(func, group, target);
+    let (kind, around) = kind(func, group);
     let name = name(func, group, &kind);
     let (out, args) = (maker.out, maker.args);
     let flops = out.walk().iter().map(|&(_, op)| flops_of(&out, op)).fold(0, u64::saturating_add);
     let bytes = bytes_of(&out);
-    let Tiled { tiling, tasks, dispatch } = tiled;
+    let Tiled { tiling, tasks, dispatch } = machine.tile(kind, around);
     let pitches = BTreeMap::new();
     let kernel = Kernel { name, kind, tiling, func: out, pitches, tasks, dispatch, scratch: 0, flops, bytes };
     let mut locs: Vec<Loc> = group.ops.iter().map(|&op| func.ops[op].loc).filter(|loc| loc.line > 0).collect();
@@ -207,61 +207,52 @@ impl Maker<'_> {
     }
 }
 
-/// What the kernel of a group computes, and how that is cut.
-fn tile(func: &Func, group: &Group, target: &Target) -> (KernelKind, Tiled) {
-    let whole =
-        |kind: KernelKind, tasks: usize| (kind, Tiled { tiling: Tiling::Whole, tasks, dispatch: Dispatch::Static });
-    let generic = whole(KernelKind::Generic, 1);
-    match group.kind {
-        GroupKind::Rows(rows) => (KernelKind::Rows { rows }, tiles::rows(rows, rows::block(func, &group.ops))),
+/// What the kernel of a group computes, and what stands around it.
+fn kind(func: &Func, group: &Group) -> (KernelKind, Around) {
+    let shape = |value: ValueId| &func.ty(value).shape[..];
+    let operand = |op: OpId, index: usize| func.ops[op].operands[index];
+    let of_queries = |op: OpId| (shape(operand(op, 0)), shape(operand(op, 1)));
+    let kind = match group.kind {
+        GroupKind::Rows(rows) => {
+            let block = rows::block(func, &group.ops);
+            return (KernelKind::Rows { rows }, Around { block, ..Around::default() });
+        }
         GroupKind::Matmul(anchor) => {
-            let (op, x) = (&func.ops[anchor], func.ty(func.ops[anchor].operands[0]));
-            let (m, n, k) = (x.rows(), op.size("n"), op.size("k"));
-            let nr = func.ty(op.operands[1]).shape[2];
-            let around = matmul::around(func, &group.ops, anchor);
-            (KernelKind::Matmul { m, n, k }, tiles::matmul((m, n, k), nr, around, target))
+            let (op, m) = (&func.ops[anchor], func.ty(operand(anchor, 0)).rows());
+            let kind = KernelKind::Matmul { m, n: op.size("n"), k: op.size("k") };
+            return (kind, matmul::around(func, &group.ops, anchor));
         }
         GroupKind::KvWrite => {
-            let is_update = |op: &&OpId| func.ops[**op].opcode == Opcode::CacheUpdate;
-            let x = group.ops.iter().find(is_update).map(|&op| func.ty(func.ops[op].operands[1]));
-            let tokens = x.map(|x| x.shape[0] * x.shape[1]);
-            tokens.map_or(generic, |tokens| (KernelKind::KvWrite { tokens }, tiles::rows(tokens, 1)))
+            let update = group.ops.iter().find(|&&op| func.ops[op].opcode == Opcode::CacheUpdate);
+            let x = update.map(|&op| shape(operand(op, 1)));
+            x.map_or(KernelKind::Generic, |x| KernelKind::KvWrite { tokens: x[0] * x[1] })
         }
         GroupKind::Attention(op) => {
-            let q = &func.ty(func.ops[op].operands[0]).shape;
-            let (queries, heads) = (q[1], q[0] * q[2]);
-            (KernelKind::Attention { queries, heads }, tiles::attention(queries, heads))
+            let (q, _) = of_queries(op);
+            KernelKind::Attention { queries: q[1], heads: q[0] * q[2] }
         }
         GroupKind::DecodeAttention(op) => {
-            let k = &func.ty(func.ops[op].operands[1]).shape;
-            let groups = k[0] * k[2];
-            whole(KernelKind::DecodeAttention { groups }, groups)
+            let (_, k) = of_queries(op);
+            KernelKind::DecodeAttention { groups: k[0] * k[2] }
         }
         GroupKind::AttentionGrad(op) => {
-            let (q, k) = (&func.ty(func.ops[op].operands[0]).shape, &func.ty(func.ops[op].operands[1]).shape);
-            let (queries, groups) = (q[1], k[0] * k[2]);
-            (KernelKind::AttentionGrad { queries, groups }, tiles::attention_grad(queries, groups))
+            let (q, k) = of_queries(op);
+            KernelKind::AttentionGrad { queries: q[1], groups: k[0] * k[2] }
         }
         GroupKind::Product(op) => {
-            let (op, a) = (&func.ops[op], func.ty(func.ops[op].operands[0]));
-            let (result, k) = (func.ty(op.results[0]), a.shape[a.rank() - if op.flag("trans_a") { 2 } else { 1 }]);
-            let (batch, m, n) =
-                (result.rows() / result.shape[result.rank() - 2], result.shape[result.rank() - 2], result.last());
-            (KernelKind::Product { batch, m, n, k }, tiles::product(batch, (m, n, k), target))
+            let (a, result) = (shape(operand(op, 0)), func.ty(func.ops[op].results[0]));
+            let (m, n) = (result.shape[result.rank() - 2], result.last());
+            let k = a[a.len() - if func.ops[op].flag("trans_a") { 2 } else { 1 }];
+            KernelKind::Product { batch: result.rows() / m, m, n, k }
         }
-        GroupKind::Pack(op) => {
-            let panels = func.ty(func.ops[op].results[0]).shape[0];
-            (KernelKind::Pack { panels }, tiles::pack(panels))
+        GroupKind::Pack(op) => KernelKind::Pack { panels: shape(func.ops[op].results[0])[0] },
+        GroupKind::Columns(op) => {
+            columns::size(func, op).map_or(KernelKind::Generic, |(rows, columns)| KernelKind::Columns { rows, columns })
         }
-        GroupKind::Columns(op) => columns::size(func, op).map_or(generic, |(rows, columns)| {
-            (KernelKind::Columns { rows, columns }, tiles::columns(columns, target))
-        }),
-        GroupKind::ScatterAdd(op) => {
-            let rows = func.ty(func.ops[op].results[0]).shape[0];
-            (KernelKind::ScatterAdd { rows }, tiles::rows(rows, 1))
-        }
-        GroupKind::Open | GroupKind::Generic | GroupKind::Loop(_) | GroupKind::Alias => generic,
-    }
+        GroupKind::ScatterAdd(op) => KernelKind::ScatterAdd { rows: shape(func.ops[op].results[0])[0] },
+        GroupKind::Open | GroupKind::Generic | GroupKind::Loop(_) | GroupKind::Alias => KernelKind::Generic,
+    };
+    (kind, Around::default())
 }
 
 fn dims(shape: &[usize]) -> String {

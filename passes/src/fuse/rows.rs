@@ -1,5 +1,5 @@
 //! Row operations: what a kernel can compute row by row over tensors seen as `[rows, columns]`.
-use super::tiles::lcm;
+use crate::tile::lcm;
 use rdc_ir::{Func, OpId, Opcode, Type};
 
 /// How an operand is seen by an elementwise operation over a full shape.

@@ -10,7 +10,7 @@ use crate::analysis;
 use crate::fuse::kernel::{self, Built, Operand};
 use crate::fuse::uses::{Uses, is_zero, moving, root};
 use crate::fuse::{self, Group, GroupKind};
-use rdc_ir::program::Target;
+use crate::tile::Machine;
 use rdc_ir::{Func, OpId, Opcode, RegionId, ValueId};
 use std::collections::{HashMap, HashSet};
 
@@ -45,7 +45,7 @@ pub struct Survey {
 
 impl Survey {
     /// Surveys a normalised function.
-    pub fn new(func: &Func, uses: &Uses, weights: &Weights, leaves: &HashSet<OpId>, target: &Target) -> Survey {
+    pub fn new(func: &Func, uses: &Uses, weights: &Weights, leaves: &HashSet<OpId>, machine: &dyn Machine) -> Survey {
         let mut survey = Survey {
             items: HashMap::new(),
             at: HashMap::new(),
@@ -57,11 +57,11 @@ impl Survey {
         let regions = analysis::regions_inside_out(func);
         for &region in &regions {
             let mut items = Vec::new();
-            for (index, group) in fuse::groups(func, uses, leaves, region).into_iter().enumerate() {
+            for (index, group) in fuse::groups(func, uses, leaves, region, machine).into_iter().enumerate() {
                 survey.at.extend(group.ops.iter().map(|&op| (op, index)));
                 let needs_none =
                     matches!(group.kind, GroupKind::Alias | GroupKind::Loop(_)) || zeros(func, &group).is_some();
-                let built = (!needs_none).then(|| kernel::build(func, uses, region, &group, target));
+                let built = (!needs_none).then(|| kernel::build(func, uses, region, &group, machine));
                 items.push(Item { group, built });
             }
             survey.items.insert(region, items);

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 /// The text of a program.
 pub fn program(program: &Program) -> String {
-    let mut out = format!("program {} for {}\n", program.name, program.target.name);
+    let mut out = format!("program {} for {}\n", program.name, program.target);
     for (index, weight) in program.weights.iter().enumerate() {
         line(&mut out, 0, format!("weight {index} {}: {} = {}", weight.name, weight.ty, source(&weight.source)));
     }

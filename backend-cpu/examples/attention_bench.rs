@@ -153,8 +153,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let what = std::env::args().nth(1);
     let wanted = |name: &str| what.as_deref().is_none_or(|what| what == name);
     if what.as_deref() == Some("asm") {
-        let program = program(&target("native")?, vec![grad((512, 64), true, 48)?]);
-        std::io::stdout().write_all(&emit_stage(&program, 0, Stage::Asm)?)?;
+        let program = program(vec![grad((512, 64), true, 48)?]);
+        std::io::stdout().write_all(&emit_stage(&program, &target("native")?, 0, Stage::Asm)?)?;
         return Ok(());
     }
     let sizes = [(128, 32), (256, 32), (512, 32), (128, 64), (256, 64), (512, 64)];

@@ -47,7 +47,6 @@ pub mod module;
 pub mod ops;
 pub mod packing;
 pub mod parse;
-pub mod pitch;
 pub mod print;
 pub mod program;
 pub mod reference;

@@ -32,13 +32,11 @@ mod memory;
 mod reach;
 pub mod rows;
 mod schedule;
-mod target;
 mod tiling;
 
 pub use kernel::{Access, Dispatch, Kernel, KernelKind, Pointer};
 pub use reach::Reach;
 pub use schedule::{KvPolicy, Launch, LaunchArg, LoopStep, Offset, Step};
-pub use target::Target;
 pub use tiling::Tiling;
 
 /// A compiled model, less its code.
@@ -46,8 +44,8 @@ pub use tiling::Tiling;
 pub struct Program {
     /// The model's name.
     pub name: String,
-    /// The machine it is for.
-    pub target: Target,
+    /// The name of the target it is for, `native` if that is the machine that compiled it.
+    pub target: String,
     /// Constant data: packed weights, small parameters, tables.
     pub weights: Vec<Weight>,
     /// Distinct kernels; launches refer to them by index.

@@ -16,6 +16,7 @@ pub mod pipeline;
 pub mod plan;
 mod rewrite;
 pub mod simplify;
+pub mod tile;
 
 pub use options::{Error, Options, Training, WeightType};
 pub use pipeline::{Observer, POINTS, Stage, TRAINING_POINTS, compile, optimise};

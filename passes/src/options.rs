@@ -1,8 +1,9 @@
 //! What a caller can choose, and what can go wrong.
 use crate::optimizer;
+use crate::tile::Machine;
 use rdc_ir::Loc;
-use rdc_ir::program::Target;
 use rdc_ir::training::Remat;
+use std::sync::Arc;
 
 /// How weights are stored. Arithmetic is in f32 always.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -19,8 +20,10 @@ pub enum WeightType {
 /// Options of the pipeline.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The machine that code will be generated for: panel widths and tile sizes follow from it.
-    pub target: Target,
+    /// The name of the target, which the program keeps.
+    pub target: String,
+    /// The machine that code will be generated for.
+    pub machine: Arc<dyn Machine>,
     /// How weights are stored.
     pub dtype: WeightType,
     /// How often a loop is expected to run: work inside it weighs this many times as much as work outside.

@@ -92,7 +92,7 @@ pub fn optimise(module: Module, options: &Options, observer: &mut Observer<'_>) 
     run.pass("cse", cse::run)?;
     run.pass("dce", dce::run)?;
     let Some(training) = &options.training else {
-        run.pass("layout", |m| layout::run(m, options.dtype, options.target.nr))?;
+        run.pass("layout", |m| layout::run(m, options.dtype, options.machine.panel()))?;
         run.pass("hoist2", hoist::run)?;
         run.pass("cse2", cse::run)?;
         run.pass("dce2", dce::run)?;
@@ -141,7 +141,7 @@ impl Run<'_, '_> {
     }
     /// The passes of training from differentiation to the layout of weights.
     fn train(&mut self, options: &Options, training: &Training, keep: Keep) -> Result<(), Error> {
-        let of_gradients = gradients(&self.module, training, keep);
+        let of_gradients = gradients(&self.module, options, training, keep);
         self.try_pass("differentiate", |m| {
             differentiate::run(m, &of_gradients)?;
             if !training.losses {
@@ -155,11 +155,11 @@ impl Run<'_, '_> {
                 optimizer::add(m, &optimizer::Options { frozen, ..options.clone() });
             }
         })?;
-        self.pass("expand", expand::run)?;
+        self.pass("expand", |m| expand::run(m, &*options.machine))?;
         self.pass("cse2", cse::run)?;
         self.pass("hoist2", hoist::run)?;
         self.pass("dce2", dce::run)?;
-        self.pass("layout", |m| layout::run_for_training(m, options.target.nr))?;
+        self.pass("layout", |m| layout::run_for_training(m, options.machine.panel()))?;
         self.pass("hoist3", hoist::run)?;
         self.pass("cse3", cse::run)?;
         self.pass("dce3", dce::run)
@@ -168,13 +168,14 @@ impl Run<'_, '_> {
 
 /// Options of differentiation. One product over all iterations, instead of a sum in the loop, trades memory for time: where
 /// memory is no matter, up to a quarter of what the weights themselves take.
-fn gradients(module: &Module, training: &Training, keep: Keep) -> differentiate::Options {
+fn gradients(module: &Module, options: &Options, training: &Training, keep: Keep) -> differentiate::Options {
     let weights: usize = module.params.values().filter(|p| !p.state).map(|p| p.ty.bytes()).sum();
     differentiate::Options {
         max_grad_steps: training.max_grad_steps,
         remat: keep.remat,
         budget: keep.budget,
         frozen: training.frozen.clone(),
+        backward: options.machine.backward(),
         stack_weight_grads: (keep.remat == Remat::None).then_some(weights / 4),
     }
 }
@@ -191,7 +192,7 @@ fn what_fits(module: &Module, options: &Options, training: &Training, memory: us
     if all <= memory {
         return Ok(WORTH_IT);
     }
-    let everything = gradients(module, training, WORTH_IT);
+    let everything = gradients(module, options, training, WORTH_IT);
     let losses = module.funcs.iter().filter(|f| differentiate::loss_suffix(&f.name).is_some());
     let kept = losses.map(|f| Ok(differentiate::kept(module, f, &everything)?.bytes()));
     let kept = kept.collect::<Result<Vec<usize>, Error>>()?.into_iter().max().unwrap_or(0);

@@ -37,16 +37,16 @@ fn apply(pass: &str, mut module: Module, options: &Options) -> Module {
             dce::run(&mut module);
         }
         "expand" => {
-            expand::run(&mut module);
+            expand::run(&mut module, &*options.machine);
             cse::run(&mut module);
             dce::run(&mut module);
         }
         "layout" => {
-            layout::run(&mut module, options.dtype, options.target.nr);
+            layout::run(&mut module, options.dtype, options.machine.panel());
             dce::run(&mut module);
         }
         "layout_training" => {
-            layout::run_for_training(&mut module, options.target.nr);
+            layout::run_for_training(&mut module, options.machine.panel());
             dce::run(&mut module);
         }
         "pipeline" => module = optimise(module, options, &mut |_, _| {}).unwrap(),

@@ -6,6 +6,7 @@ use rdc_ir::training::OptimizerKind;
 use rdc_ir::{Module, OpId, Opcode, parse, verify::verify_text};
 use rdc_passes::fuse::{self, GroupKind, uses::Uses};
 use rdc_passes::optimizer::{self, Options};
+use rdc_passes::tile::Cpu;
 use rdc_passes::{cse, dce};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -275,14 +276,15 @@ fn a_gradient_that_is_not_finite_changes_nothing() {
 
 #[test]
 fn a_tensor_takes_few_kernels() {
+    const CPU: Cpu = Cpu { lanes: 8, mr: 6, nr: 16, l1: 32 << 10, l2: 512 << 10 };
     for (optimizer, kernels) in [(OptimizerKind::AdamW, 2), (OptimizerKind::EllisAdam, 3)] {
         let mut module = module(optimizer, false);
         cse::run(&mut module);
         dce::run(&mut module);
-        let func = fuse::normalise::normalise(module.func("update").unwrap(), 6);
+        let func = fuse::normalise::normalise(module.func("update").unwrap(), &CPU);
         let is_leaf = |&op: &OpId| matches!(func.ops[op].opcode, Opcode::Param | Opcode::Constant);
         let leaves: HashSet<OpId> = func.walk().into_iter().map(|(_, op)| op).filter(is_leaf).collect();
-        let groups = fuse::groups(&func, &Uses::new(&func), &leaves, func.body);
+        let groups = fuse::groups(&func, &Uses::new(&func), &leaves, func.body, &CPU);
         // Only "w" has three rows, and "bias" is the only one of four.
         for rows in [3, 4] {
             assert_eq!(groups.iter().filter(|g| g.kind == GroupKind::Rows(rows)).count(), kernels, "{optimizer:?}");

@@ -90,12 +90,12 @@ fn show(emit: Emit, built: &Built, seen: Option<&Module>, folder: Option<&Path>)
     let Some(folder) = folder else {
         ensure!(stage != Stage::Obj, "--emit obj needs -o FOLDER");
         for index in 0..built.meta.program.kernels.len() {
-            print(&rdc_backend_cpu::emit_stage(&built.meta.program, index, stage)?)?;
+            print(&rdc_backend_cpu::emit_stage(&built.meta.program, &built.target, index, stage)?)?;
         }
         return Ok(());
     };
     for (index, kernel) in built.meta.program.kernels.iter().enumerate() {
-        let bytes = rdc_backend_cpu::emit_stage(&built.meta.program, index, stage)?;
+        let bytes = rdc_backend_cpu::emit_stage(&built.meta.program, &built.target, index, stage)?;
         files::write(&file(folder, &kernel.name, extension)?, &bytes)?;
     }
     Ok(())

@@ -120,8 +120,8 @@ fn facts(meta: &Meta, steps: usize, weights_in_artifact: Option<bool>) -> Facts 
     Facts {
         model: program.name.clone(),
         compiler: meta.compiler.clone(),
-        target: program.target.name.clone(),
-        requires: program.target.requires.clone(),
+        target: program.target.clone(),
+        requires: meta.isa.requires.clone(),
         dtype: meta.dtype.clone(),
         batch: meta.batch,
         context: meta.context,

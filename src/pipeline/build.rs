@@ -4,12 +4,14 @@ use crate::cli::Dtype;
 use crate::kv;
 use crate::report::{Report, Work};
 use anyhow::Result;
+use rdc_backend_cpu::Target;
 use rdc_ir::program::Program;
 use rdc_ir::{Func, Module, Opcode, Type};
 use rdc_passes::{Observer, WeightType};
-use rdc_runtime::artifact::{Meta, ParamInfo, Readout};
+use rdc_runtime::artifact::{Isa, Meta, ParamInfo, Readout};
 use rdc_runtime::weights::CheckpointSource;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// A text up to the program.
 pub struct Built {
@@ -17,6 +19,8 @@ pub struct Built {
     pub meta: Meta,
     /// The module after the last pass.
     pub module: Module,
+    /// What code is to be generated for.
+    pub target: Target,
     checkpoint: Option<Weights>,
 }
 
@@ -34,7 +38,8 @@ pub fn program(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
     let frozen = training.as_ref().map(|t| t.frozen(&lowered.module)).transpose()?.unwrap_or_default();
     let train = training.as_ref().map(|t| t.meta(&lowered, &frozen));
     let options = rdc_passes::Options {
-        target,
+        target: target.name.clone(),
+        machine: Arc::new(target.machine),
         dtype: match dtype {
             Dtype::F32 => WeightType::F32,
             Dtype::Bf16 => WeightType::Bf16,
@@ -64,7 +69,7 @@ pub fn program(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
         .collect();
     let report = Report { looped_stack_parameters, functions };
     let mut options = BTreeMap::from([
-        ("target".to_string(), program.target.name.clone()),
+        ("target".to_string(), program.target.clone()),
         ("batch".to_string(), lowered.batch.to_string()),
         ("context".to_string(), lowered.context.to_string()),
         ("max-steps".to_string(), lowered.max_steps.to_string()),
@@ -94,9 +99,15 @@ pub fn program(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
         options,
         report: serde_json::to_value(report)?,
         symbols: BTreeMap::new(),
+        isa: isa(&target),
         program,
     };
-    Ok(Built { meta, module, checkpoint })
+    Ok(Built { meta, module, target, checkpoint })
+}
+
+/// What a loader must know of a target's code.
+pub fn isa(target: &Target) -> Isa {
+    Isa { architecture: target.isa.architecture().into(), requires: target.isa.requires.clone() }
 }
 
 /// The default read-out first, then the others that are compiled.

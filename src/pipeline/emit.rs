@@ -12,8 +12,8 @@ pub fn code(built: &mut Built, progress: &Progress) -> Result<CodeImage> {
     let report = |p: rdc_backend_cpu::Progress| {
         progress.stage(&format!("compiling kernels: {} of {}, {}", p.done, p.total, p.kernel));
     };
-    let image =
-        rdc_backend_cpu::compile(&mut built.meta.program, &rdc_backend_cpu::Options { progress: Some(&report) })?;
+    let options = rdc_backend_cpu::Options { progress: Some(&report) };
+    let image = rdc_backend_cpu::compile(&mut built.meta.program, &built.target, &options)?;
     built.meta.symbols = image.symbols.iter().map(|s| (s.name.clone(), s.offset as u64)).collect();
     Ok(image)
 }

@@ -1,6 +1,6 @@
 //! Elementary functions against f64.
 use crate::testing::{self, Runner, kernel};
-use rdc_ir::program::{Target, Tiling};
+use rdc_ir::program::Tiling;
 use rdc_ir::{ArgRole, Builder, Func, Opcode, Type};
 use rdc_passes::fuse::body::Family;
 
@@ -23,7 +23,8 @@ fn run_on(lanes: usize, opcode: Opcode, inputs: &[f32]) -> Vec<f32> {
     let x = b.arg("x", ArgRole::Input, Type::f32([1, inputs.len()]));
     let y = b.op(opcode, &[x], vec![]);
     b.output("y", y, false);
-    let target = Target { lanes, ..testing::target("x86-64-v3") };
+    let mut target = testing::target("x86-64-v3");
+    target.machine.lanes = lanes;
     let kernel = kernel("k", (Family::Rows(1), Tiling::Rows { rows_per_task: 1 }), func, 1);
     let mut runner = Runner::new(&target, &kernel).unwrap();
     runner.args[0] = crate::testing::Aligned::from_f32(inputs);

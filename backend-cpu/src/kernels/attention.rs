@@ -20,7 +20,8 @@ use super::unsupported;
 use crate::emit::rowops::clear_row;
 use crate::emit::{Cmp, Emitter, Error, Ty, Val, math};
 use rdc_ir::program::body::Attention;
-use rdc_ir::program::{Kernel, Target, Tiling};
+use rdc_ir::program::{Kernel, Tiling};
+use rdc_passes::tile::Cpu;
 
 /// Sizes, and byte offsets into scratch.
 struct Layout {
@@ -76,14 +77,14 @@ impl Layout {
 }
 
 /// Bytes of scratch per thread.
-pub fn scratch(kernel: &Kernel, a: &Attention, target: &Target) -> Result<usize, Error> {
-    Ok(Layout::new(kernel, a, target.lanes)?.bytes)
+pub fn scratch(kernel: &Kernel, a: &Attention, cpu: &Cpu) -> Result<usize, Error> {
+    Ok(Layout::new(kernel, a, cpu.lanes)?.bytes)
 }
 
 /// The kernel's MLIR module.
-pub fn emit(target: &Target, kernel: &Kernel, a: &Attention) -> Result<String, Error> {
-    let layout = Layout::new(kernel, a, target.lanes)?;
-    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), target.lanes);
+pub fn emit(cpu: &Cpu, kernel: &Kernel, a: &Attention) -> Result<String, Error> {
+    let layout = Layout::new(kernel, a, cpu.lanes)?;
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), cpu.lanes);
     let blocks = a.heads.steps.div_ceil(layout.q_rows);
     e.tasks(|e, task| {
         let (slab, block) = e.div_rem(task, blocks);

@@ -21,7 +21,8 @@ use super::unsupported;
 use crate::emit::rowops::clear_row;
 use crate::emit::{Emitter, Error, Ty, Val, math};
 use rdc_ir::program::body::{AttentionGrad, HeadTarget};
-use rdc_ir::program::{Kernel, Target, Tiling};
+use rdc_ir::program::{Kernel, Tiling};
+use rdc_passes::tile::Cpu;
 
 /// Keys of an inner block of `ds . k`: a panel of them stays in the first-level cache.
 const INNER_KEYS: usize = 128;
@@ -90,14 +91,14 @@ impl Layout {
 }
 
 /// Bytes of scratch per thread.
-pub fn scratch(kernel: &Kernel, a: &AttentionGrad, target: &Target) -> Result<usize, Error> {
-    Ok(Layout::new(kernel, a, target.lanes)?.bytes)
+pub fn scratch(kernel: &Kernel, a: &AttentionGrad, cpu: &Cpu) -> Result<usize, Error> {
+    Ok(Layout::new(kernel, a, cpu.lanes)?.bytes)
 }
 
 /// The kernel's MLIR module.
-pub fn emit(target: &Target, kernel: &Kernel, a: &AttentionGrad) -> Result<String, Error> {
-    let l = Layout::new(kernel, a, target.lanes)?;
-    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), target.lanes);
+pub fn emit(cpu: &Cpu, kernel: &Kernel, a: &AttentionGrad) -> Result<String, Error> {
+    let l = Layout::new(kernel, a, cpu.lanes)?;
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), cpu.lanes);
     e.tasks(|e, task| {
         let (batch, group) = e.div_rem(task, a.heads.groups);
         let context = e.i64(a.heads.context);

@@ -7,7 +7,8 @@ use super::matmul::bounded;
 use super::unsupported;
 use crate::emit::{ColumnProgram, Emitter, Error};
 use rdc_ir::program::body::Columns;
-use rdc_ir::program::{Kernel, Target, Tiling};
+use rdc_ir::program::{Kernel, Tiling};
+use rdc_passes::tile::Cpu;
 
 /// Columns of a task.
 fn per_task(kernel: &Kernel, body: &Columns) -> Result<usize, Error> {
@@ -18,10 +19,10 @@ fn per_task(kernel: &Kernel, body: &Columns) -> Result<usize, Error> {
 }
 
 /// The kernel's MLIR module.
-pub fn emit(target: &Target, kernel: &Kernel, body: &Columns) -> Result<String, Error> {
+pub fn emit(cpu: &Cpu, kernel: &Kernel, body: &Columns) -> Result<String, Error> {
     let per_task = per_task(kernel, body)?;
     let sums = ColumnProgram::new(kernel, body);
-    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), target.lanes);
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), cpu.lanes);
     e.tasks(|e, task| {
         let first = e.mul_const(task, per_task);
         let count = bounded(e, first, per_task, body.columns);

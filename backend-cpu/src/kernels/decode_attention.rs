@@ -7,8 +7,9 @@
 //! of columns. Bound: memory, the bytes of keys and values up to the position; scores never leave the cache.
 use super::heads::{Token, all_pieces, make_head, slab, write_cache};
 use crate::emit::{Emitter, Error, Ty, Val, math};
+use rdc_ir::program::Kernel;
 use rdc_ir::program::body::Attention;
-use rdc_ir::program::{Kernel, Target};
+use rdc_passes::tile::Cpu;
 
 /// Keys whose dot products are folded together.
 const KEYS: usize = 4;
@@ -36,14 +37,14 @@ impl Layout {
 }
 
 /// Bytes of scratch per thread.
-pub fn scratch(a: &Attention, target: &Target) -> usize {
-    Layout::new(a, target.lanes).bytes
+pub fn scratch(a: &Attention, cpu: &Cpu) -> usize {
+    Layout::new(a, cpu.lanes).bytes
 }
 
 /// The kernel's MLIR module.
-pub fn emit(target: &Target, kernel: &Kernel, a: &Attention) -> Result<String, Error> {
-    let layout = Layout::new(a, target.lanes);
-    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), target.lanes);
+pub fn emit(cpu: &Cpu, kernel: &Kernel, a: &Attention) -> Result<String, Error> {
+    let layout = Layout::new(a, cpu.lanes);
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), cpu.lanes);
     e.tasks(|e, task| group(e, a, &layout, task));
     Ok(e.finish())
 }

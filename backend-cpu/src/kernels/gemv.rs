@@ -9,8 +9,9 @@ use super::matmul_weights::bf16_pair;
 use super::unsupported;
 use crate::emit::{Cmp, Emitter, Error, Ty, Val};
 use rdc_ir::DType;
+use rdc_ir::program::Kernel;
 use rdc_ir::program::body::{Epilogue, Matmul};
-use rdc_ir::program::{Kernel, Target};
+use rdc_passes::tile::Cpu;
 
 /// Inner steps per iteration.
 const UNROLL: usize = 4;
@@ -40,21 +41,21 @@ fn layout(form: &Form, prologue: &Prologue) -> Scratch {
 }
 
 /// Bytes of scratch.
-pub fn scratch(kernel: &Kernel, body: &Matmul, target: &Target) -> Result<usize, Error> {
-    let form = Form::new(kernel, body, target.lanes)?;
+pub fn scratch(kernel: &Kernel, body: &Matmul, cpu: &Cpu) -> Result<usize, Error> {
+    let form = Form::new(kernel, body, cpu.lanes)?;
     Ok(layout(&form, &Prologue::new(&form)?).bytes)
 }
 
 /// The kernel's module.
-pub fn emit(target: &Target, kernel: &Kernel, body: &Matmul) -> Result<String, Error> {
-    let form = Form::new(kernel, body, target.lanes)?;
+pub fn emit(cpu: &Cpu, kernel: &Kernel, body: &Matmul) -> Result<String, Error> {
+    let form = Form::new(kernel, body, cpu.lanes)?;
     if matches!(body.epilogue, Epilogue::Rows(_)) {
         return unsupported(kernel, "row operations after a matmul of few rows");
     }
     let prologue = Prologue::new(&form)?;
     let finish = Finish::new(&form);
     let scratch = layout(&form, &prologue);
-    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), target.lanes);
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), cpu.lanes);
     let (left, stride) = match form.x_in_place() {
         Some((x, stride)) => (e.arg(x), stride),
         None => (e.offset_const(e.scratch, scratch.left), form.left_stride()),

@@ -6,9 +6,10 @@
 use super::generic_view::{View, fold, nest, with};
 use super::rows;
 use crate::emit::{Cmp, Elem, Emitter, Error, Ty, Val, elementwise, math};
+use rdc_ir::program::Kernel;
 use rdc_ir::program::body::Generic;
-use rdc_ir::program::{Kernel, Target};
 use rdc_ir::{DType, Op, Opcode, Type, ValueDef, ValueId};
+use rdc_passes::tile::Cpu;
 
 /// Bytes of scratch per thread.
 pub fn scratch(kernel: &Kernel, body: &Generic) -> usize {
@@ -21,12 +22,12 @@ pub fn scratch(kernel: &Kernel, body: &Generic) -> usize {
 }
 
 /// The kernel's MLIR module.
-pub fn emit(target: &Target, kernel: &Kernel, body: &Generic) -> Result<String, Error> {
+pub fn emit(cpu: &Cpu, kernel: &Kernel, body: &Generic) -> Result<String, Error> {
     if let Some(row_operations) = &body.rows {
-        return rows::emit(target, kernel, row_operations);
+        return rows::emit(cpu, kernel, row_operations);
     }
     let anchor = Anchor { kernel, op: &kernel.func.ops[body.op], first_result: kernel.func.args.len() };
-    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), target.lanes);
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), cpu.lanes);
     e.tasks(|e, _| anchor.emit(e));
     Ok(e.finish())
 }

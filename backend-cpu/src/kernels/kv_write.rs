@@ -7,14 +7,15 @@ use super::heads::{Token, write_cache};
 use super::unsupported;
 use crate::emit::{Emitter, Error};
 use rdc_ir::program::body::KvWrite;
-use rdc_ir::program::{Kernel, Target, Tiling};
+use rdc_ir::program::{Kernel, Tiling};
+use rdc_passes::tile::Cpu;
 
 /// The kernel's MLIR module.
-pub fn emit(target: &Target, kernel: &Kernel, body: &KvWrite) -> Result<String, Error> {
+pub fn emit(cpu: &Cpu, kernel: &Kernel, body: &KvWrite) -> Result<String, Error> {
     let Tiling::Rows { rows_per_task: tokens_per_task @ 1.. } = kernel.tiling else {
         return unsupported(kernel, "cache writes that are cut otherwise than into tokens");
     };
-    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), target.lanes);
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), cpu.lanes);
     e.items(tokens_per_task, body.tokens, |e, index| {
         for write in &body.writes {
             let token = Token::new(e, index, write.steps);

@@ -18,8 +18,9 @@ use super::micro::{Ahead, Micro, Share};
 use super::panels::{copy_floats, widths};
 use crate::emit::{Cmp, Emitter, Error, Val};
 use rdc_ir::DType;
+use rdc_ir::program::Kernel;
 use rdc_ir::program::body::Matmul;
-use rdc_ir::program::{Kernel, Target};
+use rdc_passes::tile::Cpu;
 
 /// Cache lines of the next piece that are asked for per micro-kernel, at most.
 const LINES_AHEAD: usize = 32;
@@ -55,22 +56,22 @@ fn tile_bytes(form: &Form) -> usize {
 }
 
 /// Bytes of scratch.
-pub fn scratch(kernel: &Kernel, body: &Matmul, target: &Target) -> Result<usize, Error> {
-    let form = Form::new(kernel, body, target.lanes)?;
+pub fn scratch(kernel: &Kernel, body: &Matmul, cpu: &Cpu) -> Result<usize, Error> {
+    let form = Form::new(kernel, body, cpu.lanes)?;
     Ok(layout(&form, &Prologue::new(&form)?, RowEpilogue::new(&form)?.as_ref()).bytes)
 }
 
 /// The kernel's module.
-pub fn emit(target: &Target, kernel: &Kernel, body: &Matmul) -> Result<String, Error> {
-    let form = Form::new(kernel, body, target.lanes)?;
+pub fn emit(cpu: &Cpu, kernel: &Kernel, body: &Matmul) -> Result<String, Error> {
+    let form = Form::new(kernel, body, cpu.lanes)?;
     let prologue = Prologue::new(&form)?;
     let finish = Finish::new(&form);
     let after = RowEpilogue::new(&form)?;
-    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), target.lanes);
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), cpu.lanes);
     let scratch = layout(&form, &prologue, after.as_ref());
     let rows_at = scratch.rows;
     let ahead = rows_ahead(&form, &finish, after.as_ref());
-    let gemm = Gemm { form: &form, mr: target.mr, finish: &finish, after: after.as_ref(), ahead, scratch };
+    let gemm = Gemm { form: &form, mr: cpu.mr, finish: &finish, after: after.as_ref(), ahead, scratch };
     e.tasks(|e, task| {
         let (row_block, column_block) = e.div_rem(task, form.column_blocks);
         let first = e.mul_const(row_block, form.rows_per_task);

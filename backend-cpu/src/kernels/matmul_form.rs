@@ -2,10 +2,10 @@
 use super::unsupported;
 use crate::emit::{Emitter, Error, Val};
 use rdc_ir::DType;
-use rdc_ir::pitch::{collide, odd_lines};
 use rdc_ir::program::body::Matmul;
 use rdc_ir::program::rows::NodeKind;
 use rdc_ir::program::{Kernel, Tiling};
+use rdc_passes::tile::cpu::cache::{collide, odd_lines};
 
 /// A matmul kernel with its tiles. Sizes are in elements; `n` counts the columns of the unsliced result.
 pub struct Form<'k> {

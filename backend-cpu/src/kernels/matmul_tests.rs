@@ -1,8 +1,8 @@
 //! Matmul kernels against plain loops in f64, with every prologue and epilogue that matters, in ragged shapes.
 use crate::testing::{Aligned, Runner, kernel, pack, quantise, random, via_bf16};
-use crate::{Options, compile, target, testing};
+use crate::{Options, Target, compile, target, testing};
 use proptest::prelude::*;
-use rdc_ir::program::{Kernel, Target, Tiling};
+use rdc_ir::program::{Kernel, Tiling};
 use rdc_ir::{ArgRole, Attr, Builder, DType, Func, Opcode, Type, ValueId};
 use rdc_passes::fuse::body::Family;
 
@@ -60,9 +60,20 @@ impl Case {
     /// `n` is rounded up where the weight has parts. Rows that are normed have more than one element, as fusion
     /// sees to.
     fn new(target: &Target, (m, n, k): (usize, usize, usize), dtype: DType, before: Before, after: After) -> Case {
-        let n = if after.parts() > 1 { n.next_multiple_of(target.nr) } else { n };
+        let n = if after.parts() > 1 { n.next_multiple_of(target.machine.nr) } else { n };
         let k = if before == Before::Reshape { k } else { k.max(2) };
-        Case { m, n, k, dtype, before, after, rows_per_task: 2 * target.mr, panels_per_task: 2, kc: 64, prefetch: 0 }
+        Case {
+            m,
+            n,
+            k,
+            dtype,
+            before,
+            after,
+            rows_per_task: 2 * target.machine.mr,
+            panels_per_task: 2,
+            kc: 64,
+            prefetch: 0,
+        }
     }
 
     fn kernel(&self, target: &Target) -> Kernel {
@@ -74,7 +85,8 @@ impl Case {
         let x_shape = if self.before == Before::Reshape { vec![1, m, k] } else { vec![m, k] };
         let x = input(&mut b, "x", Type::f32(x_shape));
         let (inner, pair) = if self.dtype == DType::BF16 { (k.div_ceil(2), 2) } else { (k, 1) };
-        let w = input(&mut b, "w", Type::new(self.dtype, [n.div_ceil(target.nr), inner, target.nr, pair]));
+        let w =
+            input(&mut b, "w", Type::new(self.dtype, [n.div_ceil(target.machine.nr), inner, target.machine.nr, pair]));
         let scale = input(&mut b, "scale", Type::f32([n]));
         let norm = input(&mut b, "norm", Type::f32([k]));
         let x2 = input(&mut b, "x2", Type::f32([m, k]));
@@ -148,7 +160,7 @@ impl Case {
             }
         };
         let row_blocks = m.div_ceil(tiling.rows_per_task(m));
-        let tasks = row_blocks * n.div_ceil(target.nr).div_ceil(panels_per_task);
+        let tasks = row_blocks * n.div_ceil(target.machine.nr).div_ceil(panels_per_task);
         kernel("k", (Family::Matmul, tiling), func, tasks)
     }
 
@@ -167,7 +179,7 @@ impl Case {
             DType::I8 => (weights, scales) = quantise(&weights, k),
             _ => {}
         }
-        let packed = pack(&weights, (n, k), self.dtype, target.nr, self.after.parts());
+        let packed = pack(&weights, (n, k), self.dtype, target.machine.nr, self.after.parts());
         assert_eq!(runner.args[1].bytes().len(), packed.len());
         let inputs = [&x, &vec![], &scales, &norm, &x2, &bias, &vec![0.5], &residual, &column];
         for (i, values) in inputs.into_iter().enumerate() {
@@ -253,9 +265,9 @@ fn shapes() -> Vec<Target> {
     let native = testing::target("native");
     let mut out = vec![native.clone()];
     for name in ["x86-64-v3", "x86-64-v4", "aarch64"] {
-        let Target { lanes, mr, nr, .. } = target(name).unwrap();
-        if lanes != native.lanes {
-            out.push(Target { lanes, mr, nr, ..native.clone() });
+        let machine = target(name).unwrap().machine;
+        if machine.lanes != native.machine.lanes {
+            out.push(Target { machine, ..native.clone() });
         }
     }
     out
@@ -341,10 +353,10 @@ fn every_target_compiles_to_the_same_bytes_each_time() {
                 kernel
             })
             .collect();
-        let mut program = testing::program(&target, kernels);
-        let image = compile(&mut program, &Options::default()).unwrap();
+        let mut program = testing::program(kernels);
+        let image = compile(&mut program, &target, &Options::default()).unwrap();
         assert_eq!(image.symbols.len(), 6, "{name}");
-        assert_eq!(image, compile(&mut program, &Options::default()).unwrap(), "{name}");
+        assert_eq!(image, compile(&mut program, &target, &Options::default()).unwrap(), "{name}");
     }
 }
 

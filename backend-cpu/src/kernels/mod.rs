@@ -42,42 +42,41 @@ mod training_tests;
 
 use crate::emit::Error;
 use rdc_ir::program::rows::Stored;
-use rdc_ir::program::{Kernel, KernelKind, Target, Tiling};
+use rdc_ir::program::{Kernel, KernelKind, Tiling};
+use rdc_passes::tile::Cpu;
 
 /// The MLIR module of a kernel: one function of the kernel's name, in the calling convention of [`rdc_ir::program`].
 ///
 /// # Errors
 /// [`Error::Unsupported`] if the kernel has a form or a tiling that its family has no code for.
-pub fn mlir(target: &Target, kernel: &Kernel) -> Result<String, Error> {
+pub fn mlir(cpu: &Cpu, kernel: &Kernel) -> Result<String, Error> {
     match &kernel.kind {
-        KernelKind::Matmul(body) if matches!(kernel.tiling, Tiling::Panels { .. }) => gemv::emit(target, kernel, body),
-        KernelKind::Matmul(body) => matmul::emit(target, kernel, body),
-        KernelKind::Rows(body) => rows::emit(target, kernel, body),
-        KernelKind::KvWrite(body) => kv_write::emit(target, kernel, body),
-        KernelKind::Attention(body) => attention::emit(target, kernel, body),
-        KernelKind::AttentionGrad(body) => attention_grad::emit(target, kernel, body),
-        KernelKind::DecodeAttention(body) => decode_attention::emit(target, kernel, body),
-        KernelKind::Generic(body) => generic::emit(target, kernel, body),
-        KernelKind::Product(body) => product::emit(target, kernel, body),
-        KernelKind::Pack(body) => pack::emit(target, kernel, body),
-        KernelKind::Columns(body) => columns::emit(target, kernel, body),
-        KernelKind::ScatterAdd(body) => scatter_add::emit(target, kernel, body),
+        KernelKind::Matmul(body) if matches!(kernel.tiling, Tiling::Panels { .. }) => gemv::emit(cpu, kernel, body),
+        KernelKind::Matmul(body) => matmul::emit(cpu, kernel, body),
+        KernelKind::Rows(body) => rows::emit(cpu, kernel, body),
+        KernelKind::KvWrite(body) => kv_write::emit(cpu, kernel, body),
+        KernelKind::Attention(body) => attention::emit(cpu, kernel, body),
+        KernelKind::AttentionGrad(body) => attention_grad::emit(cpu, kernel, body),
+        KernelKind::DecodeAttention(body) => decode_attention::emit(cpu, kernel, body),
+        KernelKind::Generic(body) => generic::emit(cpu, kernel, body),
+        KernelKind::Product(body) => product::emit(cpu, kernel, body),
+        KernelKind::Pack(body) => pack::emit(cpu, kernel, body),
+        KernelKind::Columns(body) => columns::emit(cpu, kernel, body),
+        KernelKind::ScatterAdd(body) => scatter_add::emit(cpu, kernel, body),
     }
 }
 
 /// Bytes of scratch that a thread needs for a kernel ([`Kernel::scratch`]); 0 for one that [`mlir`] refuses.
-pub fn scratch_bytes(kernel: &Kernel, target: &Target) -> usize {
+pub fn scratch_bytes(kernel: &Kernel, cpu: &Cpu) -> usize {
     let bytes = match &kernel.kind {
-        KernelKind::Matmul(body) if matches!(kernel.tiling, Tiling::Panels { .. }) => {
-            gemv::scratch(kernel, body, target)
-        }
-        KernelKind::Matmul(body) => matmul::scratch(kernel, body, target),
+        KernelKind::Matmul(body) if matches!(kernel.tiling, Tiling::Panels { .. }) => gemv::scratch(kernel, body, cpu),
+        KernelKind::Matmul(body) => matmul::scratch(kernel, body, cpu),
         KernelKind::Rows(body) => Ok(rows::program(kernel, body).scratch()),
-        KernelKind::Attention(body) => attention::scratch(kernel, body, target),
-        KernelKind::AttentionGrad(body) => attention_grad::scratch(kernel, body, target),
-        KernelKind::DecodeAttention(body) => Ok(decode_attention::scratch(body, target)),
+        KernelKind::Attention(body) => attention::scratch(kernel, body, cpu),
+        KernelKind::AttentionGrad(body) => attention_grad::scratch(kernel, body, cpu),
+        KernelKind::DecodeAttention(body) => Ok(decode_attention::scratch(body, cpu)),
         KernelKind::Generic(body) => Ok(generic::scratch(kernel, body)),
-        KernelKind::Product(body) => product::scratch(kernel, body, target),
+        KernelKind::Product(body) => product::scratch(kernel, body, cpu),
         KernelKind::Columns(body) => columns::scratch(kernel, body),
         KernelKind::Pack(_) | KernelKind::ScatterAdd(_) | KernelKind::KvWrite(_) => Ok(0),
     };

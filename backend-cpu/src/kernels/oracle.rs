@@ -64,8 +64,8 @@ impl Case {
     pub fn compile_elsewhere(&self) {
         for name in ["x86-64-v4", "aarch64"] {
             let target = crate::target(name).unwrap();
-            let mut program = program(&target, vec![kernel("k", self.kind, self.kernel_func(), self.tasks)]);
-            crate::compile(&mut program, &crate::Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let mut program = program(vec![kernel("k", self.kind, self.kernel_func(), self.tasks)]);
+            crate::compile(&mut program, &target, &crate::Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
         }
     }
 

@@ -8,7 +8,8 @@ use super::unsupported;
 use crate::emit::{Cmp, Emitter, Error, Val};
 use rdc_ir::packing::Packing;
 use rdc_ir::program::body::Pack;
-use rdc_ir::program::{Kernel, Target, Tiling};
+use rdc_ir::program::{Kernel, Tiling};
+use rdc_passes::tile::Cpu;
 
 /// Panels that are copied side by side where their columns are the weight's, so that long pieces of its rows are read.
 const GROUP: usize = 4;
@@ -79,9 +80,9 @@ impl Form {
 }
 
 /// The kernel's MLIR module.
-pub fn emit(target: &Target, kernel: &Kernel, body: &Pack) -> Result<String, Error> {
+pub fn emit(cpu: &Cpu, kernel: &Kernel, body: &Pack) -> Result<String, Error> {
     let (form, result) = (Form::new(kernel, body)?, body.result);
-    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), target.lanes);
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), cpu.lanes);
     e.tasks(|e, task| {
         let first = e.mul_const(task, form.panels_per_task);
         let count = bounded(e, first, form.panels_per_task, form.panels);

@@ -23,9 +23,10 @@ use super::micro::{Ahead, Micro, Share};
 use super::panels::{Strip, copy_rows, widths};
 use super::unsupported;
 use crate::emit::{Cmp, ElementEpilogue, Emitter, Error, Ty, Val};
-use rdc_ir::pitch::{collide, odd_lines};
 use rdc_ir::program::body::{Matrix, Product};
-use rdc_ir::program::{Kernel, Target, Tiling};
+use rdc_ir::program::{Kernel, Tiling};
+use rdc_passes::tile::Cpu;
+use rdc_passes::tile::cpu::cache::{collide, odd_lines};
 
 /// How many micro-kernels before it is copied a piece of the right operand is asked for.
 const TILES_AHEAD: usize = 2;
@@ -77,7 +78,7 @@ struct Form<'k> {
 }
 
 impl<'k> Form<'k> {
-    fn new(target: &Target, kernel: &'k Kernel, body: &'k Product) -> Result<Form<'k>, Error> {
+    fn new(cpu: &Cpu, kernel: &'k Kernel, body: &'k Product) -> Result<Form<'k>, Error> {
         let Tiling::Blocks { rows_per_task, columns_per_task, kc } = kernel.tiling else {
             return unsupported(kernel, "a product that is cut otherwise than into blocks");
         };
@@ -94,8 +95,8 @@ impl<'k> Form<'k> {
             rows_per_task: rows_per_task.min(m),
             columns_per_task: columns_per_task.min(n),
             kc: kc.min(k),
-            mr: target.mr,
-            nr: target.nr,
+            mr: cpu.mr,
+            nr: cpu.nr,
             left_in: match left.inner_last {
                 false => Left::Interleaved,
                 true if collide(m, left.stride) => Left::Rows,
@@ -172,14 +173,14 @@ impl Operand {
 }
 
 /// Bytes of scratch.
-pub fn scratch(kernel: &Kernel, body: &Product, target: &Target) -> Result<usize, Error> {
-    Ok(Form::new(target, kernel, body)?.scratch().2)
+pub fn scratch(kernel: &Kernel, body: &Product, cpu: &Cpu) -> Result<usize, Error> {
+    Ok(Form::new(cpu, kernel, body)?.scratch().2)
 }
 
 /// The kernel's module.
-pub fn emit(target: &Target, kernel: &Kernel, body: &Product) -> Result<String, Error> {
-    let form = Form::new(target, kernel, body)?;
-    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), target.lanes);
+pub fn emit(cpu: &Cpu, kernel: &Kernel, body: &Product) -> Result<String, Error> {
+    let form = Form::new(cpu, kernel, body)?;
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), cpu.lanes);
     let (row_blocks, column_blocks) = (form.m.div_ceil(form.rows_per_task), form.n.div_ceil(form.columns_per_task));
     e.tasks(|e, task| {
         let (row_block, column_block) = e.div_rem(task, column_blocks);

@@ -86,7 +86,7 @@ fn parts_of_rows_are_refused() {
     let streams = (Family::Matmul, Tiling::Panels { panels_per_task: 3 });
     for (kind, what) in [(kind(8, 1), "but on whole rows"), (streams, "of few rows")] {
         let kernel = crate::testing::kernel("k", kind, case.func.clone(), 3);
-        let error = super::mlir(&crate::target("x86-64-v3").unwrap(), &kernel).unwrap_err();
+        let error = super::mlir(&crate::target("x86-64-v3").unwrap().machine, &kernel).unwrap_err();
         let wanted = format!("kernel k: row operations after a matmul {what} is not supported on this target");
         assert_eq!(error.to_string(), wanted);
     }

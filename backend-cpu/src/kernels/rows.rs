@@ -7,7 +7,8 @@
 use super::{unsupported, whole_blocks};
 use crate::emit::{Emitter, Error, RowProgram, RowTarget};
 use rdc_ir::program::body::Rows;
-use rdc_ir::program::{Kernel, Target, Tiling};
+use rdc_ir::program::{Kernel, Tiling};
+use rdc_passes::tile::Cpu;
 
 /// The plan of the rows of a kernel.
 pub fn program<'k>(kernel: &'k Kernel, body: &'k Rows) -> RowProgram<'k> {
@@ -16,7 +17,7 @@ pub fn program<'k>(kernel: &'k Kernel, body: &'k Rows) -> RowProgram<'k> {
 }
 
 /// The kernel's MLIR module.
-pub fn emit(target: &Target, kernel: &Kernel, body: &Rows) -> Result<String, Error> {
+pub fn emit(cpu: &Cpu, kernel: &Kernel, body: &Rows) -> Result<String, Error> {
     let rows = body.graph.rows;
     let rows_per_task = match kernel.tiling {
         Tiling::Rows { rows_per_task: 1.. } | Tiling::Whole => kernel.tiling.rows_per_task(rows),
@@ -24,7 +25,7 @@ pub fn emit(target: &Target, kernel: &Kernel, body: &Rows) -> Result<String, Err
     };
     whole_blocks(kernel, &body.results, (rows_per_task, rows))?;
     let program = program(kernel, body);
-    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), target.lanes);
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), cpu.lanes);
     e.items(rows_per_task, rows, |e, row| {
         let to: Vec<_> =
             body.results.iter().enumerate().map(|(i, stored)| program.row_of(e, i, stored.pointer, row)).collect();

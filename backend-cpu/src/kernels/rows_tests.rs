@@ -76,7 +76,7 @@ fn a_task_that_cuts_a_block_is_refused() {
         yield "s" = %s }"#;
     let case = rows(text, 8);
     let kernel = crate::testing::kernel("k", case.kind, case.func, 3);
-    let error = super::mlir(&crate::target("x86-64-v3").unwrap(), &kernel).unwrap_err();
+    let error = super::mlir(&crate::target("x86-64-v3").unwrap().machine, &kernel).unwrap_err();
     assert_eq!(error.to_string(), "kernel k: sums of 2 rows in tasks of 3 is not supported on this target");
 }
 

@@ -8,15 +8,16 @@ use super::unsupported;
 use crate::emit::{Cmp, Emitter, Error, Ty, Val};
 use rdc_ir::DType;
 use rdc_ir::program::body::ScatterAdd;
-use rdc_ir::program::{Kernel, Target, Tiling};
+use rdc_ir::program::{Kernel, Tiling};
+use rdc_passes::tile::Cpu;
 
 /// The kernel's MLIR module.
-pub fn emit(target: &Target, kernel: &Kernel, body: &ScatterAdd) -> Result<String, Error> {
+pub fn emit(cpu: &Cpu, kernel: &Kernel, body: &ScatterAdd) -> Result<String, Error> {
     let Tiling::Rows { rows_per_task: rows_per_task @ 1.. } = kernel.tiling else {
         return unsupported(kernel, "a scatter_add that is cut otherwise than into rows");
     };
     let &ScatterAdd { base, ids, terms, result, rows, columns, count } = body;
-    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), target.lanes);
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), cpu.lanes);
     e.tasks(|e, task| {
         let first = e.mul_const(task, rows_per_task);
         let (end, all) = (e.add_const(first, rows_per_task), e.i64(rows));

@@ -2,8 +2,8 @@
 mod emulated;
 mod loader;
 
-use crate::{Error, Options, compile, scratch_bytes};
-use rdc_ir::program::{Dispatch, Kernel, Program, Target, Tiling};
+use crate::{Error, Options, Target, compile, scratch_bytes};
+use rdc_ir::program::{Dispatch, Kernel, Program, Tiling};
 use rdc_ir::{DType, Func};
 use rdc_passes::fuse::body::{Family, take_apart};
 use rdc_passes::fuse::kernel::pointers;
@@ -23,8 +23,8 @@ pub fn kernel(name: &str, (family, tiling): (Family, Tiling), func: Func, tasks:
 }
 
 /// A program of kernels only.
-pub fn program(target: &Target, kernels: Vec<Kernel>) -> Program {
-    Program { name: "test".into(), target: target.clone(), weights: vec![], kernels, entries: vec![] }
+pub fn program(kernels: Vec<Kernel>) -> Program {
+    Program { name: "test".into(), target: "test".into(), weights: vec![], kernels, entries: vec![] }
 }
 
 /// The target whose kernels tests run: what `RDC_TEST_TARGET` names, else `otherwise`, if this machine is of its architecture.
@@ -64,13 +64,13 @@ impl Runner {
     /// # Panics
     /// If the system refuses to map code, or lacks the emulator that the target needs.
     pub fn new(target: &Target, kernel: &Kernel) -> Result<Runner, Error> {
-        let image = compile(&mut program(target, vec![kernel.clone()]), &Options::default())?;
+        let image = compile(&mut program(vec![kernel.clone()]), target, &Options::default())?;
         let offset = image.symbols[0].offset;
         let args: Vec<Aligned> = kernel.pointers.iter().map(|pointer| Aligned::new(pointer.bytes())).collect();
-        let mut scratch = Aligned::new(scratch_bytes(kernel, target));
+        let mut scratch = Aligned::new(scratch_bytes(kernel, &target.machine));
         // A thread's scratch holds what the last kernel left there: a kernel that trusts it computes NaN.
         scratch.bytes_mut().fill(0xff);
-        let place = if target.triple.starts_with(std::env::consts::ARCH) {
+        let place = if target.isa.architecture() == std::env::consts::ARCH {
             Loaded::load(&image).map(|code| Place::Here { code, offset, scratch })
         } else {
             Emulated::load(&image, offset, &args, &scratch).map(Place::There)

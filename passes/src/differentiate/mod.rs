@@ -52,6 +52,7 @@ pub mod rules;
 mod weights;
 
 use crate::Error;
+use crate::tile::Backward;
 use problem::Problem;
 use rdc_ir::training::Remat;
 use rdc_ir::{ArgRole, Func, Loc, Module, Param};
@@ -70,6 +71,8 @@ pub struct Options {
     /// The bytes that may be used for stacking activations and their cotangents, so that a weight's gradient is one product
     /// after the loop where that is cheaper than a sum in it. If `None`, always a sum.
     pub stack_weight_grads: Option<usize>,
+    /// What the machine's backward pass weighs.
+    pub backward: Backward,
 }
 
 impl Default for Options {
@@ -81,6 +84,7 @@ impl Default for Options {
             budget: usize::MAX,
             frozen: Vec::new(),
             stack_weight_grads: None,
+            backward: Backward::default(),
         }
     }
 }

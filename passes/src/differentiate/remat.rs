@@ -10,12 +10,6 @@ use rdc_ir::training::Remat;
 use rdc_ir::{Func, OpId, Opcode, ValueId, cost};
 use std::collections::{HashMap, HashSet};
 
-/// Moving a byte takes as long as about this many floating-point operations, on a CPU whose cores share their caches.
-const FLOPS_PER_BYTE: u64 = 4;
-/// Keeping a byte until the way back takes as long as about this many: it is fetched and written back where it is made, and
-/// fetched again where it is used, from memory that is further away than any cache.
-const FLOPS_PER_BYTE_KEPT: f64 = 32.0;
-
 /// Differentiates under the policy that the options choose.
 pub(super) fn differentiate(problem: &Problem<'_>) -> (Func, Kept) {
     let (func, record) = match problem.options.remat {
@@ -93,7 +87,7 @@ fn within(problem: &Problem<'_>, bytes: usize) -> (Func, Record) {
         let ratio = |&v: &ValueId| repeat_cost(problem, &keep, &record, v) as f64 / stored(problem, v) as f64;
         let cheapest = candidates.map(|v| (ratio(&v), v)).min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         let Some((ratio, cheapest)) = cheapest else { break };
-        if ratio > FLOPS_PER_BYTE_KEPT {
+        if ratio > problem.options.backward.flops_per_byte_kept as f64 {
             if record.kept.bytes() <= bytes {
                 break;
             }
@@ -142,7 +136,8 @@ fn repeat_cost(problem: &Problem<'_>, keep: &HashSet<ValueId>, record: &Record, 
         let is_there = record.repeated.contains(&op) || !problem.is_variant(v) || !is_repeatable(problem, v);
         if !is_there && seen.insert(op) {
             let cost = cost::op_cost(&problem.func, op);
-            total = total.saturating_add(cost.flops).saturating_add(cost.bytes.saturating_mul(FLOPS_PER_BYTE));
+            let moving = cost.bytes.saturating_mul(problem.options.backward.flops_per_byte);
+            total = total.saturating_add(cost.flops).saturating_add(moving);
             work.extend(&problem.func.ops[op].operands);
         }
     }

@@ -2,20 +2,14 @@
 //!
 //! With m the largest logit of a row, e = exp(x - m) and s = sum e: lse = log s + m, softmax = e / s, and the derivative of
 //! `lse - x[l] + z lse^2` by x is `softmax (1 + 2 z lse) - one_hot(l)`.
+use crate::tile::Machine;
 use rdc_ir::{Attr, Builder, DType, IGNORED_LABEL, OpId, Opcode, ValueId};
 
-/// Tokens whose logits exist at one time, at most.
-const MOST_TOKENS: usize = 512;
-/// Logits that exist at one time, at most, where [`FEW_TOKENS`] do not have more: 32 MiB.
-const MOST_LOGITS: usize = 1 << 23;
-/// Below this many rows a matmul reads its weight too often.
-const FEW_TOKENS: usize = 128;
-/// If no divisor of the number of tokens between this and [`MOST_TOKENS`] exists, there is one chunk.
+/// If no divisor of the number of tokens lies between this and the most that a machine wants at a time, there is one chunk.
 const LEAST_TOKENS: usize = 32;
 
-/// Tokens per chunk, for a vocabulary.
-fn chunk_of(tokens: usize, vocabulary: usize) -> usize {
-    let most = (MOST_LOGITS / vocabulary.max(1)).clamp(FEW_TOKENS, MOST_TOKENS);
+/// Tokens per chunk, at most so many if that can be.
+fn chunk_of(tokens: usize, most: usize) -> usize {
     let divisor = (LEAST_TOKENS..=most.min(tokens)).rev().find(|&n| tokens.is_multiple_of(n));
     divisor.unwrap_or(tokens)
 }
@@ -140,10 +134,10 @@ struct Head {
 }
 
 impl Head {
-    fn new(b: &mut Builder, op: OpId, bias: usize) -> Head {
+    fn new(b: &mut Builder, op: OpId, bias: usize, machine: &dyn Machine) -> Head {
         let data = b.func.ops[op].clone();
         let ty = b.func.ty(data.operands[0]).clone();
-        let c = chunk_of(ty.rows(), b.func.ty(data.operands[1]).shape[0]);
+        let c = chunk_of(ty.rows(), machine.loss_tokens(b.func.ty(data.operands[1]).shape[0]));
         let chunks = ty.rows() / c;
         let x = split(b, data.operands[0], chunks, &[c, ty.last()]);
         let labels = split(b, data.operands[2], chunks, &[c]);
@@ -212,8 +206,8 @@ fn for_chunks(
 }
 
 /// The results of a `linear_cross_entropy`.
-pub fn linear_cross_entropy(b: &mut Builder, op: OpId) -> Vec<ValueId> {
-    let head = Head::new(b, op, 3);
+pub fn linear_cross_entropy(b: &mut Builder, op: OpId, machine: &dyn Machine) -> Vec<ValueId> {
+    let head = Head::new(b, op, 3, machine);
     let shape = b.func.ty(b.func.ops[op].operands[2]).shape.clone();
     let (columns, _) = for_chunks(b, head.chunks, &[head.x, head.labels], &[], |b, entries| {
         let columns = head.rows(b, entries[0], entries[1]).loss();
@@ -223,8 +217,13 @@ pub fn linear_cross_entropy(b: &mut Builder, op: OpId) -> Vec<ValueId> {
 }
 
 /// The results of a `linear_cross_entropy` and of the `linear_cross_entropy_grad` that is its derivative, in one loop.
-pub fn linear_cross_entropy_with_grad(b: &mut Builder, loss: OpId, grad: OpId) -> (Vec<ValueId>, Vec<ValueId>) {
-    let head = Head::new(b, loss, 3);
+pub fn linear_cross_entropy_with_grad(
+    b: &mut Builder,
+    loss: OpId,
+    grad: OpId,
+    machine: &dyn Machine,
+) -> (Vec<ValueId>, Vec<ValueId>) {
+    let head = Head::new(b, loss, 3, machine);
     let (x, labels, dnll) = (b.func.ops[loss].operands[0], b.func.ops[loss].operands[2], b.func.ops[grad].operands[3]);
     let (dnll, sums) = (split(b, dnll, head.chunks, &[head.c]), head.sums(b));
     let (mut stacked, sums) = for_chunks(b, head.chunks, &[head.x, head.labels, dnll], &sums, |b, entries| {
@@ -240,8 +239,8 @@ pub fn linear_cross_entropy_with_grad(b: &mut Builder, loss: OpId, grad: OpId) -
 }
 
 /// The results of a `linear_cross_entropy_grad`.
-pub fn linear_cross_entropy_grad(b: &mut Builder, op: OpId) -> Vec<ValueId> {
-    let head = Head::new(b, op, 4);
+pub fn linear_cross_entropy_grad(b: &mut Builder, op: OpId, machine: &dyn Machine) -> Vec<ValueId> {
+    let head = Head::new(b, op, 4, machine);
     let (x, dnll) = (b.func.ops[op].operands[0], b.func.ops[op].operands[3]);
     let (dnll, sums) = (split(b, dnll, head.chunks, &[head.c]), head.sums(b));
     let (dx, sums) = for_chunks(b, head.chunks, &[head.x, head.labels, dnll], &sums, |b, entries| {
@@ -258,11 +257,11 @@ mod tests {
 
     #[test]
     fn chunks_divide_the_tokens() {
-        assert_eq!(chunk_of(4096, 1000), 512);
-        assert_eq!(chunk_of(1000, 1000), 500);
-        assert_eq!(chunk_of(7, 1000), 7, "few tokens are one chunk");
-        assert_eq!(chunk_of(521, 1000), 521, "so is a prime number of them");
-        assert_eq!(chunk_of(512, 32000), 256, "many logits are cut finer");
-        assert_eq!(chunk_of(2 * 521, 1000), 1042);
+        assert_eq!(chunk_of(4096, 512), 512);
+        assert_eq!(chunk_of(1000, 512), 500);
+        assert_eq!(chunk_of(7, 512), 7, "few tokens are one chunk");
+        assert_eq!(chunk_of(521, 512), 521, "so is a prime number of them");
+        assert_eq!(chunk_of(512, 262), 256);
+        assert_eq!(chunk_of(2 * 521, 512), 1042);
     }
 }

@@ -15,17 +15,18 @@ mod sums;
 pub use fuse_loss::fuse_loss;
 
 use crate::rewrite::rewrite;
+use crate::tile::Machine;
 use rdc_ir::{Module, Opcode};
 
 /// Expands every function.
-pub fn run(module: &mut Module) {
+pub fn run(module: &mut Module, machine: &dyn Machine) {
     for func in &mut module.funcs {
-        joint::run(func);
+        joint::run(func, machine);
         rewrite(func, |b, op| match b.func.ops[op].opcode {
             Opcode::CrossEntropy => Some(loss::cross_entropy(b, op)),
             Opcode::CrossEntropyGrad => Some(loss::cross_entropy_grad(b, op)),
-            Opcode::LinearCrossEntropy => Some(loss::linear_cross_entropy(b, op)),
-            Opcode::LinearCrossEntropyGrad => Some(loss::linear_cross_entropy_grad(b, op)),
+            Opcode::LinearCrossEntropy => Some(loss::linear_cross_entropy(b, op, machine)),
+            Opcode::LinearCrossEntropyGrad => Some(loss::linear_cross_entropy_grad(b, op, machine)),
             Opcode::SumTo => sums::sum_to(b, op),
             Opcode::ReduceSum => sums::reduce_sum(b, op),
             Opcode::StopGradient => Some(vec![b.func.ops[op].operands[0]]),

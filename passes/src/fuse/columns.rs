@@ -2,6 +2,7 @@
 use super::graph::{GroupId, GroupKind, UseGraph};
 use super::rows::{fits, is_elementwise};
 use super::uses::{User, Uses};
+use crate::tile::Machine;
 use rdc_ir::{Attr, Builder, Func, OpId, Opcode, RegionId, Type, ValueDef, ValueId};
 use std::collections::{HashMap, HashSet};
 
@@ -90,14 +91,12 @@ fn after(graph: &mut UseGraph, group: GroupId, sum: OpId, columns: usize) {
     }
 }
 
-/// Rows from which sums over blocks of rows are worth a kernel that adds them up.
-const ROWS: usize = 64;
-
-/// Sums blocks of `rows` rows first where a row kernel has what is summed at hand, or what that is made of: the kernel gives the
+/// Sums blocks of rows first where the machine wants that and a row kernel has what is summed at hand, or what that is made of: the kernel gives the
 /// sums of its blocks as one more result, and the rows need neither be written for the column sum nor read again by it.
-pub fn sum_in_blocks(func: &mut Func, rows: usize) {
+pub fn sum_in_blocks(func: &mut Func, machine: &dyn Machine) {
     for (region, op) in func.walk() {
-        let Some(size) = size(func, op).filter(|size| size.0 >= ROWS && size.1 > 1) else { continue };
+        let Some(size) = size(func, op).filter(|size| size.1 > 1) else { continue };
+        let Some(rows) = machine.sum_block(size.0) else { continue };
         let summed = func.ops[op].operands[0];
         let whole = func.through_reshapes(summed);
         let x = if func.ty(whole).last() == size.1 { whole } else { summed };

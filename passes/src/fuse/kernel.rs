@@ -3,11 +3,11 @@ use super::attention::bias_of;
 use super::body::{Family, accesses, take_apart};
 use super::columns;
 use super::graph::{Group, GroupKind};
-use super::tiles::{self, Around, Tiled, block};
 use super::uses::{User, Uses, is_constant};
 use crate::Error;
+use crate::tile::{Machine, Tiled};
 use rdc_ir::program::body::{Matmul, Product};
-use rdc_ir::program::{Access, Dispatch, Kernel, KernelKind, Pointer, Target, Tiling};
+use rdc_ir::program::{Access, Kernel, KernelKind, Pointer};
 use rdc_ir::{Arg, ArgRole, Attr, Builder, DType, Func, Loc, OpId, Opcode, Output, RegionId, Type, ValueId};
 use std::collections::{HashMap, HashSet};
 
@@ -32,11 +32,11 @@ pub struct Built {
     pub locs: Vec<Loc>,
 }
 
-/// Makes the kernel of a group of `region`.
+/// Makes the kernel of a group of `region`, cut for a machine.
 ///
 /// # Errors
 /// If no kernel computes the group.
-pub fn build(func: &Func, uses: &Uses, region: RegionId, group: &Group, target: &Target) -> Result<Built, Error> {
+pub fn build(func: &Func, uses: &Uses, region: RegionId, group: &Group, machine: &dyn Machine) -> Result<Built, Error> {
     let mut maker = Maker { func, out: Func::new(""), map: HashMap::new(), slots: HashMap::new(), args: Vec::new() };
     let heads = matches!(group.kind, GroupKind::KvWrite | GroupKind::Attention(_) | GroupKind::DecodeAttention(_));
     match group.kind {
@@ -73,7 +73,7 @@ pub fn build(func: &Func, uses: &Uses, region: RegionId, group: &Group, target: 
         loc: locs.first().copied().unwrap_or_default(),
     })?;
     let name = name(func, group, &kind);
-    let Tiled { tiling, tasks, dispatch } = tile(&kind, target);
+    let Tiled { tiling, tasks, dispatch } = machine.tile(&kind);
     let flops = out.walk().iter().map(|&(_, op)| flops_of(&out, op)).fold(0, u64::saturating_add);
     let pointers = pointers(&out, &kind);
     let bytes = pointers.iter().map(|pointer| needed(&kind, pointer)).sum();
@@ -227,26 +227,6 @@ fn family(func: &Func, group: &Group) -> Family {
         GroupKind::Columns(_) => Family::Columns,
         GroupKind::ScatterAdd(_) => Family::ScatterAdd,
         GroupKind::Open | GroupKind::Generic | GroupKind::Loop(_) | GroupKind::Alias => Family::Generic,
-    }
-}
-
-/// How a kernel is cut.
-fn tile(kind: &KernelKind, target: &Target) -> Tiled {
-    let whole = |tasks: usize| Tiled { tiling: Tiling::Whole, tasks, dispatch: Dispatch::Static };
-    match kind {
-        KernelKind::Rows(body) => tiles::rows(body.graph.rows, block(&body.results)),
-        KernelKind::Matmul(body) => tiles::matmul((body.m, body.n, body.k), body.packing.nr, Around::of(body), target),
-        KernelKind::KvWrite(body) => tiles::rows(body.tokens, 1),
-        KernelKind::Attention(body) => tiles::attention(body.heads.steps, body.heads.batch * body.heads.query.heads),
-        KernelKind::DecodeAttention(body) => whole(body.heads.batch * body.heads.groups),
-        KernelKind::AttentionGrad(body) => {
-            tiles::attention_grad(body.heads.steps, body.heads.batch * body.heads.groups)
-        }
-        KernelKind::Product(body) => tiles::product(body.batch, (body.m, body.n, body.k), target),
-        KernelKind::Pack(body) => tiles::pack(body.packing.panels()),
-        KernelKind::Columns(body) => tiles::columns(body.columns, target),
-        KernelKind::ScatterAdd(body) => tiles::rows(body.rows, 1),
-        KernelKind::Generic(_) => whole(1),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Fusion: groups the operations of a region into the kernels that `rdc_ir::program::KernelKind` allows.
 //!
-//! Every operation starts in a group of its own. Groups join if the kind of kernel allows it and if the graph of groups
-//! stays acyclic. The phases, in order of who has the first word:
+//! Every operation starts in a group of its own. Groups join if the kind of kernel and the machine ([`crate::tile`]) allow it and if
+//! the graph of groups stays acyclic. The phases, in order of who has the first word:
 //! 1. a column sum takes the elementwise operations around it, a pack the transpose before it;
 //! 2. a packed matmul, and a product of two activations, takes the elementwise operations after it (epilogue);
 //! 3. attentions and cache updates take the chains that make their heads; with one query per row, an attention takes the
@@ -25,18 +25,19 @@ pub mod normalise;
 pub mod rows;
 #[cfg(test)]
 mod tests;
-pub mod tiles;
 pub mod uses;
 
 pub use graph::{Group, GroupKind};
 
+use crate::tile::Machine;
 use graph::{GroupId, UseGraph};
 use rdc_ir::{Func, OpId, Opcode, RegionId, ValueId};
 use std::collections::HashSet;
 use uses::{User, Uses, alias, moving};
 
-/// Groups the operations of a region (not of the regions inside it), in an order of execution. `leaves` need no kernel.
-pub fn groups(func: &Func, uses: &Uses, leaves: &HashSet<OpId>, region: RegionId) -> Vec<Group> {
+/// Groups the operations of a region (not of the regions inside it), in an order of execution, as suits a machine. `leaves` need no
+/// kernel.
+pub fn groups(func: &Func, uses: &Uses, leaves: &HashSet<OpId>, region: RegionId, machine: &dyn Machine) -> Vec<Group> {
     let mut graph = UseGraph::new(func, uses, leaves, region);
     for op in graph.ops() {
         let Some(group) = graph.group(op) else { continue };
@@ -51,11 +52,13 @@ pub fn groups(func: &Func, uses: &Uses, leaves: &HashSet<OpId>, region: RegionId
     matmul::epilogues(&mut graph);
     attention::group(&mut graph);
     gradients::group(&mut graph);
-    matmul::prologues(&mut graph);
-    matmul::tails(&mut graph);
-    matmul::companions(&mut graph);
+    if machine.widest_prologue() > 0 {
+        matmul::prologues(&mut graph, machine);
+        matmul::tails(&mut graph);
+        matmul::companions(&mut graph);
+    }
     row_groups(&mut graph);
-    matmul::row_epilogues(&mut graph);
+    matmul::row_epilogues(&mut graph, machine);
     for op in graph.ops() {
         if let Some(group) = graph.group(op)
             && graph.kind(group) == GroupKind::Open
@@ -63,7 +66,7 @@ pub fn groups(func: &Func, uses: &Uses, leaves: &HashSet<OpId>, region: RegionId
             graph.set_kind(group, GroupKind::Generic);
         }
     }
-    graph.finish()
+    graph.finish(machine)
 }
 
 /// The operations of a group that no kernel computes together, each on its own.

@@ -13,12 +13,13 @@ use super::attention::bias_of;
 use super::uses::{User, Uses};
 use super::{columns, duplicate, gradients};
 use crate::plan::weights::stored;
+use crate::tile::Machine;
 use rdc_ir::{Attr, Builder, DType, Func, OpId, Opcode, Type, ValueDef, ValueId};
 use std::collections::{HashMap, HashSet};
 
-/// The rewritten function. Row kernels sum blocks of `block` rows for column sums. Body arguments beyond `func.args` are caches of one
+/// The rewritten function, for a machine. Body arguments beyond `func.args` are caches of one
 /// slot, private to one attention.
-pub fn normalise(func: &Func, block: usize) -> Func {
+pub fn normalise(func: &Func, machine: &dyn Machine) -> Func {
     let mut func = func.clone();
     remove_unused(&mut func);
     keep_reduced_axes(&mut func);
@@ -27,7 +28,7 @@ pub fn normalise(func: &Func, block: usize) -> Func {
     bias_before_heads(&mut func);
     gradients::share_rows(&mut func);
     duplicate::own_spreads(&mut func);
-    columns::sum_in_blocks(&mut func, block);
+    columns::sum_in_blocks(&mut func, machine);
     columns::own_operands(&mut func);
     remove_unused(&mut func);
     func

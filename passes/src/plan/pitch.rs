@@ -1,18 +1,18 @@
-//! Rows that lie so far apart that they do not keep each other out of the first-level cache.
+//! Rows that lie further apart than they are long.
 //!
-//! A register tile of a matmul reads a dozen rows side by side. Where a row is a multiple of 4 KiB they all fall into one set of the
-//! cache, and a kernel would have to copy them first; what it writes collides in the same way. Such activations get rows an odd
-//! number of cache lines apart, if every kernel that touches them can address such rows. Memory of the caller keeps its rows, and
-//! so does what a loop carries, since it may be recorded.
+//! A contraction reads many rows side by side. Where those would keep each other out of a cache (on a CPU if a row is a multiple of
+//! 4 KiB, since they all fall into one set of the first level), a kernel would have to copy them first; what it writes collides in the
+//! same way. Such activations get the pitch that the machine asks for ([`Machine::pitch`]), if every kernel that touches them can
+//! address such rows. Memory of the caller keeps its rows, and so does what a loop carries, since it may be recorded.
+use crate::tile::Machine;
 use petgraph::unionfind::UnionFind;
-use rdc_ir::pitch::{collide, odd_lines};
 use rdc_ir::program::{Buffer, Entry, Kernel, KernelKind, LaunchArg, LoopStep, Offset, Place, Pointer, Step};
 use rdc_ir::{DType, Type};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// Sets the pitch of the buffers of entries that are not yet in the arena, and of the pointers that they are passed for.
-pub fn set(entries: &mut [Entry], kernels: &mut [Kernel]) {
-    let classes = Classes::new(entries, kernels);
+pub fn set(entries: &mut [Entry], kernels: &mut [Kernel], machine: &dyn Machine) {
+    let classes = Classes::new(entries, kernels, machine);
     let (mut spread, sets) = (classes.spread, classes.sets.into_labeling());
     // What one kernel cannot address, no kernel sees.
     for (node, &set) in sets.iter().enumerate() {
@@ -24,15 +24,21 @@ pub fn set(entries: &mut [Entry], kernels: &mut [Kernel]) {
         .map(|(k, pointer)| sets[classes.pointers[k] + pointer])
         .filter(|&set| spread[set])
         .collect();
-    let chosen = |node: usize| wanted.contains(&sets[node]);
+    // The rows of one set are equally long, in as many buffers as it has.
+    let mut pitches = HashMap::new();
+    for (entry, first) in entries.iter().zip(&classes.buffers) {
+        let sets = sets[*first..].iter().zip(&entry.buffers).filter(|(set, _)| wanted.contains(set));
+        pitches.extend(sets.filter_map(|(&set, buffer)| Some((set, pitch(buffer, machine)?))));
+    }
+    let chosen = |node: usize| pitches.get(&sets[node]).copied();
     for (k, kernel) in kernels.iter_mut().enumerate() {
         for (index, pointer) in kernel.pointers.iter_mut().enumerate() {
-            pointer.pitch = chosen(classes.pointers[k] + index).then(|| odd_lines(pointer.ty.last()));
+            pointer.pitch = chosen(classes.pointers[k] + index);
         }
     }
     for (entry, first) in entries.iter_mut().zip(classes.buffers) {
         for (index, buffer) in entry.buffers.iter_mut().enumerate() {
-            buffer.pitch = chosen(first + index).then(|| odd_lines(buffer.ty.last()));
+            buffer.pitch = chosen(first + index);
         }
         move_args(&mut entry.steps, &entry.buffers);
     }
@@ -49,12 +55,12 @@ struct Classes {
 }
 
 impl Classes {
-    fn new(entries: &[Entry], kernels: &[Kernel]) -> Classes {
+    fn new(entries: &[Entry], kernels: &[Kernel], machine: &dyn Machine) -> Classes {
         let mut spread = Vec::new();
         let mut buffers = Vec::new();
         for entry in entries {
             buffers.push(spread.len());
-            spread.extend(entry.buffers.iter().map(collides));
+            spread.extend(entry.buffers.iter().map(|buffer| pitch(buffer, machine).is_some()));
             let first = spread.len() - entry.buffers.len();
             entry.outputs.iter().for_each(|output| spread[first + output.buffer] = false);
         }
@@ -98,10 +104,11 @@ impl Classes {
     }
 }
 
-/// Whether a buffer of the schedule has rows that fall on each other.
-fn collides(buffer: &Buffer) -> bool {
+/// How far apart the rows of a buffer of the schedule had better lie.
+fn pitch(buffer: &Buffer, machine: &dyn Machine) -> Option<usize> {
     let ty = &buffer.ty;
-    matches!(buffer.place, Place::Arena(_)) && ty.dtype == DType::F32 && !ty.cache && collide(ty.rows(), ty.row_bytes())
+    let rows = matches!(buffer.place, Place::Arena(_)) && ty.dtype == DType::F32 && !ty.cache;
+    rows.then(|| machine.pitch(ty.rows(), ty.last())).flatten()
 }
 
 /// Whether an argument of that type is whole rows of a buffer.

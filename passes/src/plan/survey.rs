@@ -11,7 +11,7 @@ use crate::analysis;
 use crate::fuse::kernel::{self, Built, Operand};
 use crate::fuse::uses::{Uses, is_zero, moving, root};
 use crate::fuse::{self, Group, GroupKind};
-use rdc_ir::program::Target;
+use crate::tile::Machine;
 use rdc_ir::{Func, OpId, Opcode, RegionId, ValueId};
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -54,7 +54,7 @@ impl Survey {
         uses: &Uses,
         weights: &Weights,
         leaves: &HashSet<OpId>,
-        target: &Target,
+        machine: &dyn Machine,
     ) -> Result<Survey, Error> {
         let mut survey = Survey {
             items: HashMap::new(),
@@ -67,11 +67,11 @@ impl Survey {
         let regions = analysis::regions_inside_out(func);
         for &region in &regions {
             let mut items = Vec::new();
-            let mut groups: VecDeque<Group> = fuse::groups(func, uses, leaves, region).into();
+            let mut groups: VecDeque<Group> = fuse::groups(func, uses, leaves, region, machine).into();
             while let Some(group) = groups.pop_front() {
                 let needs_none =
                     matches!(group.kind, GroupKind::Alias | GroupKind::Loop(_)) || zeros(func, &group).is_some();
-                let built = (!needs_none).then(|| kernel::build(func, uses, region, &group, target));
+                let built = (!needs_none).then(|| kernel::build(func, uses, region, &group, machine));
                 let built = match built.transpose() {
                     Ok(built) => built,
                     Err(_) if group.ops.len() > 1 => {

@@ -1,28 +1,17 @@
 //! What tests of fusing and planning share.
 #![allow(clippy::unwrap_used)]
+use crate::tile::Cpu;
 use crate::{Options, WeightType};
-use rdc_ir::program::{KvPolicy, Target};
+use rdc_ir::program::KvPolicy;
 use rdc_ir::{ArgRole, Attr, Builder, DType, Func, Init, Loc, Module, Opcode, Param, Type, ValueId};
 
 /// A machine with 256-bit vectors.
-pub fn target() -> Target {
-    Target {
-        name: "x86-64-v3".into(),
-        triple: "x86_64-unknown-linux-gnu".into(),
-        cpu: "x86-64-v3".into(),
-        features: "+avx2,+fma".into(),
-        requires: vec!["avx2".into(), "fma".into()],
-        lanes: 8,
-        mr: 6,
-        nr: 16,
-        l1: 32 << 10,
-        l2: 512 << 10,
-    }
-}
+pub const CPU: Cpu = Cpu { lanes: 8, mr: 6, nr: 16, l1: 32 << 10, l2: 512 << 10 };
 
 /// Options for that machine.
 pub fn options() -> Options {
-    Options { target: target(), dtype: WeightType::F32, expected_trips: 8, training: None }
+    let (target, machine) = ("x86-64-v3".into(), std::sync::Arc::new(CPU));
+    Options { target, machine, dtype: WeightType::F32, expected_trips: 8, training: None }
 }
 
 /// Sizes of the test model: a prelude block, a loop over core blocks, a tied head.

@@ -3,7 +3,7 @@
 //! Prelude: `e[b, s, :] = table[ids[b, s], :] + 0.25 pos[b]`. Loop: `s' = s / 2 + e + scale * step`, in two launches (a static one with
 //! the halving, a dynamic one with the sum), stacked copies of s', and, in the entries `*.exit`, an exit once `s'[0]`
 //! passes a limit. Then `sum`, the sum over the valid entries of the stack.
-use crate::artifact::{Meta, Readout};
+use crate::artifact::{Isa, Meta, Readout};
 use crate::code::{Code, KernelFn};
 use crate::model::Model;
 use crate::weights::DrawnSource;
@@ -251,21 +251,9 @@ pub fn program() -> Program {
         entries.push(entry(base, rows, first, false));
         entries.push(entry(&format!("{base}.exit"), rows, first, true));
     }
-    let target = Target {
-        name: "native".into(),
-        triple: format!("{}-unknown-linux-gnu", std::env::consts::ARCH),
-        cpu: "generic".into(),
-        features: String::new(),
-        requires: Vec::new(),
-        lanes: 8,
-        mr: 6,
-        nr: 16,
-        l1: 32768,
-        l2: 524288,
-    };
     let source = WeightSource::Param { name: "table".into(), via_bf16: false };
     let weights = vec![Weight { name: "table".into(), ty: Type::f32([VOCABULARY, DIM]), source }];
-    Program { name: "test".into(), target, weights, kernels, entries }
+    Program { name: "test".into(), target: "native".into(), weights, kernels, entries }
 }
 
 /// Metadata around a program.
@@ -295,6 +283,7 @@ pub fn meta(program: Program) -> Meta {
         options: BTreeMap::new(),
         report: serde_json::Value::Null,
         symbols: BTreeMap::new(),
+        isa: Isa { architecture: std::env::consts::ARCH.into(), requires: Vec::new() },
         program,
     }
 }

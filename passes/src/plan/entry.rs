@@ -1,12 +1,11 @@
 //! Gives every value of a function a place and emits its schedule.
 use super::kernels::Kernels;
-use super::survey::{Survey, zeros};
-use super::weights::{self, Weights};
+use super::survey::Survey;
 use crate::Error;
-use crate::fuse::GroupKind;
 use crate::fuse::kernel::{Built, Operand};
-use crate::fuse::uses::{Uses, alias, moving, root};
-use crate::tile::Machine;
+use crate::fuse::{Fused, GroupKind, zeros};
+use crate::uses::{Uses, alias, moving, root};
+use crate::weights::Weights;
 use rdc_ir::program::{Buffer, Entry, Input, KvPolicy, Launch, LaunchArg, Offset, Place, Step};
 use rdc_ir::{Func, Loc, Op, OpId, Opcode, RegionId, Type, ValueDef, ValueId};
 use std::collections::{HashMap, HashSet};
@@ -24,19 +23,14 @@ pub struct Life {
     pub pair: Option<usize>,
 }
 
-/// Plans one function, which must be normalised, for a machine: its schedule without barriers, and what places in the arena depend on, by buffer.
+/// Plans one function: its schedule without barriers, and what places in the arena depend on, by buffer.
 ///
 /// # Errors
 /// As [`super::build`].
-pub fn plan(
-    func: &Func,
-    machine: &dyn Machine,
-    weights: &mut Weights,
-    kernels: &mut Kernels,
-) -> Result<(Entry, Vec<Life>), Error> {
-    let uses = Uses::new(func);
-    let leaves = weights::leaves(func, &uses, weights);
-    let survey = Survey::new(func, &uses, weights, &leaves, machine)?;
+pub fn plan(fused: Fused, weights: &mut Weights, kernels: &mut Kernels) -> Result<(Entry, Vec<Life>), Error> {
+    let Fused { func, uses, regions } = fused;
+    let func = &func;
+    let survey = Survey::new(func, &uses, weights, regions);
     let mut planner = Planner {
         func,
         uses,

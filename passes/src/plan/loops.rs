@@ -1,7 +1,7 @@
 //! Loops: buffers of carried values, stacked results, the schedule of the body.
 use super::entry::{At, Planner};
 use crate::Error;
-use crate::fuse::uses::{User, alias, is_zero, root};
+use crate::uses::{User, alias, is_zero, root};
 use rdc_ir::program::{LoopStep, Offset, Place, Step};
 use rdc_ir::{DType, Op, OpId, Type, ValueId};
 

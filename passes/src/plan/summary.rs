@@ -115,7 +115,7 @@ fn slots(steps: &[Step], max_steps: Option<usize>, users: &mut Users) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::build;
+    use crate::plan::testing::build;
     use crate::plan::testing::{Sizes, function, module, options};
 
     #[test]

@@ -7,7 +7,7 @@
 use super::entry::{At, Planner};
 use crate::Error;
 use crate::fuse::kernel::Operand;
-use crate::fuse::uses::{is_zero, root};
+use crate::uses::{is_zero, root};
 use rdc_ir::program::{Offset, OutputBuffer, Place, Step};
 use rdc_ir::{Loc, OpId, Opcode, ValueDef, ValueId};
 use std::collections::HashSet;

@@ -59,7 +59,7 @@ fn agrees_with(options: &Options, func: Func, pos: i32, steps: &[i32]) -> Progra
     let name = func.name.clone();
     let module = module(vec![func]);
     assert_eq!(rdc_ir::verify::verify_text(&module), None);
-    let program = super::build(&module, options).unwrap();
+    let program = super::testing::build(&module, options).unwrap();
     let params = params(&module);
     for &steps in steps {
         let args = args(&module.funcs[0], pos, steps);
@@ -168,7 +168,7 @@ fn attention_without_caches_writes_its_own() {
 fn equal_layers_share_kernels() {
     let of = |layers, max_steps| {
         let func = function("f", &Sizes { layers, max_steps, ..Sizes::default() });
-        super::build(&module(vec![func]), &options()).unwrap()
+        super::testing::build(&module(vec![func]), &options()).unwrap()
     };
     let (two, five) = (of(2, 4), of(5, 30));
     assert_eq!(two.kernels.len(), five.kernels.len());
@@ -177,7 +177,7 @@ fn equal_layers_share_kernels() {
 
 #[test]
 fn a_program_is_the_same_each_time() {
-    let build = || super::build(&module(vec![function("f", &Sizes::default())]), &options()).unwrap();
+    let build = || super::testing::build(&module(vec![function("f", &Sizes::default())]), &options()).unwrap();
     assert_eq!(build(), build());
     let types: Vec<Type> = build().weights.iter().map(|w| w.ty.clone()).collect();
     assert!(types.iter().all(|ty| ty.elements() > 0));
@@ -196,7 +196,7 @@ fn random_modules_run_as_planned() {
             module = crate::optimise(module, &options(), &mut |_, _| ()).unwrap();
         }
         let text = format!("seed {seed}\n{module}");
-        let program = match super::build(&module, &options()) {
+        let program = match super::testing::build(&module, &options()) {
             Ok(program) => program,
             Err(Error::Unsupported { .. }) => continue,
             Err(e) => panic!("{e}\n{text}"),
@@ -225,7 +225,7 @@ fn models_that_leave_early() {
     for (text, dtype) in texts.iter().flat_map(|t| [(t, WeightType::F32), (t, WeightType::Bf16), (t, WeightType::I8)]) {
         let options = Options { dtype, ..options() };
         let module = crate::optimise(rdc_ir::parse(text).unwrap(), &options, &mut |_, _| ()).unwrap();
-        let program = super::build(&module, &options).unwrap();
+        let program = super::testing::build(&module, &options).unwrap();
         for entry in &program.entries {
             let inputs: Inputs<f32> = convert(&random_inputs(&module, &entry.name, 5));
             let want = interp::run(&module, &entry.name, &inputs, &mut interp::Options::default()).unwrap();
@@ -286,7 +286,7 @@ fn a_plain_machine_fuses_elementwise_operations_only() {
 /// Whether running a changed program is caught.
 fn is_caught(change: impl Fn(&mut Entry)) -> bool {
     let module = module(vec![function("f", &Sizes::default())]);
-    let mut program = super::build(&module, &options()).unwrap();
+    let mut program = super::testing::build(&module, &options()).unwrap();
     change(&mut program.entries[0]);
     let (params, args) = (params(&module), args(&module.funcs[0], 0, 2));
     std::panic::catch_unwind(|| check::run(&program, "f", &params, &args)).is_err()
@@ -329,7 +329,7 @@ fn weights_are_shared() {
     let decode = function("decode", &Sizes { s: 1, ..sizes.clone() });
     let both = module(vec![function("prefill", &sizes), decode.clone()]);
     let one = module(vec![decode]);
-    let count = |module: &Module| super::build(module, &options()).unwrap().weights.len();
+    let count = |module: &Module| super::testing::build(module, &options()).unwrap().weights.len();
     assert_eq!(count(&both), count(&one));
 
     // Layout leaves no such weight; if it did, it would be packed at run time.

@@ -55,7 +55,7 @@ fn close(name: &str, steps: &[i32], got: &Tensor<f32>, want: &Tensor<f32>) {
 fn planned(text: &str) -> (Module, Program) {
     let module = rdc_ir::parse(text).unwrap();
     assert_eq!(rdc_ir::verify::verify_text(&module), None);
-    let program = super::build(&module, &options()).unwrap();
+    let program = super::testing::build(&module, &options()).unwrap();
     (module, program)
 }
 
@@ -286,7 +286,7 @@ fn training_runs_as_planned() {
         let options = Options { training: Some(training), ..options() };
         let text = include_str!("testdata/loss.rdir");
         let module = crate::optimise(rdc_ir::parse(text).unwrap(), &options, &mut |_, _| ()).unwrap();
-        let program = super::build(&module, &options).unwrap();
+        let program = super::testing::build(&module, &options).unwrap();
         for entry in &program.entries {
             let cases: &[[i32; 2]] =
                 if entry.name == "loss" { &[[0, 0], [5, 0]] } else { &[[0, 0], [0, 1], [2, 3], [1, 4]] };
@@ -319,7 +319,7 @@ fn random_functions_train_as_planned() {
             Err(Error::Unsupported { .. }) => continue,
             Err(e) => panic!("seed {seed}: {e}\n{text}"),
         };
-        let program = super::build(&module, &options).unwrap_or_else(|e| panic!("seed {seed}: {e}\n{module}"));
+        let program = super::testing::build(&module, &options).unwrap_or_else(|e| panic!("seed {seed}: {e}\n{module}"));
         planned += 1;
         for entry in &program.entries {
             for steps in [[0, 0], [0, most.min(3)], [most / 2, (most - most / 2).min(2)]] {

@@ -278,7 +278,7 @@ fn a_plain_machine_fuses_elementwise_operations_only() {
     let options = Options { machine: Arc::new(Plain), ..options() };
     let program = agrees_with(&options, function("f", &Sizes::default()), 2, &[0, 3]);
     assert!(program.kernels.iter().flat_map(|kernel| &kernel.pointers).all(|pointer| pointer.pitch.is_none()));
-    let wanted = "rows matmul kv attention matmul rows matmul matmul rows [matmul rows matmul kv attention matmul rows matmul matmul rows";
+    let wanted = "rows matmul kv attention matmul rows matmul matmul rows matmul copy [matmul rows matmul kv attention matmul rows";
     let found = kinds(&program, &program.entries[0].steps);
     assert!(found.starts_with(wanted), "{found}");
 }

@@ -3,14 +3,15 @@
 //! Each function is normalised, its regions are grouped into kernels (`crate::fuse`), and every value gets a place:
 //! weights, constants in code, the caller's memory, or the arena. Values are written once, so a buffer of the arena lives
 //! from its launch to its last reader; a value of outside that a loop uses lives through the loop. A carried value has two
-//! buffers, exchanged after each iteration, or one if nothing reads it after the next one is written (`survey`). A result of
+//! buffers, which change places with each iteration, or one if nothing reads it after the next one is written (`survey`). A result of
 //! the function is made in the memory where it belongs, the caller's or the parameter's that it replaces, and so is what it
 //! is made of element by element (`targets`). An entry of a stack at the loop's step is an address. Buffers that never live
-//! at the same time share memory. Last, a launch gets a barrier, or the later one waits task by task, only where that reads or
-//! writes memory that it touches.
+//! at the same time share memory. Entries of stacks that a step may read but no iteration write are set to zero (`tails`). Last, there is
+//! a barrier between two launches, or the later one waits task by task, only where that reads or writes memory that the other touches.
 mod arena;
 mod barriers;
 mod entry;
+mod interface;
 mod kernels;
 mod loops;
 mod pitch;
@@ -18,6 +19,7 @@ mod places;
 mod share;
 pub mod summary;
 mod survey;
+mod tails;
 mod targets;
 pub mod weights;
 
@@ -55,6 +57,7 @@ pub fn build(module: &Module, options: &Options) -> Result<Program, Error> {
     pitch::set(&mut entries, &mut kernels);
     for (entry, lives) in entries.iter_mut().zip(&lives) {
         arena::allocate(entry, lives);
+        tails::clear(entry, &kernels);
         barriers::place(entry, &kernels);
     }
     Ok(Program {

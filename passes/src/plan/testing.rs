@@ -70,7 +70,8 @@ impl Default for Sizes {
     }
 }
 
-const VOCAB: usize = 23;
+/// Ids are below this.
+pub const VOCAB: usize = 23;
 
 impl Sizes {
     fn dim(&self) -> usize {

@@ -91,6 +91,7 @@ fn same(name: &str, steps: i32, got: &Tensor<f32>, want: &Tensor<f32>) {
 pub fn kinds(program: &Program, steps: &[Step]) -> String {
     let word = |step: &Step| match step {
         Step::Copy { .. } => "copy".to_string(),
+        Step::Barrier => unreachable!("only launches, copies, zeros and loops have a kind"),
         Step::Zero { .. } => "zero".to_string(),
         Step::Loop(inner) => format!("[{}]", kinds(program, &inner.body)),
         Step::Launch(launch) => match program.kernels[launch.kernel].kind {
@@ -108,7 +109,7 @@ pub fn kinds(program: &Program, steps: &[Step]) -> String {
         }
         .to_string(),
     };
-    steps.iter().map(word).collect::<Vec<_>>().join(" ")
+    steps.iter().filter(|step| **step != Step::Barrier).map(word).collect::<Vec<_>>().join(" ")
 }
 
 fn schedule(program: &Program) -> String {
@@ -295,32 +296,45 @@ fn is_caught(change: impl Fn(&mut Entry)) -> bool {
 #[test]
 fn the_check_sees_bad_plans() {
     assert!(!is_caught(|_| ()));
-    let every_barrier = 2 * 6 + 1;
-    for index in 0..every_barrier {
-        let without = |entry: &mut Entry| {
-            let (mut seen, mut stack) = (0, vec![&mut entry.steps]);
-            while let Some(steps) = stack.pop() {
-                for step in steps {
-                    match step {
-                        Step::Launch(launch) => {
-                            // The next one waits, if not all threads do.
-                            launch.barrier &= seen != index;
-                            launch.waits &= seen != index + 1;
-                            seen += 1;
-                        }
-                        Step::Loop(inner) => stack.push(&mut inner.body),
-                        Step::Copy { .. } | Step::Zero { .. } => {}
-                    }
+    // Without each of the barriers, and where a launch waits without that.
+    let (mut missed, mut index, mut orders) = (Vec::new(), 0, 1);
+    while index < orders {
+        let seen = std::cell::Cell::new(0);
+        let is_next = || seen.replace(seen.get() + 1) == index;
+        fn drop_one(steps: &mut Vec<Step>, is_next: &dyn Fn() -> bool) {
+            steps.retain(|step| *step != Step::Barrier || !is_next());
+            for step in steps {
+                match step {
+                    Step::Launch(launch) => launch.waits = launch.waits && !is_next(),
+                    Step::Loop(inner) => drop_one(&mut inner.body, is_next),
+                    Step::Copy { .. } | Step::Zero { .. } | Step::Barrier => {}
                 }
             }
-        };
-        // What follows the launches before the loop and after it does not depend on them.
-        assert!(is_caught(without) || [7, 8, 9].contains(&index), "nothing waits for launch {index}");
+        }
+        if !is_caught(|entry| drop_one(&mut entry.steps, &is_next)) {
+            missed.push(index);
+        }
+        (index, orders) = (index + 1, seen.get());
     }
+    // Nothing comes after the last of the body.
+    assert_eq!((orders, missed), (24, vec![2]));
     assert!(is_caught(|entry| {
         let in_arena = entry.buffers.iter_mut().filter(|b| matches!(b.place, Place::Arena(_)));
         in_arena.for_each(|b| b.place = Place::Arena(0));
     }));
+}
+
+#[test]
+fn callers_are_told_of_ids_and_of_the_sequence() {
+    for (s, exit) in [(4, true), (1, false)] {
+        let program = agrees(function("f", &Sizes { s, exit, ..Sizes::default() }), 0, &[2]);
+        let entry = &program.entries[0];
+        let vocabulary = |role: ArgRole| entry.inputs.iter().find(|i| i.role == role).unwrap().vocabulary;
+        assert_eq!((vocabulary(ArgRole::Ids), vocabulary(ArgRole::Position)), (Some(super::testing::VOCAB), None));
+        assert_eq!(entry.outputs.iter().map(|o| o.sequence).collect::<Vec<_>>(), [Some(1), Some(2), None]);
+        // What lets a loop end early is a cell, and there is none where no loop may.
+        assert_eq!(entry.buffers.iter().filter(|b| b.place == Place::MayExit).count(), usize::from(exit));
+    }
 }
 
 #[test]

@@ -29,7 +29,9 @@ pub fn accesses(kind: &KernelKind, pointers: usize) -> Vec<Access> {
             found.graph(&columns.terms, Access::Matrix);
             found.rows(&columns.epilogue, |_| Access::Row);
         }
-        KernelKind::KvWrite(body) => body.writes.iter().for_each(|write| found.cache_write(write, (Access::Whole, Access::Cache))),
+        KernelKind::KvWrite(body) => {
+            body.writes.iter().for_each(|write| found.cache_write(write, (Access::Whole, Access::Cache)))
+        }
         KernelKind::Attention(attention) | KernelKind::DecodeAttention(attention) => {
             attention.writes.iter().for_each(|write| found.cache_write(write, (Access::Batch, Access::Batch)));
             found.heads(&attention.heads);

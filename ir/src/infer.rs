@@ -27,6 +27,15 @@ fn want(t: &Type, dtype: DType, what: &str) -> Result<(), String> {
     if t.dtype == dtype && !t.cache { Ok(()) } else { Err(format!("{what} must be {}, not {t}", dtype.name())) }
 }
 
+/// An operand of a contraction, or what one is to be made of: f32 or bf16.
+fn want_float(t: &Type, what: &str) -> Result<(), String> {
+    if matches!(t.dtype, DType::F32 | DType::BF16) && !t.cache {
+        Ok(())
+    } else {
+        Err(format!("{what} must be f32 or bf16, not {t}"))
+    }
+}
+
 fn want_rank(t: &Type, rank: usize, what: &str) -> Result<(), String> {
     if t.rank() == rank { Ok(()) } else { Err(format!("{what} must have rank {rank}, not {t}")) }
 }
@@ -282,13 +291,14 @@ pub fn rope(t: &[Type], a: &[Attr]) -> Types {
 }
 /// `attention`
 pub fn attention(t: &[Type], _: &[Attr]) -> Types {
+    want(&t[0], DType::F32, "q")?;
     for (x, name) in t.iter().zip(["q", "k", "v"]) {
-        want(x, DType::F32, name)?;
+        want_float(x, name)?;
         want_rank(x, 4, name)?;
     }
     want(&t[3], DType::I32, "pos")?;
-    let (q, k, v) = (&t[0].shape, &t[1].shape, &t[2].shape);
-    if k != v || k[2] == 0 || q[0] != k[0] || q[3] != k[3] || q[2] % k[2] != 0 || t[3].shape != [q[0]] {
+    let (q, k) = (&t[0].shape, &t[1].shape);
+    if t[1] != t[2] || k[2] == 0 || q[0] != k[0] || q[3] != k[3] || q[2] % k[2] != 0 || t[3].shape != [q[0]] {
         return Err(format!("attention cannot join {}, {}, {} at {}", t[0], t[1], t[2], t[3]));
     }
     Ok(vec![t[0].clone()])
@@ -306,7 +316,7 @@ pub fn cache_update(t: &[Type], _: &[Attr]) -> Types {
     want(&t[2], DType::I32, "pos")?;
     want(&t[3], DType::I32, "slot")?;
     let fits = cache.cache
-        && cache.dtype == DType::F32
+        && matches!(cache.dtype, DType::F32 | DType::BF16)
         && cache.rank() == 5
         && x.rank() == 4
         && cache.shape[1] == x.shape[0]
@@ -514,7 +524,7 @@ pub fn attention_grad(t: &[Type], a: &[Attr]) -> Types {
     if t[4] != out {
         return Err(format!("dout must be {out}, not {}", t[4]));
     }
-    Ok(t[..3].to_vec())
+    Ok(t[..3].iter().map(|ty| Type::f32(ty.shape.clone())).collect())
 }
 /// Five matmuls where `attention` has two.
 pub fn attention_grad_flops(op: &Op, operands: &[&Type], results: &[&Type]) -> u64 {

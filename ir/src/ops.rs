@@ -380,15 +380,16 @@ ops! {
     Rope = "rope" (x, table, pos) {layout: str} => infer::rope, |_, _, r| per_element(3)(r);
     /// The derivative of `rope` by x, applied to dy: the rotation back.
     RopeGrad = "rope_grad" (dy, table, pos) {layout: str} => infer::rope, |_, _, r| per_element(3)(r);
-    /// Softmax attention: `q: f32[B, S, H, D]`, `k, v: f32[B, T, G, D]` with G dividing H (head h uses group h / (H/G)),
-    /// `pos: i32[B]`. Query s of batch b sits at position `pos[b] + s`. If `causal`, it sees keys `0..=pos[b]+s`; otherwise all T
-    /// (then pos is ignored). Scores are multiplied by `scale`. Result `f32[B, S, H, D]`.
+    /// Softmax attention: `q: f32[B, S, H, D]`, `k, v: f32[B, T, G, D]` or both bf16, with G dividing H (head h uses group
+    /// h / (H/G)), `pos: i32[B]`. Query s of batch b sits at position `pos[b] + s`. If `causal`, it sees keys `0..=pos[b]+s`; otherwise all T
+    /// (then pos is ignored). Scores are multiplied by `scale`. Arithmetic is in f32; result `f32[B, S, H, D]`.
     Attention = "attention" (q, k, v, pos) {causal: bool, scale: float} => infer::attention, infer::attention_flops;
-    /// The derivatives `(dq, dk, dv)` of `attention`, for `dout` of the result's type. Scores are computed again.
+    /// The derivatives `(dq, dk, dv)` of `attention`, in f32, for `dout` of the result's type. Scores are computed again.
     AttentionGrad = "attention_grad" (q, k, v, pos, dout) {causal: bool, scale: float}
         => infer::attention_grad, infer::attention_grad_flops;
-    /// Writes `x: f32[B, S, H, D]` at positions `pos[b] + s` of slot `slot: i32[]` of `cache: cache f32[slots, B, T, H, D]`.
-    /// Positions at or beyond T are dropped. Results: the cache, and a view `f32[B, T, H, D]` of that slot after the write.
+    /// Writes `x: f32[B, S, H, D]` at positions `pos[b] + s` of slot `slot: i32[]` of `cache: cache f32[slots, B, T, H, D]`,
+    /// or of a bf16 cache, into which it is rounded to nearest even. Positions at or beyond T are dropped. Results: the cache,
+    /// and a view `[B, T, H, D]` of that slot after the write, of the cache's element type.
     /// The view must not be used after the next `cache_update` of the same cache, nor be carried or yielded.
     CacheUpdate = "cache_update" (cache, x, pos, slot) {} => infer::cache_update, free;
     /// The cache slot of a layer call in a loop, `i32[] -> i32[]`: with c = step * layers + layer,

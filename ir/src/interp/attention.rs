@@ -3,7 +3,7 @@ use super::linear::{dot, softmax};
 use super::{Data, Real, Tensor};
 use crate::module::Op;
 use crate::ops::Opcode;
-use crate::types::Type;
+use crate::types::{DType, Type};
 use crate::verify::kv_policy;
 
 /// The absolute position of token `s` of a row that starts at `pos`.
@@ -113,7 +113,7 @@ fn kv_slot<T: Real>(op: &Op, step: i32) -> Result<Tensor<T>, String> {
     i32::try_from(slot).map(Tensor::int).map_err(|_| format!("slot {slot} is too large"))
 }
 
-/// Writes a chunk into a slot of the cache, in place; returns the cache and the view of the slot.
+/// Writes a chunk into a slot of the cache, in place and in its element type; returns the cache and the view of the slot.
 pub(super) fn cache_update<T: Real>(
     mut cache: Tensor<T>,
     x: &Tensor<T>,
@@ -125,12 +125,16 @@ pub(super) fn cache_update<T: Real>(
     let slot = usize::try_from(slot).ok().filter(|&i| i < slots).ok_or(format!("slot {slot} is outside 0..{slots}"))?;
     let s = x.ty.shape[1];
     let size = batch * t * h * d;
-    let Data::Float(values) = &mut cache.data else { return Err("the cache is not f32".into()) };
+    let Data::Float(values) = &mut cache.data else { return Err("the cache is not of floats".into()) };
     let values = &mut values[slot * size..][..size];
     for (token, row) in x.floats().chunks_exact(h * d).enumerate() {
         let at = position(pos[token / s], token % s)?;
         if at < t {
-            values[((token / s) * t + at) * h * d..][..h * d].copy_from_slice(row);
+            let to = &mut values[((token / s) * t + at) * h * d..][..h * d];
+            to.copy_from_slice(row);
+            if cache.ty.dtype == DType::BF16 {
+                to.iter_mut().for_each(|v| *v = v.to_bf16());
+            }
         }
     }
     let view = Tensor::floats_of(view.clone(), values.to_vec());

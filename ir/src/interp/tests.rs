@@ -54,6 +54,39 @@ fn elementwise_broadcasts() {
 }
 
 #[test]
+fn bf16_caches_hold_what_rounding_leaves() {
+    let text = |cache: &str, k: &str, view: &str| {
+        format!(
+            r#"func "f"("q" input = %q: f32[1, 2, 2, 2], "k" input = %x: f32[1, 2, 1, 2], "pos" position = %pos: i32[1],
+              "kv" cache = %kv: cache {cache}[1, 1, 4, 1, 2]) {{
+              %k = {k} : f32[1, 2, 1, 2]
+              %zero = constant {{value = 0.0, dtype = i32}} : i32[]
+              %kv.1, %v = cache_update %kv, %k, %pos, %zero : cache {cache}[1, 1, 4, 1, 2], {view}[1, 4, 1, 2]
+              %o = attention %q, %v, %v, %pos {{causal = true, scale = 0.5}} : f32[1, 2, 2, 2]
+              yield "o" = %o, "kv" = %kv.1
+            }}"#
+        )
+    };
+    let run = |text: String| {
+        let module = crate::parse(&format!("module \"m\"\n{text}")).unwrap();
+        assert_eq!(crate::verify::verify_text(&module), None);
+        let mut inputs = random_inputs(&module, "f", 3);
+        // The same in both, and of bf16.
+        let empty = Tensor { ty: inputs.args["kv"].ty.clone(), data: Data::Float(vec![0.5; 8]) };
+        inputs.args.insert("kv".into(), empty.into());
+        run(&module, "f", &inputs, &mut Options::default()).unwrap()
+    };
+    let narrow = run(text("bf16", "stop_gradient %x", "bf16"));
+    let rounded = text("f32", "cast %h {dtype = f32}", "f32")
+        .replace("%k = cast", "%h = cast %x {dtype = bf16} : bf16[1, 2, 1, 2]\n%k = cast");
+    let wide = run(rounded);
+    for (a, b) in narrow.tensors.iter().zip(&wide.tensors) {
+        assert_eq!(a.1.floats(), b.1.floats(), "{}", a.0);
+    }
+    assert_ne!(narrow.tensors[0].1.floats(), run(text("f32", "stop_gradient %x", "f32")).tensors[0].1.floats());
+}
+
+#[test]
 fn casts_round_to_bf16() {
     for (value, want) in [(1.0 + 1.0 / 256.0, 1.0), (1.0 + 3.0 / 256.0, 1.015625), (1.003906250001, 1.0078125)] {
         assert_eq!(Real::to_bf16(value), want);

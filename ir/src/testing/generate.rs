@@ -17,7 +17,7 @@ pub struct Config {
     pub caches: bool,
     /// Whether there are `pack`, `quantize` and the operations on packed weights.
     pub packed: bool,
-    /// Whether there are casts to bf16 and selections by comparison, which a change of precision can flip.
+    /// Whether there are casts to bf16, caches of it, and selections by comparison, which a change of precision can flip.
     pub jumps: bool,
     /// Whether there are labels, losses, derivatives, loops in reverse and the other operations of training.
     pub training: bool,
@@ -110,7 +110,8 @@ impl Generator<'_, '_> {
             self.labels = Some(self.builder.arg("labels", ArgRole::Labels, Type::new(DType::I32, [batch, seq])));
         }
         if self.config.caches {
-            let ty = Type::cache(DType::F32, [SLOTS, batch, context, heads, dim / heads]);
+            let dtype = if self.config.jumps && self.rng.one_in(3) { DType::BF16 } else { DType::F32 };
+            let ty = Type::cache(dtype, [SLOTS, batch, context, heads, dim / heads]);
             self.caches = Some(["k_cache", "v_cache"].map(|n| self.builder.arg(n, ArgRole::Cache, ty.clone())));
         }
         self.pool = vec![Item { value: initial, bound: 2.0 }, Item { value: extra, bound: 1.0 }];

@@ -314,7 +314,7 @@ fn bytes_of(func: &Func) -> u64 {
             let rows = func.ty(func.ops[op].results[0]);
             bytes += rows.elements().min(ty.elements()) * ty.dtype.bytes();
         } else if let Some(&op) = body.ops.iter().find(written_by).filter(|_| !attends) {
-            bytes += func.ty(func.ops[op].operands[1]).bytes();
+            bytes += func.ty(func.ops[op].operands[1]).elements() * ty.dtype.bytes();
         } else {
             bytes += ty.bytes();
         }

@@ -195,12 +195,12 @@ fn cache_attention(func: &mut Func) {
             if is_view(func, x) {
                 continue;
             }
-            let shape = func.ty(x).shape.clone();
-            let (zero, pos) = *starts.entry(shape[0]).or_insert_with(|| zeros(func, shape[0]));
-            let ty = Type::cache(DType::F32, [&[1], &shape[..]].concat());
+            let view = func.ty(x).clone();
+            let (zero, pos) = *starts.entry(view.shape[0]).or_insert_with(|| zeros(func, view.shape[0]));
+            let ty = Type::cache(view.dtype, [&[1], &view.shape[..]].concat());
             let cache = func.add_arg(body, ty.clone(), Some("attention cache".into()));
             let mut at = before(func, region, id);
-            let types = vec![ty, Type::f32(shape)];
+            let types = vec![ty, view];
             let view = at.op(Opcode::CacheUpdate, vec![cache, x, pos, zero], Vec::new(), types)[1];
             func.ops[id].operands[index] = view;
         }

@@ -290,7 +290,7 @@ pub fn rope(t: &[Type], a: &[Attr]) -> Types {
     Ok(vec![t[0].clone()])
 }
 /// `attention`
-pub fn attention(t: &[Type], _: &[Attr]) -> Types {
+pub fn attention(t: &[Type], attrs: &[Attr]) -> Types {
     want(&t[0], DType::F32, "q")?;
     for (x, name) in t.iter().zip(["q", "k", "v"]) {
         want_float(x, name)?;
@@ -301,7 +301,8 @@ pub fn attention(t: &[Type], _: &[Attr]) -> Types {
     if t[1] != t[2] || k[2] == 0 || q[0] != k[0] || q[3] != k[3] || q[2] % k[2] != 0 || t[3].shape != [q[0]] {
         return Err(format!("attention cannot join {}, {}, {} at {}", t[0], t[1], t[2], t[3]));
     }
-    Ok(vec![t[0].clone()])
+    let lse = attrs.get(2).is_some_and(Attr::as_bool).then(|| Type::f32(&q[..3]));
+    Ok(std::iter::once(Type::f32(q.clone())).chain(lse).collect())
 }
 /// Two matmuls and a softmax over what a query sees: all T keys, or on average half of the square if causal over S = T.
 pub fn attention_flops(op: &Op, operands: &[&Type], _: &[&Type]) -> u64 {
@@ -523,6 +524,9 @@ pub fn attention_grad(t: &[Type], a: &[Attr]) -> Types {
     let out = attention(&t[..4], a)?.remove(0);
     if t[4] != out {
         return Err(format!("dout must be {out}, not {}", t[4]));
+    }
+    if let Some(lse) = t.get(5).filter(|lse| **lse != Type::f32(&out.shape[..3])) {
+        return Err(format!("lse must be {}, not {lse}", Type::f32(&out.shape[..3])));
     }
     Ok(t[..3].iter().map(|ty| Type::f32(ty.shape.clone())).collect())
 }

@@ -145,6 +145,8 @@ pub struct AttrSpec {
     pub name: &'static str,
     /// Kind.
     pub kind: AttrKind,
+    /// Whether it is a truth value that may be left out, which is false then. Such attributes come last.
+    pub optional: bool,
 }
 
 /// How result types follow from operand types and attributes.
@@ -196,7 +198,7 @@ macro_rules! attr_kind {
 macro_rules! ops {
     ($($(#[doc = $doc:literal])* $name:ident = $mnemonic:literal
         ($($operand:ident),*) $(optional $optional:literal)? $(variadic $variadic:literal)?
-        {$($attr:ident: $kind:ident),*} => $infer:path, $flops:expr;)*) => {
+        {$($attr:ident: $kind:ident),* $(; $flag:ident)*} => $infer:path, $flops:expr;)*) => {
         /// The operations.
         #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Serialize, Deserialize)]
         pub enum Opcode {
@@ -215,7 +217,10 @@ macro_rules! ops {
             operands: &[$(stringify!($operand)),*],
             optional: 0 $(+ $optional)?,
             variadic: false $(|| $variadic)?,
-            attrs: &[$(AttrSpec { name: stringify!($attr), kind: attr_kind!($kind) }),*],
+            attrs: &[
+                $(AttrSpec { name: stringify!($attr), kind: attr_kind!($kind), optional: false },)*
+                $(AttrSpec { name: stringify!($flag), kind: AttrKind::Bool, optional: true },)*
+            ],
             infer: $infer,
             flops: $flops,
             doc: concat!($($doc, "\n"),*),
@@ -382,10 +387,12 @@ ops! {
     RopeGrad = "rope_grad" (dy, table, pos) {layout: str} => infer::rope, |_, _, r| per_element(3)(r);
     /// Softmax attention: `q: f32[B, S, H, D]`, `k, v: f32[B, T, G, D]` or both bf16, with G dividing H (head h uses group
     /// h / (H/G)), `pos: i32[B]`. Query s of batch b sits at position `pos[b] + s`. If `causal`, it sees keys `0..=pos[b]+s`; otherwise all T
-    /// (then pos is ignored). Scores are multiplied by `scale`. Arithmetic is in f32; result `f32[B, S, H, D]`.
-    Attention = "attention" (q, k, v, pos) {causal: bool, scale: float} => infer::attention, infer::attention_flops;
-    /// The derivatives `(dq, dk, dv)` of `attention`, in f32, for `dout` of the result's type. Scores are computed again.
-    AttentionGrad = "attention_grad" (q, k, v, pos, dout) {causal: bool, scale: float}
+    /// (then pos is ignored). Scores are multiplied by `scale`. Arithmetic is in f32; result `f32[B, S, H, D]`, and with `lse`
+    /// a second one, `f32[B, S, H]`: the logarithm of the sum of `e^score` over the keys that a query sees. It has no derivative.
+    Attention = "attention" (q, k, v, pos) {causal: bool, scale: float; lse} => infer::attention, infer::attention_flops;
+    /// The derivatives `(dq, dk, dv)` of `attention`, in f32, for `dout` of the result's type. Scores are computed again; so are
+    /// their sums, unless `lse` is given, which the attention has yielded.
+    AttentionGrad = "attention_grad" (q, k, v, pos, dout, lse) optional 1 {causal: bool, scale: float}
         => infer::attention_grad, infer::attention_grad_flops;
     /// Writes `x: f32[B, S, H, D]` at positions `pos[b] + s` of slot `slot: i32[]` of `cache: cache f32[slots, B, T, H, D]`,
     /// or of a bf16 cache, into which it is rounded to nearest even. Positions at or beyond T are dropped. Results: the cache,

@@ -1,5 +1,6 @@
 //! Rotary embedding, attention, and the KV cache.
 use super::linear::{dot, softmax};
+use super::loss::log_sum_exp;
 use super::{Data, Real, Tensor};
 use crate::module::Op;
 use crate::ops::Opcode;
@@ -43,8 +44,8 @@ struct Query<'k, T> {
     at: usize,
     /// Where each key, and so its value, begins.
     keys: &'k [usize],
-    /// The softmax of the scores.
-    weights: &'k [T],
+    /// The score of each key.
+    scores: &'k [T],
 }
 
 /// Calls `each` for all heads of all queries, in row-major order.
@@ -61,8 +62,8 @@ fn queries<T: Real>(op: &Op, o: &[&Tensor<T>], mut each: impl FnMut(Query<'_, T>
                 let at = ((b * s + i) * h + head) * d;
                 let keys: Vec<usize> = (0..seen).map(|j| ((b * t + j) * g + group) * d).collect();
                 let score = |&key: &usize| dot(&q.floats()[at..][..d], &k[key..][..d]) * scale;
-                let weights = softmax(&keys.iter().map(score).collect::<Vec<T>>());
-                each(Query { at, keys: &keys, weights: &weights });
+                let scores: Vec<T> = keys.iter().map(score).collect();
+                each(Query { at, keys: &keys, scores: &scores });
             }
         }
     }
@@ -74,15 +75,16 @@ fn add_times<T: Real>(to: &mut [T], factor: T, from: &[T]) {
     to.iter_mut().zip(from).for_each(|(to, &v)| *to += factor * v);
 }
 
-fn attention<T: Real>(op: &Op, o: &[&Tensor<T>], ty: &Type) -> Result<Tensor<T>, String> {
-    let (v, d) = (o[2].floats(), ty.last());
-    let mut out = vec![T::default(); ty.elements()];
+fn attention<T: Real>(op: &Op, o: &[&Tensor<T>], types: &[Type]) -> Result<Vec<Tensor<T>>, String> {
+    let (v, d) = (o[2].floats(), types[0].last());
+    let (mut out, mut lse) = (vec![T::default(); types[0].elements()], Vec::new());
     queries(op, o, |query| {
-        for (&key, &weight) in query.keys.iter().zip(query.weights) {
+        for (&key, weight) in query.keys.iter().zip(softmax(query.scores)) {
             add_times(&mut out[query.at..][..d], weight, &v[key..]);
         }
+        lse.push(log_sum_exp(query.scores));
     })?;
-    Ok(Tensor::floats_of(ty.clone(), out))
+    Ok(types.iter().zip([out, lse]).map(|(ty, values)| Tensor::floats_of(ty.clone(), values)).collect())
 }
 
 /// With weights p = softmax(s), s_j = scale q·k_j, and out = Σ p_j v_j: dv_j = p_j dout, dp_j = dout·v_j,
@@ -92,11 +94,15 @@ fn attention_grad<T: Real>(op: &Op, o: &[&Tensor<T>], types: &[Type]) -> Result<
     let scale = T::from_f64(op.float("scale"));
     let mut grads: Vec<Vec<T>> = types.iter().map(|ty| vec![T::default(); ty.elements()]).collect();
     let [dq, dk, dv] = &mut grads[..] else { return Err("there are not three results".into()) };
-    queries(op, o, |Query { at, keys, weights }| {
+    queries(op, o, |Query { at, keys, scores }| {
+        let weights = match o.get(5) {
+            Some(lse) => scores.iter().map(|&score| (score - lse.floats()[at / d]).exp()).collect(),
+            None => softmax(scores),
+        };
         let dout = &dout[at..][..d];
         let dweights: Vec<T> = keys.iter().map(|&key| dot(dout, &v[key..][..d])).collect();
-        let mean = dot(weights, &dweights);
-        for ((&key, &weight), &dweight) in keys.iter().zip(weights).zip(&dweights) {
+        let mean = dot(&weights, &dweights);
+        for ((&key, &weight), &dweight) in keys.iter().zip(&weights).zip(&dweights) {
             let dscore = weight * (dweight - mean) * scale;
             add_times(&mut dq[at..][..d], dscore, &k[key..]);
             add_times(&mut dk[key..][..d], dscore, &q[at..]);
@@ -146,7 +152,7 @@ pub(super) fn eval<T: Real>(op: &Op, o: &[&Tensor<T>], types: &[Type]) -> Option
     let one = match op.opcode {
         Opcode::Rope => rope(op, o[0], o[1], o[2].ints(), false),
         Opcode::RopeGrad => rope(op, o[0], o[1], o[2].ints(), true),
-        Opcode::Attention => attention(op, o, &types[0]),
+        Opcode::Attention => return Some(attention(op, o, types)),
         Opcode::AttentionGrad => return Some(attention_grad(op, o, types)),
         Opcode::KvSlot => kv_slot(op, o[0].ints().first().copied().unwrap_or(0)),
         _ => return None,

@@ -161,6 +161,23 @@ fn norms_rope_and_gather() {
     close(&out[4], &[1f32.sin() as f64, 1f32.cos() as f64, 2f32.sin() as f64, 2f32.cos() as f64]);
 }
 
+#[test]
+fn attention_yields_its_log_sum_exp() {
+    let q = floats(&[1, 2, 2, 1], &[1.0, -2.0, 0.5, 3.0]);
+    let k = floats(&[1, 2, 1, 1], &[0.5, -1.0]);
+    let pos = Tensor::from_i32([1], &[0]);
+    let body = "%o, %l = attention %q, %k, %k, %pos {causal = true, scale = 2.0, lse = true} : f32[1, 2, 2, 1], f32[1, 2, 2]
+         %p = attention %q, %k, %k, %pos {causal = true, scale = 2.0} : f32[1, 2, 2, 1]
+         %a, %b, %c = attention_grad %q, %k, %k, %pos, %p {causal = true, scale = 2.0} : f32[1, 2, 2, 1], f32[1, 2, 1, 1], f32[1, 2, 1, 1]
+         %d, %e, %f = attention_grad %q, %k, %k, %pos, %p, %l {causal = true, scale = 2.0} : f32[1, 2, 2, 1], f32[1, 2, 1, 1], f32[1, 2, 1, 1]";
+    let out = results(&[("q", q), ("k", k), ("pos", pos)], body, "o p l a d b e c f");
+    let lse = |scores: &[f64]| scores.iter().map(|s| s.exp()).sum::<f64>().ln();
+    close(&out[2], &[1.0, -2.0, lse(&[0.5, -1.0]), lse(&[3.0, -6.0])]);
+    for pair in [[0, 1], [3, 4], [5, 6], [7, 8]] {
+        close(&out[pair[0]], &out[pair[1]]);
+    }
+}
+
 const DECODE: &str = r#"module "m"
 func "f"("pos" position = %pos: i32[1], "x" input = %x: f32[1, 2, 2, 2], "kv" cache = %kv: cache f32[1, 1, 4, 1, 2]) {
   %zero = constant {value = 0.0, dtype = i32} : i32[]

@@ -38,8 +38,15 @@ impl Generator<'_, '_> {
             let (v_new, v_view) = update(v_cache, v);
             (self.caches, k, v, causal) = (Some([k_new, v_new]), k_view, v_view, true);
         }
-        let attrs = vec![Attr::Bool(causal), Attr::Float(1.0 / ((dim / heads) as f64).sqrt())];
+        let mut attrs = vec![Attr::Bool(causal), Attr::Float(1.0 / ((dim / heads) as f64).sqrt())];
+        if self.rng.one_in(4) {
+            attrs.push(Attr::Bool(true));
+        }
         let out = self.op(Opcode::Attention, &[q, k, v, pos], attrs);
+        let by = self.builder.func.def_op(out);
+        if let Some(&lse) = by.and_then(|op| self.builder.func.ops[op].results.get(1)) {
+            self.push(lse, x.bound * x.bound * dim as f64);
+        }
         let out = self.op(Opcode::Reshape, &[out], vec![ints(&[batch, seq, dim])]);
         self.push(out, 2.0 * x.bound);
     }

@@ -142,7 +142,12 @@ impl Generator<'_, '_> {
         let (q, k) = (heads_of(self, heads), heads_of(self, groups));
         let (v, dout) = (heads_of(self, groups), heads_of(self, heads));
         let attrs = vec![Attr::Bool(self.rng.one_in(2)), Attr::Float(1.0 / (size as f64).sqrt())];
-        let mut grads = self.results(Opcode::AttentionGrad, &[q, k, v, pos, dout], attrs);
+        let mut operands = vec![q, k, v, pos, dout];
+        if self.rng.one_in(2) {
+            let with_lse = [&attrs[..], &[Attr::Bool(true)]].concat();
+            operands.push(self.results(Opcode::Attention, &operands[..4], with_lse)[1]);
+        }
+        let mut grads = self.results(Opcode::AttentionGrad, &operands, attrs);
         if size.is_multiple_of(2) {
             let attrs = vec![Attr::Int(context as i64), Attr::Int(size as i64), Attr::Float(100.0)];
             let table = self.op(Opcode::RopeTable, &[], attrs);

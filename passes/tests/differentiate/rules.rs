@@ -254,7 +254,9 @@ fn heavy(opcode: Opcode, c: &mut Build<'_>) -> Option<ValueId> {
             let q = c.param(&[batch, seq, groups * each, dim]);
             let (k, v) = (c.param(&[batch, keys, groups, dim]), c.param(&[batch, keys, groups, dim]));
             let pos = c.ids(&[batch], 2);
-            c.op(opcode, &[q, k, v, pos], vec![Attr::Bool(causal), Attr::Float(0.7)])
+            // With the log-sum-exp, which the derivative then takes, or without.
+            let lse = c.rng.one_in(2);
+            c.op(opcode, &[q, k, v, pos], vec![Attr::Bool(causal), Attr::Float(0.7), Attr::Bool(lse)])
         }
         _ => return None,
     })

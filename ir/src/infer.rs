@@ -40,6 +40,16 @@ fn want_rank(t: &Type, rank: usize, what: &str) -> Result<(), String> {
     if t.rank() == rank { Ok(()) } else { Err(format!("{what} must have rank {rank}, not {t}")) }
 }
 
+/// One `i32` for all of a batch, or one for each row of it.
+fn want_steps(t: &Type, batch: Option<usize>, what: &str) -> Result<(), String> {
+    want(t, DType::I32, what)?;
+    match t.shape[..] {
+        [] => Ok(()),
+        [rows] if batch.is_none_or(|batch| rows == batch) => Ok(()),
+        _ => Err(format!("{what} must be one number, or one for each row, not {t}")),
+    }
+}
+
 fn axis_of(t: &Type, attr: &Attr) -> Result<usize, String> {
     let axis = attr.as_int();
     if axis >= 0 && (axis as usize) < t.rank() { Ok(axis as usize) } else { Err(format!("axis {axis} is outside {t}")) }
@@ -315,15 +325,14 @@ pub fn cache_update(t: &[Type], _: &[Attr]) -> Types {
     let (cache, x) = (&t[0], &t[1]);
     want(x, DType::F32, "x")?;
     want(&t[2], DType::I32, "pos")?;
-    want(&t[3], DType::I32, "slot")?;
+    want_steps(&t[3], x.shape.first().copied(), "slot")?;
     let fits = cache.cache
         && matches!(cache.dtype, DType::F32 | DType::BF16)
         && cache.rank() == 5
         && x.rank() == 4
         && cache.shape[1] == x.shape[0]
         && cache.shape[3..] == x.shape[2..]
-        && t[2].shape == [x.shape[0]]
-        && t[3].rank() == 0;
+        && t[2].shape == [x.shape[0]];
     if !fits {
         return Err(format!("{x} at {}, {} does not fit into {cache}", t[2], t[3]));
     }
@@ -331,8 +340,7 @@ pub fn cache_update(t: &[Type], _: &[Attr]) -> Types {
 }
 /// `kv_slot`
 pub fn kv_slot(t: &[Type], a: &[Attr]) -> Types {
-    want(&t[0], DType::I32, "step")?;
-    want_rank(&t[0], 0, "step")?;
+    want_steps(&t[0], None, "step")?;
     match a[0].as_str() {
         "full" | "anchor" => {}
         "modulo" | "block" => {
@@ -341,7 +349,7 @@ pub fn kv_slot(t: &[Type], a: &[Attr]) -> Types {
         p => return Err(format!("unknown cache policy {p:?}")),
     }
     positive(a[3].as_int(), "layers")?;
-    Ok(vec![Type::scalar(DType::I32)])
+    Ok(vec![t[0].clone()])
 }
 /// `quantize`
 pub fn quantize(t: &[Type], _: &[Attr]) -> Types {
@@ -426,11 +434,13 @@ pub fn pad(t: &[Type], a: &[Attr]) -> Types {
 }
 /// `index`
 pub fn index(t: &[Type], _: &[Attr]) -> Types {
-    want(&t[1], DType::I32, "i")?;
-    want_rank(&t[1], 0, "i")?;
     if t[0].cache || t[0].rank() == 0 || t[0].shape[0] == 0 {
         return Err(format!("{} has no entries", t[0]));
     }
+    if t[1].rank() > 0 && t[0].rank() < 2 {
+        return Err(format!("the entries of {} have no rows", t[0]));
+    }
+    want_steps(&t[1], t[0].shape.get(1).copied(), "i")?;
     Ok(vec![t[0].with_shape(t[0].shape[1..].to_vec())])
 }
 /// `one_hot`

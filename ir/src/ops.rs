@@ -322,7 +322,8 @@ ops! {
 
     /// Zeros of that size along an axis, but for the operand, which begins at `start`: what `slice` takes back out.
     Pad = "pad" (a) {axis: int, start: int, size: int} => infer::pad, free;
-    /// Entry `i: i32[]` of the leading axis: `T[N, ..], i32[] -> T[..]`; i is clamped to 0..N.
+    /// Entry `i: i32[]` of the leading axis: `T[N, ..], i32[] -> T[..]`; or an entry for each row, `T[N, B, ..], i32[B] -> T[B, ..]`:
+    /// row b is row b of entry `i[b]`. i is clamped to 0..N.
     Index = "index" (stack, i) {} => infer::index, free;
     /// 1 at the id, else 0: `i32[..] -> f32[.., n]`; an id outside 0..n gives zeros.
     OneHot = "one_hot" (ids) {n: int} => infer::one_hot, free;
@@ -396,10 +397,11 @@ ops! {
         => infer::attention_grad, infer::attention_grad_flops;
     /// Writes `x: f32[B, S, H, D]` at positions `pos[b] + s` of slot `slot: i32[]` of `cache: cache f32[slots, B, T, H, D]`,
     /// or of a bf16 cache, into which it is rounded to nearest even. Positions at or beyond T are dropped. Results: the cache,
-    /// and a view `[B, T, H, D]` of that slot after the write, of the cache's element type.
+    /// and a view `[B, T, H, D]` of that slot after the write, of the cache's element type. With `slot: i32[B]`, where rows stand
+    /// at different depths, row b is written to and seen in slot `slot[b]`; one that the cache does not have is an error.
     /// The view must not be used after the next `cache_update` of the same cache, nor be carried or yielded.
     CacheUpdate = "cache_update" (cache, x, pos, slot) {} => infer::cache_update, free;
-    /// The cache slot of a layer call in a loop, `i32[] -> i32[]`: with c = step * layers + layer,
+    /// The cache slot of a layer call in a loop, `i32[] -> i32[]`, or of each row's step, `i32[B] -> i32[B]`: with c = step * layers + layer,
     /// `full`: c; `modulo`: c mod (arg * layers); `block`: c / arg; `anchor`: c if c < 8 * layers, else 8 * layers + (c - 8 * layers) mod layers;
     /// plus `base`.
     KvSlot = "kv_slot" (step) {policy: str, arg: int, layer: int, layers: int, base: int} => infer::kv_slot, free;

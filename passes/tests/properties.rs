@@ -75,12 +75,13 @@ fn passes_keep_the_meaning_of_modules_full_of_rewrites() {
 
 #[test]
 fn passes_keep_the_meaning_of_random_modules() {
-    (0..200).for_each(|seed| check(&rdc_ir::testing::random_module(seed, &Config::default()), PASSES, seed));
+    let config = Config { rows: true, ..Config::default() };
+    (0..200).for_each(|seed| check(&rdc_ir::testing::random_module(seed, &config), PASSES, seed));
 }
 
 #[test]
 fn passes_of_training_keep_the_meaning_of_random_modules() {
-    let config = Config { training: true, ..Config::default() };
+    let config = Config { rows: true, training: true, ..Config::default() };
     (0..200).for_each(|seed| check(&rdc_ir::testing::random_module(seed, &config), TRAINING, seed));
     (0..100).for_each(|seed| check(&random::module(seed), TRAINING, seed));
 }

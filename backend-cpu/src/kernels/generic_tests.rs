@@ -47,8 +47,9 @@ fn indexing() {
     op(args, "gather %t, %i : f32[2, 2, 3]").int("i", &[4, 0, 2, 2]).check();
     op(args, "positions %p {len = 3} : i32[2, 3]").int("p", &[7, 1]).check();
     for (policy, arg) in [("full", 0), ("modulo", 2), ("block", 3), ("anchor", 0)] {
+        let attrs = format!("policy = \"{policy}\", arg = {arg}, layer = 1, layers = 3, base = 5");
+        op(r#""s" input = %s: i32[2]"#, &format!("kv_slot %s {{{attrs}}} : i32[2]")).int("s", &[2, 11]).check();
         for step in [0, 3, 11] {
-            let attrs = format!("policy = \"{policy}\", arg = {arg}, layer = 1, layers = 3, base = 5");
             op(r#""s" input = %s: i32[]"#, &format!("kv_slot %s {{{attrs}}} : i32[]")).int("s", &[step]).check();
         }
     }
@@ -62,6 +63,7 @@ fn training() {
     for i in [0, 1] {
         op(args, "index %a, %i : f32[3, 5]").int("i", &[i]).check();
         op(args, "index %s, %i : i32[3]").int("i", &[i]).check();
+        op(r#""a" input = %a: f32[4, 2, 3], "i" input = %i: i32[2]"#, "index %a, %i : f32[2, 3]").int("i", &[i, 1]).check();
     }
     op(args, "pad %a {axis = 1, start = 2, size = 6} : f32[2, 6, 5]").check();
     op(args, "pad %a {axis = 0, start = 0, size = 2} : f32[2, 3, 5]").check();

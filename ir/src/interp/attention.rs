@@ -112,39 +112,48 @@ fn attention_grad<T: Real>(op: &Op, o: &[&Tensor<T>], types: &[Type]) -> Result<
     Ok(types.iter().zip(grads).map(|(ty, grad)| Tensor::floats_of(ty.clone(), grad)).collect())
 }
 
-fn kv_slot<T: Real>(op: &Op, step: i32) -> Result<Tensor<T>, String> {
+fn kv_slot<T: Real>(op: &Op, steps: &[i32], ty: &Type) -> Result<Tensor<T>, String> {
     let policy = kv_policy(op).ok_or("unknown policy")?;
-    let step = usize::try_from(step).map_err(|_| format!("step {step} is negative"))?;
-    let slot = policy.slot(step, op.size("layer"), op.size("layers")) + op.size("base");
-    i32::try_from(slot).map(Tensor::int).map_err(|_| format!("slot {slot} is too large"))
+    let slot = |&step: &i32| {
+        let step = usize::try_from(step).map_err(|_| format!("step {step} is negative"))?;
+        let slot = policy.slot(step, op.size("layer"), op.size("layers")) + op.size("base");
+        i32::try_from(slot).map_err(|_| format!("slot {slot} is too large"))
+    };
+    let slots: Result<Vec<i32>, String> = steps.iter().map(slot).collect();
+    Ok(Tensor { ty: ty.clone(), data: Data::Int(slots?) })
 }
 
-/// Writes a chunk into a slot of the cache, in place and in its element type; returns the cache and the view of the slot.
+/// Writes a chunk into a slot of the cache, or a slot for each row, in place and in its element type; returns the cache and the
+/// view of the slots.
 pub(super) fn cache_update<T: Real>(
     mut cache: Tensor<T>,
     x: &Tensor<T>,
     pos: &[i32],
-    slot: i32,
+    slot: &[i32],
     view: &Type,
 ) -> Result<(Tensor<T>, Tensor<T>), String> {
     let &[slots, batch, t, h, d] = &cache.ty.shape[..] else { return Err("the cache has not rank 5".into()) };
-    let slot = usize::try_from(slot).ok().filter(|&i| i < slots).ok_or(format!("slot {slot} is outside 0..{slots}"))?;
-    let s = x.ty.shape[1];
-    let size = batch * t * h * d;
+    let (s, row) = (x.ty.shape[1], t * h * d);
     let Data::Float(values) = &mut cache.data else { return Err("the cache is not of floats".into()) };
-    let values = &mut values[slot * size..][..size];
-    for (token, row) in x.floats().chunks_exact(h * d).enumerate() {
-        let at = position(pos[token / s], token % s)?;
-        if at < t {
-            let to = &mut values[((token / s) * t + at) * h * d..][..h * d];
-            to.copy_from_slice(row);
-            if cache.ty.dtype == DType::BF16 {
-                to.iter_mut().for_each(|v| *v = v.to_bf16());
+    let mut seen = Vec::with_capacity(view.elements());
+    for (b, tokens) in x.floats().chunks_exact(s * h * d).enumerate() {
+        let slot = slot[b % slot.len()];
+        let at = usize::try_from(slot).ok().filter(|&i| i < slots);
+        let at = at.ok_or_else(|| format!("slot {slot} is outside 0..{slots}"))?;
+        let values = &mut values[(at * batch + b) * row..][..row];
+        for (i, token) in tokens.chunks_exact(h * d).enumerate() {
+            let at = position(pos[b], i)?;
+            if at < t {
+                let to = &mut values[at * h * d..][..h * d];
+                to.copy_from_slice(token);
+                if cache.ty.dtype == DType::BF16 {
+                    to.iter_mut().for_each(|v| *v = v.to_bf16());
+                }
             }
         }
+        seen.extend_from_slice(values);
     }
-    let view = Tensor::floats_of(view.clone(), values.to_vec());
-    Ok((cache, view))
+    Ok((cache, Tensor::floats_of(view.clone(), seen)))
 }
 
 /// Evaluates an operation of this file other than `cache_update`; `None` for others. `types` are the results' types.
@@ -154,7 +163,7 @@ pub(super) fn eval<T: Real>(op: &Op, o: &[&Tensor<T>], types: &[Type]) -> Option
         Opcode::RopeGrad => rope(op, o[0], o[1], o[2].ints(), true),
         Opcode::Attention => return Some(attention(op, o, types)),
         Opcode::AttentionGrad => return Some(attention_grad(op, o, types)),
-        Opcode::KvSlot => kv_slot(op, o[0].ints().first().copied().unwrap_or(0)),
+        Opcode::KvSlot => kv_slot(op, o[0].ints(), &types[0]),
         _ => return None,
     };
     Some(one.map(|tensor| vec![tensor]))

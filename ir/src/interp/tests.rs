@@ -267,3 +267,62 @@ fn loops_stop_and_stack() {
     assert!(message.ends_with("5 steps, but max_steps is 4"), "{message}");
     assert!(run_loop(-1, 1.0, vec![]).is_err());
 }
+
+#[test]
+fn rows_at_their_own_steps_give_what_they_give_alone() {
+    // Two rows of caches with 5 slots; alone, each has its step as the only one.
+    let text = |rows: usize, steps: &str| {
+        let (x, cache, view) =
+            (format!("f32[{rows}, 1, 1, 2]"), format!("cache f32[5, {rows}, 3, 1, 2]"), format!("f32[{rows}, 3, 1, 2]"));
+        let attrs = "policy = \"modulo\", arg = 2, layer = 1, layers = 2, base = 1";
+        format!(
+            r#"module "m" func "f"("x" input = %x: {x}, "pos" position = %pos: i32[{rows}], "step" input = %step: i32{steps},
+              "table" input = %table: f32[4, {rows}, 2], "kv" cache = %kv: {cache}) {{
+              %slot = kv_slot %step {{{attrs}}} : i32{steps}
+              %kv.1, %v = cache_update %kv, %x, %pos, %slot : {cache}, {view}
+              %o = attention %x, %v, %v, %pos {{causal = true, scale = 0.5}} : {x}
+              %i = index %table, %step : f32[{rows}, 2]
+              yield "o" = %o, "i" = %i, "kv" = %kv.1
+            }}"#
+        )
+    };
+    let row = |t: &T64, axis: usize, row: usize| {
+        let (outer, inner) = (t.ty.shape[..axis].iter().product(), t.ty.shape[axis + 1..].iter().product::<usize>());
+        let at = |o: usize| t.to_f64()[(o * t.ty.shape[axis] + row) * inner..][..inner].to_vec();
+        (0..outer).flat_map(at).collect::<Vec<f64>>()
+    };
+    let module = |text: String| {
+        let module = parse(&text).unwrap();
+        // A scalar step that is no loop's is nothing a compiler knows an address for.
+        assert_eq!(verify_text(&module).is_some(), text.contains("i32[],"));
+        module
+    };
+    let both = module(text(2, "[2]"));
+    let mut inputs = crate::testing::random_inputs(&both, "f", 5);
+    inputs.args.insert("step".into(), Tensor::from_i32([2], &[0, 3]).into());
+    inputs.args.insert("pos".into(), Tensor::from_i32([2], &[2, 0]).into());
+    let together = run(&both, "f", &inputs, &mut Options::default()).unwrap();
+    for (alone, step) in [0, 3].into_iter().enumerate() {
+        for steps in ["[]", "[1]"] {
+            let single = module(text(1, steps));
+            let args = single.funcs[0].args.iter().zip(&single.funcs[0].regions[single.funcs[0].body].args);
+            let args = args.map(|(arg, &value)| {
+                let (ty, whole) = (single.funcs[0].ty(value).clone(), &inputs.args[&arg.name]);
+                let axis = usize::from(["table", "kv"].contains(&arg.name.as_str()));
+                let data = match &whole.data {
+                    Data::Float(_) => Data::Float(row(whole, axis, alone)),
+                    _ if arg.name == "step" => Data::Int(vec![step]),
+                    _ => Data::Int(vec![whole.ints()[alone]]),
+                };
+                (arg.name.clone(), Rc::new(Tensor { ty, data }))
+            });
+            let inputs = Inputs { params: HashMap::new(), args: args.collect() };
+            let out = run(&single, "f", &inputs, &mut Options::default()).unwrap();
+            for (name, axis) in [("o", 0), ("i", 0), ("kv", 1)] {
+                assert_eq!(out.get(name).unwrap().to_f64(), row(together.get(name).unwrap(), axis, alone), "{name}");
+            }
+        }
+    }
+    inputs.args.insert("step".into(), Tensor::from_i32([2], &[0, -1]).into());
+    assert!(run(&both, "f", &inputs, &mut Options::default()).unwrap_err().message.contains("step -1 is negative"));
+}

@@ -50,9 +50,10 @@ impl Generator<'_, '_> {
         let out = self.op(Opcode::Reshape, &[out], vec![ints(&[batch, seq, dim])]);
         self.push(out, 2.0 * x.bound);
     }
-    /// A slot that the caches have: of a policy on the step of the loop around, or a constant.
+    /// A slot that the caches have: of a policy on the steps of the rows or on that of the loop around, or a constant.
     fn slot(&mut self) -> ValueId {
-        let Some(step) = self.loops.last().map(|l| l.step) else {
+        let of_rows = self.row_steps.filter(|_| self.rng.one_in(3));
+        let Some(step) = of_rows.or(self.loops.last().map(|l| l.step)) else {
             let slot = self.rng.below(2);
             return self.constant(slot as f64, DType::I32);
         };

@@ -19,13 +19,15 @@ pub struct Config {
     pub packed: bool,
     /// Whether there are casts to bf16, caches of it, and selections by comparison, which a change of precision can flip.
     pub jumps: bool,
+    /// Whether steps and slots may be one for each row.
+    pub rows: bool,
     /// Whether there are labels, losses, derivatives, loops in reverse and the other operations of training.
     pub training: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { ops: 24, loops: true, caches: true, packed: false, jumps: true, training: false }
+        Config { ops: 24, loops: true, caches: true, packed: false, jumps: true, rows: false, training: false }
     }
 }
 
@@ -49,6 +51,7 @@ pub fn random_module(seed: u64, config: &Config) -> Module {
         labels: None,
         pos: None,
         steps: None,
+        row_steps: None,
     };
     generator.function();
     module.funcs.push(func);
@@ -92,6 +95,8 @@ pub(super) struct Generator<'g, 'f> {
     pub labels: Option<ValueId>,
     pub pos: Option<ValueId>,
     pub steps: Option<ValueId>,
+    /// A step of each row, 0 or 1.
+    pub row_steps: Option<ValueId>,
 }
 
 /// Slots of the random caches: enough for two layers of four iterations at a base of up to two.
@@ -106,6 +111,9 @@ impl Generator<'_, '_> {
         self.steps = Some(self.builder.arg("steps", ArgRole::Steps, Type::scalar(DType::I32)));
         let initial = self.builder.arg("initial_state", state, Type::f32([batch, seq, dim]));
         let extra = self.builder.arg("extra", ArgRole::Input, Type::f32([batch, seq, dim]));
+        if self.config.rows {
+            self.row_steps = Some(self.builder.arg("row_steps", ArgRole::Input, Type::new(DType::I32, [batch])));
+        }
         if self.config.training {
             self.labels = Some(self.builder.arg("labels", ArgRole::Labels, Type::new(DType::I32, [batch, seq])));
         }

@@ -47,12 +47,14 @@ impl Generator<'_, '_> {
             self.push(value, x.bound);
         }
     }
-    /// An entry by the step of the loop around, or by a number that may be outside.
+    /// An entry by the steps of the rows, by the step of the loop around, or by a number that may be outside.
     fn index(&mut self) {
         let x = self.ranked();
-        let by = match self.loops.last() {
-            Some(open) => open.step,
-            None => {
+        let batch = self.sizes.batch;
+        let by = match (self.row_steps, self.loops.last()) {
+            (Some(steps), _) if self.ty(x.value).shape.get(1) == Some(&batch) => steps,
+            (_, Some(open)) => open.step,
+            _ => {
                 let i = self.rng.below(4) as f64 - 1.0;
                 self.constant(i, DType::I32)
             }

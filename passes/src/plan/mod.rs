@@ -38,7 +38,7 @@ use rdc_ir::program::Program;
 /// Builds the program of a module whose weights are packed for `options.target`.
 ///
 /// # Errors
-/// If a cache slot is neither constant nor a `kv_slot` of the loop around, or if a cache is read by anything but attention.
+/// If a cache slot is neither constant nor a `kv_slot` of the loop around, or differs from row to row, or if a cache is read by anything but attention.
 pub fn build(module: &Module, options: &Options) -> Result<Program, Error> {
     let mut weights = weights::Weights::new(module);
     let mut kernels = kernels::Kernels::default();

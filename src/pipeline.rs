@@ -219,6 +219,7 @@ pub fn build(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
             Dtype::Bf16 => WeightType::Bf16,
             Dtype::I8 => WeightType::I8,
         },
+        operands: rdc_passes::OperandType::F32,
         expected_trips: lowered.default_steps.max(1),
         training: training.as_ref().map(|t| rdc_passes::Training {
             max_grad_steps: t.max_grad_steps,

@@ -233,8 +233,8 @@ pub fn positions(t: &[Type], a: &[Attr]) -> Types {
 /// `matmul`
 pub fn matmul(t: &[Type], attrs: &[Attr]) -> Types {
     let (a, b) = (&t[0], &t[1]);
-    want(a, DType::F32, "a")?;
-    want(b, DType::F32, "b")?;
+    want_float(a, "a")?;
+    want(b, a.dtype, "b")?;
     if a.rank() < 2 || b.rank() < 2 {
         return Err(format!("matmul needs rank 2 or more, not {a} and {b}"));
     }
@@ -301,7 +301,6 @@ pub fn rope(t: &[Type], a: &[Attr]) -> Types {
 }
 /// `attention`
 pub fn attention(t: &[Type], attrs: &[Attr]) -> Types {
-    want(&t[0], DType::F32, "q")?;
     for (x, name) in t.iter().zip(["q", "k", "v"]) {
         want_float(x, name)?;
         want_rank(x, 4, name)?;
@@ -323,11 +322,11 @@ pub fn attention_flops(op: &Op, operands: &[&Type], _: &[&Type]) -> u64 {
 /// `cache_update`
 pub fn cache_update(t: &[Type], _: &[Attr]) -> Types {
     let (cache, x) = (&t[0], &t[1]);
-    want(x, DType::F32, "x")?;
     want(&t[2], DType::I32, "pos")?;
     want_steps(&t[3], x.shape.first().copied(), "slot")?;
     let fits = cache.cache
         && matches!(cache.dtype, DType::F32 | DType::BF16)
+        && (x.dtype == DType::F32 || x.dtype == cache.dtype)
         && cache.rank() == 5
         && x.rank() == 4
         && cache.shape[1] == x.shape[0]
@@ -397,7 +396,7 @@ fn check_packed(w: &Type, scale: Option<&Type>, n: usize, k: usize, parts: &Attr
 /// `packed_matmul`
 pub fn packed_matmul(t: &[Type], a: &[Attr]) -> Types {
     let (n, k) = (positive(a[0].as_int(), "n")?, positive(a[1].as_int(), "k")?);
-    want(&t[0], DType::F32, "x")?;
+    want_float(&t[0], "x")?;
     check_packed(&t[1], t.get(2), n, k, &a[2])?;
     if t[0].rank() == 0 || t[0].last() != k {
         return Err(format!("x must end in {k}, not {}", t[0]));
@@ -532,7 +531,8 @@ pub fn linear_cross_entropy_grad_flops(_: &Op, operands: &[&Type], _: &[&Type]) 
 /// `attention_grad`
 pub fn attention_grad(t: &[Type], a: &[Attr]) -> Types {
     let out = attention(&t[..4], a)?.remove(0);
-    if t[4] != out {
+    want_float(&t[4], "dout")?;
+    if t[4].shape != out.shape {
         return Err(format!("dout must be {out}, not {}", t[4]));
     }
     if let Some(lse) = t.get(5).filter(|lse| **lse != Type::f32(&out.shape[..3])) {

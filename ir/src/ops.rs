@@ -352,7 +352,7 @@ ops! {
 
     // ---- linear algebra ----
     /// `op(a) · op(b)` over the last two axes, where `op` transposes if the flag is set. `b` is rank 2 (leading axes of `a`
-    /// are rows) or has the same leading axes as `a`.
+    /// are rows) or has the same leading axes as `a`. Both f32 or both bf16; arithmetic and result are f32.
     Matmul = "matmul" (a, b) {trans_a: bool, trans_b: bool} => infer::matmul, infer::matmul_flops;
 
     // ---- normalisation over the last axis ----
@@ -386,16 +386,16 @@ ops! {
     Rope = "rope" (x, table, pos) {layout: str} => infer::rope, |_, _, r| per_element(3)(r);
     /// The derivative of `rope` by x, applied to dy: the rotation back.
     RopeGrad = "rope_grad" (dy, table, pos) {layout: str} => infer::rope, |_, _, r| per_element(3)(r);
-    /// Softmax attention: `q: f32[B, S, H, D]`, `k, v: f32[B, T, G, D]` or both bf16, with G dividing H (head h uses group
-    /// h / (H/G)), `pos: i32[B]`. Query s of batch b sits at position `pos[b] + s`. If `causal`, it sees keys `0..=pos[b]+s`; otherwise all T
+    /// Softmax attention: `q: f32[B, S, H, D]`, `k, v: f32[B, T, G, D]` with G dividing H (head h uses group h / (H/G)), any of
+    /// q and the pair k, v in bf16, `pos: i32[B]`. Query s of batch b sits at position `pos[b] + s`. If `causal`, it sees keys `0..=pos[b]+s`; otherwise all T
     /// (then pos is ignored). Scores are multiplied by `scale`. Arithmetic is in f32; result `f32[B, S, H, D]`, and with `lse`
     /// a second one, `f32[B, S, H]`: the logarithm of the sum of `e^score` over the keys that a query sees. It has no derivative.
     Attention = "attention" (q, k, v, pos) {causal: bool, scale: float; lse} => infer::attention, infer::attention_flops;
-    /// The derivatives `(dq, dk, dv)` of `attention`, in f32, for `dout` of the result's type. Scores are computed again; so are
+    /// The derivatives `(dq, dk, dv)` of `attention`, in f32, for `dout` of the result's shape, f32 or bf16 as q. Scores are computed again; so are
     /// their sums, unless `lse` is given, which the attention has yielded.
     AttentionGrad = "attention_grad" (q, k, v, pos, dout, lse) optional 1 {causal: bool, scale: float}
         => infer::attention_grad, infer::attention_grad_flops;
-    /// Writes `x: f32[B, S, H, D]` at positions `pos[b] + s` of slot `slot: i32[]` of `cache: cache f32[slots, B, T, H, D]`,
+    /// Writes `x: f32[B, S, H, D]` (or bf16, to a cache of it) at positions `pos[b] + s` of slot `slot: i32[]` of `cache: cache f32[slots, B, T, H, D]`,
     /// or of a bf16 cache, into which it is rounded to nearest even. Positions at or beyond T are dropped. Results: the cache,
     /// and a view `[B, T, H, D]` of that slot after the write, of the cache's element type. With `slot: i32[B]`, where rows stand
     /// at different depths, row b is written to and seen in slot `slot[b]`; one that the cache does not have is an error.
@@ -416,7 +416,7 @@ ops! {
     /// and nr/P must divide N/P. With P = 1, `col(p, c) = p * nr + c`.
     Pack = "pack" (w) {nr: int, parts: int} => infer::pack, free;
     /// `x · wᵀ` for a packed weight (f32, bf16, or i8 with `scale: f32[N]` in the order of the unpacked rows):
-    /// `x: f32[.., K] -> f32[.., n]`, arithmetic in f32; the result's columns are in unpacked order.
+    /// `x: f32[.., K] -> f32[.., n]`, or `x` in bf16; arithmetic in f32; the result's columns are in unpacked order.
     PackedMatmul = "packed_matmul" (x, w, scale) optional 1 {n: int, k: int, parts: int}
         => infer::packed_matmul, infer::packed_matmul_flops;
     /// `gather` from a packed table of n rows and k columns.

@@ -10,11 +10,12 @@ pub mod expand;
 pub mod fuse;
 pub mod hoist;
 pub mod layout;
+pub mod narrow;
 pub mod optimizer;
 pub mod options;
 pub mod pipeline;
 pub mod plan;
 pub mod simplify;
 
-pub use options::{Error, Options, Remat, Training, WeightType};
+pub use options::{Error, OperandType, Options, Remat, Training, WeightType};
 pub use pipeline::{Observer, POINTS, Stage, TRAINING_POINTS, compile, optimise};

@@ -1,14 +1,15 @@
 //! The order of the passes.
 use crate::differentiate::{self, Remat as Keep};
-use crate::options::{Error, Options, Remat, Training, WeightType};
-use crate::{cse, dce, expand, hoist, layout, optimizer, plan, simplify};
+use crate::options::{Error, OperandType, Options, Remat, Training, WeightType};
+use crate::{cse, dce, expand, hoist, layout, narrow, optimizer, plan, simplify};
 use rdc_ir::program::Program;
 use rdc_ir::{Loc, Module};
 use std::time::{Duration, Instant};
 
 /// The points at which an [`Observer`] sees the module, in order; each is the name of the pass before it. `lower` is the
 /// module as given. At `plan` it sees the program.
-pub const POINTS: &[&str] = &["lower", "simplify", "hoist", "cse", "dce", "layout", "hoist2", "cse2", "dce2", "plan"];
+pub const POINTS: &[&str] =
+    &["lower", "simplify", "hoist", "cse", "dce", "narrow", "layout", "hoist2", "cse2", "dce2", "plan"];
 
 /// The points if the module is compiled for training.
 pub const TRAINING_POINTS: &[&str] = &[
@@ -24,6 +25,7 @@ pub const TRAINING_POINTS: &[&str] = &[
     "cse2",
     "hoist2",
     "dce2",
+    "narrow",
     "layout",
     "hoist3",
     "cse3",
@@ -82,6 +84,7 @@ pub fn optimise(module: Module, options: &Options, observer: &mut Observer<'_>) 
     run.pass("cse", cse::run)?;
     run.pass("dce", dce::run)?;
     let Some(training) = &options.training else {
+        run.narrow(options)?;
         run.pass("layout", |m| layout::run(m, options.dtype, options.target.nr))?;
         run.pass("hoist2", hoist::run)?;
         run.pass("cse2", cse::run)?;
@@ -131,6 +134,13 @@ impl Run<'_, '_> {
             }
         }
     }
+    fn narrow(&mut self, options: &Options) -> Result<(), Error> {
+        self.pass("narrow", |m| {
+            if options.operands == OperandType::Bf16 {
+                narrow::run(m);
+            }
+        })
+    }
     /// The passes of training from differentiation to the layout of weights.
     fn train(&mut self, options: &Options, training: &Training, keep: Keep) -> Result<(), Error> {
         let of_gradients = gradients(&self.module, training, keep);
@@ -151,6 +161,7 @@ impl Run<'_, '_> {
         self.pass("cse2", cse::run)?;
         self.pass("hoist2", hoist::run)?;
         self.pass("dce2", dce::run)?;
+        self.narrow(options)?;
         self.pass("layout", |m| layout::run_for_training(m, options.target.nr))?;
         self.pass("hoist3", hoist::run)?;
         self.pass("cse3", cse::run)?;

@@ -43,6 +43,7 @@ mod training_tests;
 
 use crate::emit::Error;
 use rdc_ir::program::{Kernel, KernelKind, Target};
+use rdc_ir::{DType, Opcode};
 
 /// Rows up to which a matmul is bound by reading its weight and goes to [`gemv`].
 const GEMV_ROWS: usize = 4;
@@ -52,6 +53,9 @@ const GEMV_ROWS: usize = 4;
 /// # Errors
 /// [`Error::Unsupported`] if the kernel has a form that its family has no code for.
 pub fn mlir(target: &Target, kernel: &Kernel) -> Result<String, Error> {
+    if kernel.kind != KernelKind::Generic && multiplies_bf16(kernel) {
+        return Err(Error::unsupported(&kernel.name, "products of bf16 operands"));
+    }
     match kernel.kind {
         KernelKind::Matmul { m, .. } if m <= GEMV_ROWS => gemv::emit(target, kernel),
         KernelKind::Matmul { .. } => matmul::emit(target, kernel),
@@ -66,6 +70,12 @@ pub fn mlir(target: &Target, kernel: &Kernel) -> Result<String, Error> {
         KernelKind::Columns { .. } => columns::emit(target, kernel),
         KernelKind::ScatterAdd { .. } => scatter_add::emit(target, kernel),
     }
+}
+
+/// Whether a product has a left operand in bf16. (Attention refuses queries that are no chain of f32.)
+fn multiplies_bf16(kernel: &Kernel) -> bool {
+    let products = kernel.func.ops.values().filter(|op| matches!(op.opcode, Opcode::Matmul | Opcode::PackedMatmul));
+    products.into_iter().any(|op| kernel.func.ty(op.operands[0]).dtype == DType::BF16)
 }
 
 /// Bytes of scratch that a thread needs for a kernel ([`Kernel::scratch`]); 0 for one that [`mlir`] refuses.

@@ -18,6 +18,8 @@ pub struct Block {
 pub struct Weight {
     /// The blocks; neighbours that are one block are one.
     pub blocks: Vec<Block>,
+    /// Whether it is multiplied in bf16, as [`narrow`](crate::narrow) has it, and so stored in no wider type.
+    pub narrow: bool,
 }
 
 impl Block {
@@ -37,8 +39,8 @@ impl Weight {
     }
     /// Weights of one width below each other.
     pub fn stack<'a>(weights: impl IntoIterator<Item = &'a Weight>) -> Weight {
-        let mut blocks: Vec<Block> = Vec::new();
-        for block in weights.into_iter().flat_map(|w| &w.blocks) {
+        let (mut blocks, mut narrow): (Vec<Block>, bool) = (Vec::new(), false);
+        for block in weights.into_iter().inspect(|w| narrow |= w.narrow).flat_map(|w| &w.blocks) {
             match blocks.last_mut() {
                 Some(last) if last.param == block.param && last.cols == block.cols && last.rows.1 == block.rows.0 => {
                     last.rows.1 = block.rows.1;
@@ -46,7 +48,7 @@ impl Weight {
                 _ => blocks.push(block.clone()),
             }
         }
-        Weight { blocks }
+        Weight { blocks, narrow }
     }
     /// Whether it is one block of one parameter.
     pub fn is_block(&self) -> bool {
@@ -63,24 +65,40 @@ impl Weight {
             }
             offset += block.height();
         }
-        Weight { blocks }
+        Weight { blocks, ..*self }
     }
     fn cols(&self, start: usize, end: usize) -> Weight {
         let cut = |b: &Block| Block { cols: (b.cols.0 + start, b.cols.0 + end), ..b.clone() };
-        Weight { blocks: self.blocks.iter().map(cut).collect() }
+        Weight { blocks: self.blocks.iter().map(cut).collect(), ..*self }
     }
 
-    /// Reads a matrix that the IR makes of parameters by slices, concatenations and reshapes which keep rows whole.
+    /// Reads a matrix that the IR makes of parameters by slices, concatenations and reshapes which keep rows whole, perhaps cast to
+    /// bf16 at last.
     pub fn read(func: &Func, value: ValueId) -> Option<Weight> {
-        if func.ty(value).rank() == 2 { read_rows(func, value) } else { None }
+        if func.ty(value).rank() != 2 {
+            return None;
+        }
+        let cast = func.defined_by(value, Opcode::Cast).filter(|_| func.ty(value).dtype == DType::BF16);
+        let weight = read_rows(func, cast.map_or(value, |op| op.operands[0]))?;
+        Some(Weight { narrow: cast.is_some(), ..weight })
     }
 
-    /// Appends the operations that pack its transpose, in f32.
+    /// Appends the operations that pack its transpose, unquantised.
     pub fn pack_transposed(&self, b: &mut Builder, module: &Module, nr: usize) -> ValueId {
         let parts: Vec<ValueId> = self.blocks.iter().map(|p| p.unpacked(b, module, WeightType::F32).w).collect();
         let rows = concat(b, &parts);
+        let rows = self.stored(b, rows, WeightType::F32);
         let columns = b.op(Opcode::Transpose, &[rows], vec![Attr::Ints(vec![1, 0])]);
         b.op(Opcode::Pack, &[columns], vec![Attr::Int(nr as i64), Attr::Int(1)])
+    }
+
+    /// The rows in the type that they are stored in.
+    fn stored(&self, b: &mut Builder, rows: ValueId, dtype: WeightType) -> ValueId {
+        match dtype {
+            WeightType::F32 if !self.narrow => rows,
+            WeightType::F32 | WeightType::Bf16 => b.op(Opcode::Cast, &[rows], vec![Attr::DType(DType::BF16)]),
+            WeightType::I8 => rows,
+        }
     }
 
     /// Appends the operations that pack it. Returns the packed weight and, for i8, the scale of each row.
@@ -89,10 +107,7 @@ impl Weight {
         let w: Vec<ValueId> = parts.iter().map(|p| p.w).collect();
         let scales: Vec<ValueId> = parts.iter().filter_map(|p| p.scale).collect();
         let rows = concat(b, &w);
-        let stored = match dtype {
-            WeightType::Bf16 => b.op(Opcode::Cast, &[rows], vec![Attr::DType(DType::BF16)]),
-            WeightType::F32 | WeightType::I8 => rows,
-        };
+        let stored = self.stored(b, rows, dtype);
         let attrs = vec![Attr::Int(layout.nr as i64), Attr::Int(layout.parts as i64)];
         let scale = (!scales.is_empty()).then(|| concat(b, &scales));
         Packed { w: b.op(Opcode::Pack, &[stored], attrs), scale }
@@ -178,7 +193,7 @@ fn read_rows(func: &Func, value: ValueId) -> Option<Weight> {
     match op.opcode {
         Opcode::Param => {
             let block = Block { param: op.text("name").into(), rows: (0, ty.rows()), cols: (0, ty.last()) };
-            Some(Weight { blocks: vec![block] })
+            Some(Weight { blocks: vec![block], narrow: false })
         }
         Opcode::Reshape => {
             let x = op.operands[0];

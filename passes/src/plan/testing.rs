@@ -1,6 +1,6 @@
 //! What tests of fusing and planning share.
 #![allow(clippy::unwrap_used)]
-use crate::{Options, WeightType};
+use crate::{OperandType, Options, WeightType};
 use rdc_ir::program::{KvPolicy, Target};
 use rdc_ir::{ArgRole, Attr, Builder, DType, Func, Init, Loc, Module, Opcode, Param, Type, ValueId};
 
@@ -22,7 +22,13 @@ pub fn target() -> Target {
 
 /// Options for that machine.
 pub fn options() -> Options {
-    Options { target: target(), dtype: WeightType::F32, expected_trips: 8, training: None }
+    Options {
+        target: target(),
+        dtype: WeightType::F32,
+        operands: OperandType::F32,
+        expected_trips: 8,
+        training: None,
+    }
 }
 
 /// Sizes of the test model: a prelude block, a loop over core blocks, a tied head.

@@ -1,6 +1,6 @@
 //! Options for a small machine.
 use rdc_ir::program::Target;
-use rdc_passes::{Options, WeightType};
+use rdc_passes::{OperandType, Options, WeightType};
 
 /// Loops are expected to run 8 times, panels are 4 wide.
 pub fn options(dtype: WeightType) -> Options {
@@ -16,5 +16,5 @@ pub fn options(dtype: WeightType) -> Options {
         l1: 32 << 10,
         l2: 256 << 10,
     };
-    Options { target, dtype, expected_trips: 8, training: None }
+    Options { target, dtype, operands: OperandType::F32, expected_trips: 8, training: None }
 }

@@ -51,6 +51,7 @@ pub fn model() -> Result<Arc<Model>> {
     let options = rdc_passes::Options {
         target: rdc_backend_cpu::target("native")?,
         dtype: rdc_passes::WeightType::F32,
+        operands: rdc_passes::OperandType::F32,
         expected_trips: 1,
         training: None,
     };

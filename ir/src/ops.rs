@@ -386,23 +386,24 @@ ops! {
     Rope = "rope" (x, table, pos) {layout: str} => infer::rope, |_, _, r| per_element(3)(r);
     /// The derivative of `rope` by x, applied to dy: the rotation back.
     RopeGrad = "rope_grad" (dy, table, pos) {layout: str} => infer::rope, |_, _, r| per_element(3)(r);
-    /// Softmax attention: `q: f32[B, S, H, D]`, `k, v: f32[B, T, G, D]` with G dividing H (head h uses group h / (H/G)), any of
-    /// q and the pair k, v in bf16, `pos: i32[B]`. Query s of batch b sits at position `pos[b] + s`. If `causal`, it sees keys `0..=pos[b]+s`; otherwise all T
-    /// (then pos is ignored). Scores are multiplied by `scale`. Arithmetic is in f32; result `f32[B, S, H, D]`, and with `lse`
-    /// a second one, `f32[B, S, H]`: the logarithm of the sum of `e^score` over the keys that a query sees. It has no derivative.
+    /// Softmax attention: `q: f32[B, S, H, D]`, `k, v: f32[B, T, G, D]` with G dividing H (head h uses group h / (H/G)),
+    /// `pos: i32[B]`; q may be bf16, and so may k and v. Query s of batch b sits at position `pos[b] + s`. If `causal`, it sees
+    /// keys `0..=pos[b]+s`; otherwise all T (then pos is ignored). Scores are multiplied by `scale`. Arithmetic and result,
+    /// `f32[B, S, H, D]`, are f32. With `lse` there is a second result, `f32[B, S, H]`, the logarithm of the sum of `e^score` over
+    /// the keys that a query sees; it has no derivative.
     Attention = "attention" (q, k, v, pos) {causal: bool, scale: float; lse} => infer::attention, infer::attention_flops;
-    /// The derivatives `(dq, dk, dv)` of `attention`, in f32, for `dout` of the result's shape, f32 or bf16 as q. Scores are computed again; so are
-    /// their sums, unless `lse` is given, which the attention has yielded.
+    /// The derivatives `(dq, dk, dv)` of `attention`, in f32, for `dout` of the result's shape, which may be bf16. Scores are
+    /// computed again, and so are their sums unless `lse` is given, as the attention yields it.
     AttentionGrad = "attention_grad" (q, k, v, pos, dout, lse) optional 1 {causal: bool, scale: float}
         => infer::attention_grad, infer::attention_grad_flops;
-    /// Writes `x: f32[B, S, H, D]` (or bf16, to a cache of it) at positions `pos[b] + s` of slot `slot: i32[]` of `cache: cache f32[slots, B, T, H, D]`,
-    /// or of a bf16 cache, into which it is rounded to nearest even. Positions at or beyond T are dropped. Results: the cache,
-    /// and a view `[B, T, H, D]` of that slot after the write, of the cache's element type. With `slot: i32[B]`, where rows stand
-    /// at different depths, row b is written to and seen in slot `slot[b]`; one that the cache does not have is an error.
+    /// Writes `x: f32[B, S, H, D]` at positions `pos[b] + s` of slot `slot: i32[]` of `cache: cache f32[slots, B, T, H, D]`.
+    /// Positions at or beyond T are dropped. Results: the cache, and a view `f32[B, T, H, D]` of that slot after the write. A
+    /// bf16 cache has a bf16 view; x, which may be bf16 then, is rounded into it to nearest even. With `slot: i32[B]`, where rows
+    /// stand at different depths, row b is written to and seen in slot `slot[b]`; one that the cache does not have is an error.
     /// The view must not be used after the next `cache_update` of the same cache, nor be carried or yielded.
     CacheUpdate = "cache_update" (cache, x, pos, slot) {} => infer::cache_update, free;
-    /// The cache slot of a layer call in a loop, `i32[] -> i32[]`, or of each row's step, `i32[B] -> i32[B]`: with c = step * layers + layer,
-    /// `full`: c; `modulo`: c mod (arg * layers); `block`: c / arg; `anchor`: c if c < 8 * layers, else 8 * layers + (c - 8 * layers) mod layers;
+    /// The cache slot of a layer call in a loop, `i32[] -> i32[]`, or at each row's step, `i32[B] -> i32[B]`: with
+    /// c = step * layers + layer, `full`: c; `modulo`: c mod (arg * layers); `block`: c / arg; `anchor`: c if c < 8 * layers, else 8 * layers + (c - 8 * layers) mod layers;
     /// plus `base`.
     KvSlot = "kv_slot" (step) {policy: str, arg: int, layer: int, layers: int, base: int} => infer::kv_slot, free;
 

@@ -63,7 +63,9 @@ fn training() {
     for i in [0, 1] {
         op(args, "index %a, %i : f32[3, 5]").int("i", &[i]).check();
         op(args, "index %s, %i : i32[3]").int("i", &[i]).check();
-        op(r#""a" input = %a: f32[4, 2, 3], "i" input = %i: i32[2]"#, "index %a, %i : f32[2, 3]").int("i", &[i, 1]).check();
+        op(r#""a" input = %a: f32[4, 2, 3], "i" input = %i: i32[2]"#, "index %a, %i : f32[2, 3]")
+            .int("i", &[i, 1])
+            .check();
     }
     op(args, "pad %a {axis = 1, start = 2, size = 6} : f32[2, 6, 5]").check();
     op(args, "pad %a {axis = 0, start = 0, size = 2} : f32[2, 3, 5]").check();

@@ -82,7 +82,9 @@ fn attention<T: Real>(op: &Op, o: &[&Tensor<T>], types: &[Type]) -> Result<Vec<T
         for (&key, weight) in query.keys.iter().zip(softmax(query.scores)) {
             add_times(&mut out[query.at..][..d], weight, &v[key..]);
         }
-        lse.push(log_sum_exp(query.scores));
+        if types.len() > 1 {
+            lse.push(log_sum_exp(query.scores));
+        }
     })?;
     Ok(types.iter().zip([out, lse]).map(|(ty, values)| Tensor::floats_of(ty.clone(), values)).collect())
 }

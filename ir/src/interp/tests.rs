@@ -70,7 +70,7 @@ fn bf16_caches_hold_what_rounding_leaves() {
     let run = |text: String| {
         let module = crate::parse(&format!("module \"m\"\n{text}")).unwrap();
         assert_eq!(crate::verify::verify_text(&module), None);
-        let mut inputs = random_inputs(&module, "f", 3);
+        let mut inputs = crate::testing::random_inputs(&module, "f", 3);
         // The same in both, and of bf16.
         let empty = Tensor { ty: inputs.args["kv"].ty.clone(), data: Data::Float(vec![0.5; 8]) };
         inputs.args.insert("kv".into(), empty.into());
@@ -272,8 +272,11 @@ fn loops_stop_and_stack() {
 fn rows_at_their_own_steps_give_what_they_give_alone() {
     // Two rows of caches with 5 slots; alone, each has its step as the only one.
     let text = |rows: usize, steps: &str| {
-        let (x, cache, view) =
-            (format!("f32[{rows}, 1, 1, 2]"), format!("cache f32[5, {rows}, 3, 1, 2]"), format!("f32[{rows}, 3, 1, 2]"));
+        let (x, cache, view) = (
+            format!("f32[{rows}, 1, 1, 2]"),
+            format!("cache f32[5, {rows}, 3, 1, 2]"),
+            format!("f32[{rows}, 3, 1, 2]"),
+        );
         let attrs = "policy = \"modulo\", arg = 2, layer = 1, layers = 2, base = 1";
         format!(
             r#"module "m" func "f"("x" input = %x: {x}, "pos" position = %pos: i32[{rows}], "step" input = %step: i32{steps},

@@ -22,13 +22,7 @@ pub fn target() -> Target {
 
 /// Options for that machine.
 pub fn options() -> Options {
-    Options {
-        target: target(),
-        dtype: WeightType::F32,
-        operands: OperandType::F32,
-        expected_trips: 8,
-        training: None,
-    }
+    Options { target: target(), dtype: WeightType::F32, operands: OperandType::F32, expected_trips: 8, training: None }
 }
 
 /// Sizes of the test model: a prelude block, a loop over core blocks, a tied head.

@@ -150,7 +150,8 @@ fn moving(opcode: Opcode, c: &mut Build<'_>) -> Option<ValueId> {
         }
         Opcode::Index => {
             let a = c.param(&shape);
-            let rows: Vec<usize> = if c.rng.one_in(2) { shape.iter().copied().skip(1).take(1).collect() } else { vec![] };
+            let rows: Vec<usize> =
+                if c.rng.one_in(2) { shape.iter().copied().skip(1).take(1).collect() } else { vec![] };
             let i = c.ids(&rows, shape[0] + 1);
             c.op(opcode, &[a, i], vec![])
         }

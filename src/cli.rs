@@ -1,5 +1,6 @@
 //! The words of the command line. Scripts depend on them: add, don't rename.
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use rdc_ir::DType;
 use rdc_ir::program::KvPolicy;
 use rdc_runtime::train::{Bytes, OptimizerKind, Remat};
 use std::path::PathBuf;
@@ -72,6 +73,9 @@ pub struct ModelArgs {
     /// Which KV slot an iteration writes: full, modulo:K, block:M or anchor (default: the text's)
     #[arg(long, value_name = "POLICY", value_parser = crate::kv::parse)]
     pub kv: Option<KvPolicy>,
+    /// What keys and values are stored as: f32 or bf16; arithmetic is f32 (default f32)
+    #[arg(long, value_name = "DTYPE", value_parser = crate::kv::parse_dtype)]
+    pub kv_dtype: Option<DType>,
     /// How weights are stored; arithmetic is f32 (default f32)
     #[arg(long, value_enum)]
     pub dtype: Option<Dtype>,

@@ -10,7 +10,7 @@ use rdc_backend_cpu::CodeImage;
 use rdc_frontend::checkpoint::match_tensors;
 use rdc_frontend::{Diagnostic, LossSelection, Lowered};
 use rdc_ir::program::Program;
-use rdc_ir::{Func, Module, Opcode, Type};
+use rdc_ir::{DType, Func, Module, Opcode, Type};
 use rdc_passes::optimizer::Optimizer;
 use rdc_passes::{Observer, WeightType};
 use rdc_runtime::artifact::{self, Contents, LossInfo, Meta, ParamInfo, Readout, TrainMeta};
@@ -95,9 +95,15 @@ pub struct Front {
     lowered: Lowered,
     checkpoint: Option<Weights>,
     dtype: Dtype,
+    kv_dtype: DType,
     target: String,
     last_only: bool,
     training: Option<Training>,
+}
+
+/// What keys and values are stored as.
+fn kv_dtype(args: &ModelArgs) -> DType {
+    args.kv_dtype.unwrap_or(DType::F32)
 }
 
 /// A checkpoint whose tensors fit the model.
@@ -128,6 +134,7 @@ pub fn front(text: Text, args: &ModelArgs, shapes: &Shapes) -> Result<Front> {
         context: args.context,
         max_steps: args.max_steps,
         kv: args.kv,
+        kv_dtype: kv_dtype(args),
         readouts: None,
         last_only: args.last_only,
         losses: LossSelection::None,
@@ -172,6 +179,7 @@ pub fn front(text: Text, args: &ModelArgs, shapes: &Shapes) -> Result<Front> {
         lowered,
         checkpoint,
         dtype: args.dtype.unwrap_or(Dtype::F32),
+        kv_dtype: kv_dtype(args),
         target: args.target.clone().unwrap_or_else(|| "native".into()),
         last_only: args.last_only,
         training: shapes.training.clone(),
@@ -208,7 +216,7 @@ fn open_checkpoint(path: &Path, lowered: &Lowered) -> Result<Weights> {
 
 /// Runs the passes. The observer sees the module after each; see [`pipeline::POINTS`].
 pub fn build(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
-    let Front { text, lowered, checkpoint, dtype, target, last_only, training } = front;
+    let Front { text, lowered, checkpoint, dtype, kv_dtype, target, last_only, training } = front;
     let target = rdc_backend_cpu::target(&target)?;
     let frozen = training.as_ref().map(|t| frozen(&lowered.module, &t.freeze)).transpose()?.unwrap_or_default();
     let train = training.as_ref().map(|t| train_meta(t, &lowered, &frozen));
@@ -268,6 +276,7 @@ pub fn build(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
         ("context".to_string(), lowered.context.to_string()),
         ("max-steps".to_string(), lowered.max_steps.to_string()),
         ("kv".to_string(), kv::name(lowered.kv)),
+        ("kv-dtype".to_string(), kv_dtype.name().to_string()),
         ("dtype".to_string(), dtype.name().to_string()),
         ("last-only".to_string(), last_only.to_string()),
     ]);

@@ -3,8 +3,8 @@ use crate::diagnostic::{Diagnostic, MOST, Severity};
 use crate::lower::Lower;
 use crate::value::MAX_SIZE;
 use crate::{parser, scope};
-use rdc_ir::Module;
 use rdc_ir::program::KvPolicy;
+use rdc_ir::{DType, Module};
 
 /// The longest sequence of losses that are compiled, unless [`Options::train_seq`] says otherwise.
 const TRAIN_SEQ: usize = 128;
@@ -54,6 +54,8 @@ pub struct Options {
     pub max_steps: Option<usize>,
     /// The cache policy; the text's if absent.
     pub kv: Option<KvPolicy>,
+    /// The element type of the caches: f32 or bf16.
+    pub kv_dtype: DType,
     /// The read-outs to compile; all if absent.
     pub readouts: Option<Vec<String>>,
     /// Outputs only of the last position of a chunk.
@@ -74,6 +76,7 @@ impl Default for Options {
             context: None,
             max_steps: None,
             kv: None,
+            kv_dtype: DType::F32,
             readouts: None,
             last_only: false,
             losses: LossSelection::None,

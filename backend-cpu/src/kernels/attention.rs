@@ -142,7 +142,7 @@ fn block_of_queries(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, first
                 }
             });
         });
-        let value_rows = e.at(value_slab, key, a.inputs.values.stride * 4);
+        let value_rows = a.inputs.values.row(e, value_slab, key);
         add_values(e, a, l, &block, value_rows);
         vec![]
     });
@@ -169,7 +169,7 @@ fn ask_for_next(e: &mut Emitter, a: &Attend, l: &Layout, here: (Val, Val, Val)) 
     let slab = e.mul_const(token.index, a.inputs.query.heads);
     let slab = e.add(slab, head);
     let row = e.at(e.arg(a.result), slab, l.dim * 4);
-    prefetch_row(e, l.dim, row);
+    prefetch_row(e, l.dim * 4, row);
 }
 
 /// Turns the scores of the keys that rows from `row` on see into weights, with zeros for the hidden ones that are read, and brings the
@@ -228,8 +228,7 @@ fn add_values(e: &mut Emitter, a: &Attend, l: &Layout, block: &Block, value_rows
     let zero = e.i64(0);
     let first = block.first_row(e, l.tile, zero);
     l.tile.panels(e, l.dim, |e, panel| {
-        let from = e.at(value_rows, panel.first, 4);
-        let strip = Strip { from, stride: a.inputs.values.stride * 4, transpose: false, columns: panel.width };
+        let strip = a.inputs.values.strip(e, (value_rows, panel.first), panel.width);
         let right = e.at(values, panel.first, l.kv_block * 4);
         strip.copy(e, block.limit, right, panel.width);
         let out = e.at(sums, panel.first, 4);

@@ -16,7 +16,6 @@
 //! of 6.5 MB leaves the second-level cache. Blocks of 96 do the same within the noise.
 use super::attention_tile::{Block, Left, Scratch, Seen, Tile, load, scale_row, store};
 use super::heads::{AttendGrad, HeadTarget, Token};
-use super::panels::Strip;
 use crate::emit::rowops::clear_row;
 use crate::emit::{Emitter, Error, Ty, Val, math};
 use rdc_ir::program::{Kernel, KernelKind, Target};
@@ -109,8 +108,8 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
         l.tile.transpose(e, (key_slab, a.inputs.keys, a.inputs.context), (zero, context), l.dim, keys_t);
         l.tile.transpose(e, (value_slab, a.inputs.values, a.inputs.context), (zero, context), l.dim, values_t);
         l.tile.panels(e, l.dim, |e, panel| {
-            let (from, to) = (e.at(key_slab, panel.first, 4), e.at(keys, panel.first, a.inputs.context * 4));
-            let strip = Strip { from, stride: a.inputs.keys.stride * 4, transpose: false, columns: panel.width };
+            let strip = a.inputs.keys.strip(e, (key_slab, panel.first), panel.width);
+            let to = e.at(keys, panel.first, a.inputs.context * 4);
             strip.copy(e, context, to, panel.width);
         });
         let sums = e.offset_const(e.scratch, l.dkeys);

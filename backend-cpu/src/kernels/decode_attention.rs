@@ -97,10 +97,10 @@ fn score(e: &mut Emitter, a: &Attend, layout: &Layout, keys: Val, scores: Val, c
     let rest = e.rem(count, width);
     let whole = e.sub(count, rest);
     e.for_range(zero, whole, KEYS, &[], |e, j, _| {
-        let key = e.at(keys, j, dim * 4);
+        let key = a.inputs.keys.row(e, keys, j);
         e.repeat(heads, |e, h| {
             let query = e.at(e.scratch, h, dim * 4);
-            let dots = dots(e, dim, query, key, KEYS);
+            let dots = dots(e, a, query, key, KEYS);
             let row = e.at(scores, h, layout.score_stride);
             let to = e.at(row, j, 4);
             e.store_raw(to, dots);
@@ -108,10 +108,10 @@ fn score(e: &mut Emitter, a: &Attend, layout: &Layout, keys: Val, scores: Val, c
         vec![]
     });
     e.each(whole, count, |e, j| {
-        let key = e.at(keys, j, dim * 4);
+        let key = a.inputs.keys.row(e, keys, j);
         e.repeat(heads, |e, h| {
             let query = e.at(e.scratch, h, dim * 4);
-            let dot = dots(e, dim, query, key, 1);
+            let dot = dots(e, a, query, key, 1);
             let row = e.at(scores, h, layout.score_stride);
             let to = e.at(row, j, 4);
             e.store_raw(to, dot);
@@ -121,7 +121,8 @@ fn score(e: &mut Emitter, a: &Attend, layout: &Layout, keys: Val, scores: Val, c
 
 /// The dot products of a query with `n` (1 or [`KEYS`]) consecutive keys, as `n` lanes. Both cases add in the same order,
 /// so a key's score does not depend on how many keys there are.
-fn dots(e: &mut Emitter, dim: usize, query: Val, key: Val, n: usize) -> Val {
+fn dots(e: &mut Emitter, a: &Attend, query: Val, key: Val, n: usize) -> Val {
+    let dim = a.inputs.query.dim;
     // One sum for each width of piece; two for full vectors, to hide latency.
     let mut sums: Vec<Vec<Val>> = vec![Vec::new(); n];
     let pieces = all_pieces(dim, e.lanes);
@@ -130,8 +131,7 @@ fn dots(e: &mut Emitter, dim: usize, query: Val, key: Val, n: usize) -> Val {
         let place = e.offset_const(query, column * 4);
         let q = e.load_raw(place, Ty::f32(lanes));
         for (k, sums) in sums.iter_mut().enumerate() {
-            let place = e.offset_const(key, (k * dim + column) * 4);
-            let value = e.load_raw(place, Ty::f32(lanes));
+            let value = a.inputs.keys.load(e, key, k * dim + column, lanes);
             if i < full && i >= 2 {
                 sums[i % 2] = e.fma(q, value, sums[i % 2]);
             } else {
@@ -226,14 +226,9 @@ fn weigh(e: &mut Emitter, a: &Attend, layout: &Layout, (values, weights): (Val, 
             let none: Vec<Val> = (0..block).flat_map(|_| columns).map(|c| e.f32(0.0, c.1)).collect();
             let zero = e.i64(0);
             let sums = e.for_range(zero, count, 1, &none, |e, j, sums| {
-                let value = e.at(values, j, dim * 4);
-                let value: Vec<Val> = columns
-                    .iter()
-                    .map(|&(column, lanes)| {
-                        let place = e.offset_const(value, column * 4);
-                        e.load_raw(place, Ty::f32(lanes))
-                    })
-                    .collect();
+                let row = a.inputs.values.row(e, values, j);
+                let value: Vec<Val> =
+                    columns.iter().map(|&(column, lanes)| a.inputs.values.load(e, row, column, lanes)).collect();
                 let mut next = Vec::new();
                 for (h, &row) in rows.iter().enumerate() {
                     let place = e.at(row, j, 4);

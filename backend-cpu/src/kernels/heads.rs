@@ -1,5 +1,6 @@
 //! What the attention family shares: the chains that make heads out of a projection, and where keys and values live.
 use super::anchor::{only, pointer};
+use super::panels::Strip;
 use crate::emit::rope::Turn;
 pub use crate::emit::rowops::all_pieces;
 use crate::emit::{Cmp, Elem, Emitter, Error, Ty, Val};
@@ -152,11 +153,16 @@ impl HeadChain {
     /// Asks memory for what [`HeadChain::emit`] reads of the source.
     pub fn prefetch(&self, e: &mut Emitter, token: Token, head: Val) {
         let row = self.row(e, token, head);
-        prefetch_row(e, self.dim, row);
+        prefetch_row(e, self.dim * 4, row);
     }
 
     /// Writes head `head` of token `batch * S + step` to `to`, times `scale`.
     pub fn emit(&self, e: &mut Emitter, token: Token, head: Val, scale: Option<f32>, to: Val) {
+        self.emit_as(e, token, head, scale, (to, DType::F32));
+    }
+
+    /// As [`HeadChain::emit`], to elements of that type.
+    fn emit_as(&self, e: &mut Emitter, token: Token, head: Val, scale: Option<f32>, (to, dtype): (Val, DType)) {
         let first = e.mul_const(head, self.dim * 4);
         let row = self.row(e, token, head);
         let mut rows = vec![row];
@@ -184,8 +190,8 @@ impl HeadChain {
                 }
                 None => value,
             };
-            let place = e.offset_const(to, column * 4);
-            e.store_raw(place, value);
+            let place = e.offset_const(to, column * dtype.bytes());
+            e.store(place, dtype, value);
         };
         move_head(e, self.dim, token, (self.rope.as_ref(), false), read, write);
     }
@@ -238,7 +244,7 @@ impl HeadTarget {
     /// Asks memory for what [`HeadTarget::emit`] writes.
     pub fn prefetch(&self, e: &mut Emitter, token: Token, head: Val) {
         let row = self.row(e, token, head);
-        prefetch_row(e, self.dim, row);
+        prefetch_row(e, self.dim * 4, row);
     }
 
     /// Writes the head of a token that lies at `from`, times `scale` (`f32`).
@@ -297,6 +303,7 @@ pub struct Update {
     pos: usize,
     /// Positions of the cache.
     pub context: usize,
+    dtype: DType,
 }
 
 impl Update {
@@ -304,13 +311,13 @@ impl Update {
     pub fn new(kernel: &Kernel, op: &Op) -> Result<Update, Error> {
         let func = &kernel.func;
         let fail = |what: &str| Error::unsupported(&kernel.name, what);
-        let shape = &func.ty(op.operands[0]).shape;
+        let (shape, dtype) = (&func.ty(op.operands[0]).shape, func.ty(op.operands[0]).dtype);
         let cache = pointer(func, op.operands[0]).ok_or_else(|| fail("a cache that is not an argument"))?;
         let pos = pointer(func, op.operands[2]).ok_or_else(|| fail("positions that are not an argument"))?;
         if shape[0] != 1 {
             return Err(fail("a cache of several slots"));
         }
-        Ok(Update { chain: HeadChain::new(kernel, op.operands[1])?, cache, pos, context: shape[2] })
+        Ok(Update { chain: HeadChain::new(kernel, op.operands[1])?, cache, pos, context: shape[2], dtype })
     }
 
     /// Writes the heads `heads` (a range of `i64`) of a token, unless its position is outside the cache.
@@ -323,9 +330,10 @@ impl Update {
             e.each(heads.0, heads.1, |e, head| {
                 let first = e.mul_const(token.batch, self.chain.heads);
                 let slab = e.add(first, head);
-                let slab = e.at(e.arg(self.cache), slab, self.context * self.chain.dim * 4);
-                let to = e.at(slab, position, self.chain.dim * 4);
-                self.chain.emit(e, token, head, None, to);
+                let row = self.chain.dim * self.dtype.bytes();
+                let slab = e.at(e.arg(self.cache), slab, self.context * row);
+                let to = e.at(slab, position, row);
+                self.chain.emit_as(e, token, head, None, (to, self.dtype));
             });
         });
     }
@@ -335,7 +343,7 @@ impl Update {
     }
 }
 
-/// Where keys or values `f32[B, T, G, D]` lie; counts are of floats.
+/// Where keys or values `[B, T, G, D]` lie; counts are of elements.
 #[derive(Clone, Copy)]
 pub struct HeadRows {
     pointer: usize,
@@ -344,6 +352,8 @@ pub struct HeadRows {
     group: usize,
     /// From a position to the next.
     pub stride: usize,
+    /// f32, or bf16 in a cache.
+    pub dtype: DType,
 }
 
 impl HeadRows {
@@ -358,24 +368,44 @@ impl HeadRows {
         };
         if let Some(pointer) = view {
             let group = positions * dim;
-            return Some(HeadRows { pointer, start: 0, batch: groups * group, group, stride: dim });
+            let dtype = func.ty(value).dtype;
+            return Some(HeadRows { pointer, start: 0, batch: groups * group, group, stride: dim, dtype });
         }
         let chain = HeadChain::find(func, value).filter(|c| c.biases.is_empty() && c.rope.is_none())?;
         let HeadChain { source, stride, start, .. } = chain;
-        Some(HeadRows { pointer: source, start, batch: positions * stride, group: dim, stride })
+        let batch = positions * stride;
+        Some(HeadRows { pointer: source, start, batch, group: dim, stride, dtype: DType::F32 })
     }
 
     /// The address of position 0 of a group.
     pub fn slab(&self, e: &mut Emitter, batch: Val, group: Val) -> Val {
-        let first = e.offset_const(e.arg(self.pointer), self.start * 4);
-        let first = e.at(first, batch, self.batch * 4);
-        e.at(first, group, self.group * 4)
+        let size = self.dtype.bytes();
+        let first = e.offset_const(e.arg(self.pointer), self.start * size);
+        let first = e.at(first, batch, self.batch * size);
+        e.at(first, group, self.group * size)
+    }
+
+    /// The address of the row at a position of a group's slab.
+    pub fn row(&self, e: &mut Emitter, slab: Val, position: Val) -> Val {
+        e.at(slab, position, self.stride * self.dtype.bytes())
+    }
+
+    /// Columns `first ..` (`i64`) of rows, to be copied.
+    pub fn strip(&self, e: &mut Emitter, (rows, first): (Val, Val), columns: usize) -> Strip {
+        let (size, dtype) = (self.dtype.bytes(), self.dtype);
+        Strip { from: e.at(rows, first, size), stride: self.stride * size, dtype, transpose: false, columns }
+    }
+
+    /// Elements `column ..` of a row, or of those after it, as f32.
+    pub fn load(&self, e: &mut Emitter, row: Val, column: usize, lanes: usize) -> Val {
+        let place = e.offset_const(row, column * self.dtype.bytes());
+        e.load(place, self.dtype, lanes)
     }
 }
 
-/// Asks memory for a row of `dim` floats, to be in the second-level cache when it is used.
-pub fn prefetch_row(e: &mut Emitter, dim: usize, row: Val) {
-    for byte in (0..dim * 4).step_by(64) {
+/// Asks memory for a row of that many bytes, to be in the second-level cache when it is used.
+pub fn prefetch_row(e: &mut Emitter, bytes: usize, row: Val) {
+    for byte in (0..bytes).step_by(64) {
         let line = e.offset_const(row, byte);
         e.prefetch(line, 2);
     }
@@ -437,8 +467,8 @@ impl Inputs {
         let group = e.div_rem(head, self.heads_per_group()).0;
         for rows in [self.keys, self.values] {
             let slab = rows.slab(e, token.batch, group);
-            let row = e.at(slab, token.step, rows.stride * 4);
-            prefetch_row(e, self.query.dim, row);
+            let row = rows.row(e, slab, token.step);
+            prefetch_row(e, self.query.dim * rows.dtype.bytes(), row);
         }
     }
 

@@ -4,7 +4,7 @@
 //! are transposed in registers, or columns of it if what is packed is its transpose. Bound: memory.
 use super::anchor::pointer;
 use super::matmul::bounded;
-use super::panels::{Strip, clear, copy_floats};
+use super::panels::{Strip, clear, copy_row};
 use crate::emit::{Cmp, Emitter, Error, Val};
 use rdc_ir::program::{Kernel, KernelKind, Target};
 use rdc_ir::{DType, Opcode};
@@ -59,7 +59,8 @@ impl Form {
         let first = e.add_const(first, part * (self.n / self.parts));
         let step = if self.flipped { 4 } else { self.k * 4 };
         let stride = if self.flipped { self.n * 4 } else { self.k * 4 };
-        Strip { from: e.at(e.arg(self.weight), first, step), stride, transpose: !self.flipped, columns }
+        let from = e.at(e.arg(self.weight), first, step);
+        Strip { from, stride, dtype: DType::F32, transpose: !self.flipped, columns }
     }
 
     fn panel(&self, e: &mut Emitter, panel: Val, to: Val, columns: usize) {
@@ -83,7 +84,7 @@ impl Form {
                 let to = e.offset_const(to, part * width * 4);
                 e.each(zero, count, |e, panel| {
                     let (from, to) = (e.at(from, panel, width * 4), e.at(to, panel, self.panel_bytes()));
-                    copy_floats(e, from, to, width);
+                    copy_row(e, (from, DType::F32), to, width);
                 });
             }
         });

@@ -25,7 +25,7 @@ use super::panels::{Strip, copy_rows, widths};
 use crate::emit::{Cmp, Emitter, Epilogue, Error, Ty, Val};
 use rdc_ir::pitch::{collide, odd_lines};
 use rdc_ir::program::{Kernel, KernelKind, Target};
-use rdc_ir::{Opcode, ValueId};
+use rdc_ir::{DType, Opcode, ValueId};
 
 /// How many micro-kernels before it is copied a piece of the right operand is asked for.
 const TILES_AHEAD: usize = 2;
@@ -367,7 +367,9 @@ impl Block<'_> {
         let (to, stride) = (e.at(tile_at, first, each), form.left.stride);
         self.heights(e, tile, |e, rows| match form.left_in {
             Left::Rows => copy_rows(e, (from, stride), (to, pitch), (rows, length)),
-            _ => Strip { from, stride, transpose: false, columns: rows }.copy(e, length, to, form.mr),
+            _ => {
+                Strip { from, stride, dtype: DType::F32, transpose: false, columns: rows }.copy(e, length, to, form.mr)
+            }
         });
     }
 
@@ -439,7 +441,7 @@ impl Block<'_> {
         let to = e.at(to, first, form.nr * 4);
         let Operand { stride, inner_last: transpose, .. } = form.right;
         self.breadths(e, panel, |e, columns| {
-            Strip { from, stride, transpose, columns }.copy(e, length, to, form.nr);
+            Strip { from, stride, dtype: DType::F32, transpose, columns }.copy(e, length, to, form.nr);
         });
     }
 

@@ -106,7 +106,6 @@ fn passes_keep_the_meaning_of_narrow_modules() {
         worst.push(max_difference(&expected, &found).0);
     }
     worst.sort_by(f64::total_cmp);
-    println!("{worst:?}");
     // bf16 has 8 bits.
     assert!(worst[75] > 0.0 && worst[75] < 1.0 / 256.0 && worst[149] < 0.1, "{worst:?}");
 }

@@ -44,7 +44,8 @@ impl Generator<'_, '_> {
         }
         let out = self.op(Opcode::Attention, &[q, k, v, pos], attrs);
         let by = self.builder.func.def_op(out);
-        if let Some(&lse) = by.and_then(|op| self.builder.func.ops[op].results.get(1)) {
+        let lse = by.and_then(|op| self.builder.func.ops[op].results.get(1).copied());
+        if let Some(lse) = lse.filter(|_| self.config.jumps) {
             self.push(lse, x.bound * x.bound * dim as f64);
         }
         let out = self.op(Opcode::Reshape, &[out], vec![ints(&[batch, seq, dim])]);

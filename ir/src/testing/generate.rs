@@ -17,7 +17,8 @@ pub struct Config {
     pub caches: bool,
     /// Whether there are `pack`, `quantize` and the operations on packed weights.
     pub packed: bool,
-    /// Whether there are casts to bf16, caches of it, and selections by comparison, which a change of precision can flip.
+    /// Whether there are casts to bf16, caches of it, and selections by comparison, which a change of precision can flip; and uses of
+    /// an attention's log-sum-exp, which has no derivative.
     pub jumps: bool,
     /// Whether steps and slots may be one for each row.
     pub rows: bool,

@@ -15,7 +15,6 @@
 //! (96, 128) 48, 55, 57 for D = 32 and 57, 66, 66 for D = 64 (72 if not causal); tiles (48, 64) 44, 50, 54 and 54, 62, 64.
 use super::attention_tile::{Block, Left, Scratch, Seen, Tile, load, scale_row, store};
 use super::heads::{Attend, Token, prefetch_row};
-use super::panels::Strip;
 use crate::emit::rowops::clear_row;
 use crate::emit::{Cmp, Emitter, Error, Ty, Val, math};
 use rdc_ir::program::{Kernel, KernelKind, Target};

@@ -4,7 +4,7 @@
 //! are transposed in registers, or columns of it if what is packed is its transpose. Bound: memory.
 use super::anchor::pointer;
 use super::matmul::bounded;
-use super::panels::{Strip, clear, copy_row};
+use super::panels::{Strip, clear, copy_floats};
 use crate::emit::{Cmp, Emitter, Error, Val};
 use rdc_ir::program::{Kernel, KernelKind, Target};
 use rdc_ir::{DType, Opcode};
@@ -84,7 +84,7 @@ impl Form {
                 let to = e.offset_const(to, part * width * 4);
                 e.each(zero, count, |e, panel| {
                     let (from, to) = (e.at(from, panel, width * 4), e.at(to, panel, self.panel_bytes()));
-                    copy_row(e, (from, DType::F32), to, width);
+                    copy_floats(e, from, to, width);
                 });
             }
         });

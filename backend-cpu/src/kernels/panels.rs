@@ -1,5 +1,5 @@
 //! Copies of row-major matrices into panels `f32[length, pitch]`, whose inner steps lie one after the other.
-use super::heads::all_pieces;
+use crate::emit::rowops::all_pieces;
 use crate::emit::{Cmp, Emitter, Val};
 use rdc_ir::DType;
 
@@ -98,7 +98,7 @@ pub fn copy_rows(
             let (from, to) = (e.at(from, k, 4), e.at(to, k, 4));
             for row in 0..rows {
                 let (from, to) = (e.offset_const(from, row * stride), e.offset_const(to, row * pitch));
-                copy_row(e, (from, DType::F32), to, step);
+                copy_floats(e, from, to, step);
             }
             vec![]
         });
@@ -106,8 +106,13 @@ pub fn copy_rows(
     }
 }
 
-/// Copies `count` elements to f32.
-pub fn copy_row(e: &mut Emitter, (from, dtype): (Val, DType), to: Val, count: usize) {
+/// Copies `count` floats.
+pub fn copy_floats(e: &mut Emitter, from: Val, to: Val, count: usize) {
+    copy_row(e, (from, DType::F32), to, count);
+}
+
+/// Copies `count` elements of that type to floats.
+fn copy_row(e: &mut Emitter, (from, dtype): (Val, DType), to: Val, count: usize) {
     for (start, lanes) in all_pieces(count, e.lanes) {
         let place = e.offset_const(from, start * dtype.bytes());
         let value = e.load(place, dtype, lanes);

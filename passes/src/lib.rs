@@ -15,7 +15,9 @@ pub mod optimizer;
 pub mod options;
 pub mod pipeline;
 pub mod plan;
+mod rewrite;
 pub mod simplify;
+pub mod tile;
 
-pub use options::{Error, OperandType, Options, Remat, Training, WeightType};
+pub use options::{Error, OperandType, Options, Training, WeightType};
 pub use pipeline::{Observer, POINTS, Stage, TRAINING_POINTS, compile, optimise};

@@ -1,6 +1,7 @@
 //! Attention kernels against the interpreter.
 use super::oracle::Case;
-use rdc_ir::program::KernelKind;
+use rdc_ir::program::Tiling;
+use rdc_passes::fuse::body::Family;
 
 /// Sizes of an attention.
 #[derive(Clone, Copy)]
@@ -64,7 +65,7 @@ fn kv_write(z: Size, dtype: &str, layout: Option<&str>, pos: &[i32]) -> Case {
             yield "ck" = %ck1, "cv" = %cv1 }}"#
         );
     let tokens = b * s;
-    let kind = KernelKind::KvWrite { tokens, tokens_per_task: 2 };
+    let kind = (Family::KvWrite, Tiling::Rows { rows_per_task: 2 });
     Case::new(&text, kind, tokens.div_ceil(2)).int("pos", pos)
 }
 
@@ -104,7 +105,7 @@ fn decode(z: Size, dtype: &str, layout: Option<&str>, pos: &[i32], causal: bool)
             h * d,
             h * d
         );
-    Case::new(&text, KernelKind::DecodeAttention, b * g).int("pos", pos)
+    Case::new(&text, (Family::DecodeAttention, Tiling::Whole), b * g).int("pos", pos)
 }
 
 #[test]
@@ -138,7 +139,7 @@ fn prefill(z: Size, dtype: &str, layout: Option<&str>, pos: &[i32], causal: bool
             yield "a" = %a }}"#
         );
     let tasks = b * h * s.div_ceil(q_rows);
-    let kind = KernelKind::Attention { q_rows, kv_block };
+    let kind = (Family::Attention, Tiling::Queries { q_rows, kv_block });
     Case::new(&text, kind, tasks).int("pos", pos).view("k").view("v")
 }
 
@@ -162,7 +163,7 @@ fn prefill_attention() {
 }
 
 /// An attention whose keys and values are plain tensors, or columns of the projection that the queries come from.
-fn plain(z: Size, joined: bool, pos: &[i32], causal: bool, q_rows: usize, kv_block: usize) -> Case {
+fn plain(z: Size, joined: bool, pos: &[i32], causal: bool, (q_rows, kv_block): (usize, usize)) -> Case {
     let Size { b, s, g, d, t, h } = z;
     let view = format!("f32[{b}, {t}, {g}, {d}]");
     let text = head(z, &format!(r#""k" input = %ka: {view}, "v" input = %va: {view}"#))
@@ -175,19 +176,37 @@ fn plain(z: Size, joined: bool, pos: &[i32], causal: bool, q_rows: usize, kv_blo
             if joined { "%kj, %vj" } else { "%ka, %va" }
         );
     let tasks = b * h * s.div_ceil(q_rows);
-    Case::new(&text, KernelKind::Attention { q_rows, kv_block }, tasks).int("pos", pos)
+    Case::new(&text, (Family::Attention, Tiling::Queries { q_rows, kv_block }), tasks).int("pos", pos)
 }
 
 #[test]
 fn plain_keys_and_values() {
     let z = Size { b: 2, s: 13, h: 4, g: 2, d: 12, t: 40 };
     for d in [12, 32, 6, 20] {
-        plain(Size { d, ..z }, false, &[0, 21], true, 6, 16).check();
-        plain(Size { d, ..z }, false, &[0, 0], false, 6, 24).check();
-        plain(Size { d, t: 13, ..z }, true, &[0, 0], true, 6, 16).check();
+        plain(Size { d, ..z }, false, &[0, 21], true, (6, 16)).check();
+        plain(Size { d, ..z }, false, &[0, 0], false, (6, 24)).check();
+        plain(Size { d, t: 13, ..z }, true, &[0, 0], true, (6, 16)).check();
     }
-    plain(Size { g: 1, ..z }, false, &[3, 4], true, 64, 64).check();
-    plain(Size { g: 4, t: 13, ..z }, true, &[0, 0], false, 64, 64).check();
+    plain(Size { g: 1, ..z }, false, &[3, 4], true, (64, 64)).check();
+    plain(Size { g: 4, t: 13, ..z }, true, &[0, 0], false, (64, 64)).check();
+}
+
+#[test]
+fn operands_in_bf16() {
+    let Size { b, s, h, g, d, t } = Size { b: 2, s: 13, h: 4, g: 2, d: 20, t: 40 };
+    let text = format!(
+        r#"func "f"("q" input = %qs: bf16[{b}, {s}, {}], "k" input = %k: bf16[{b}, {t}, {g}, {d}],
+          "v" input = %v: bf16[{b}, {t}, {g}, {d}], "pos" input = %pos: i32[{b}]) {{
+          %columns = slice %qs {{axis = 2, start = 3, end = {}}} : bf16[{b}, {s}, {}]
+          %q = reshape %columns {{shape = [{b}, {s}, {h}, {d}]}} : bf16[{b}, {s}, {h}, {d}]
+          %a = attention %q, %k, %v, %pos {{causal = true, scale = 0.3}} : f32[{b}, {s}, {h}, {d}]
+          yield "a" = %a }}"#,
+        h * d + 5,
+        h * d + 3,
+        h * d
+    );
+    let tiling = Tiling::Queries { q_rows: 6, kv_block: 16 };
+    Case::new(&text, (Family::Attention, tiling), b * h * s.div_ceil(6)).int("pos", &[0, 21]).check();
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! What the attention kernels are made of: register tiles, panels of keys and values, rows of scores.
-use super::heads::{HeadRows, all_pieces};
+use super::heads::{all_pieces, row};
 use super::panels::Strip;
 use crate::emit::{Cmp, Elem, Emitter, Ty, Val};
+use rdc_ir::program::body::HeadRows;
 
 /// Steps of the inner size per iteration.
 const UNROLL: usize = 4;
@@ -142,7 +143,7 @@ impl Tile {
         e.for_range(keys.0, keys.1, self.width, &[], |e, key, _| {
             let length = e.i64(dim);
             let at = e.sub(key, keys.0);
-            let (from, to) = (rows.row(e, slab, key), e.at(to, at, dim * 4));
+            let (from, to) = (row(e, &rows, slab, key), e.at(to, at, dim * 4));
             let copy = |e: &mut Emitter, columns: usize| {
                 let (stride, dtype) = (rows.stride * rows.dtype.bytes(), rows.dtype);
                 let strip = Strip { from, stride, dtype, transpose: true, columns };

@@ -1,5 +1,5 @@
 //! Copies of row-major matrices into panels `f32[length, pitch]`, whose inner steps lie one after the other.
-use crate::emit::rowops::all_pieces;
+use crate::emit::vectors::all_pieces;
 use crate::emit::{Cmp, Emitter, Val};
 use rdc_ir::DType;
 

@@ -8,7 +8,7 @@ mod common;
 
 use rdc_ir::Module;
 use rdc_passes::{
-    OperandType, Options, WeightType, cse, dce, differentiate, expand, hoist, layout, narrow, optimise, simplify,
+    OperandType, Options, WeightType, cse, dce, differentiate, expand, fuse, hoist, layout, narrow, optimise, simplify,
 };
 use std::path::{Path, PathBuf};
 
@@ -27,7 +27,7 @@ fn options(text: &str) -> Options {
     Options { operands, ..common::options(dtype) }
 }
 
-fn apply(pass: &str, mut module: Module, options: &Options) -> Module {
+fn apply(pass: &str, mut module: Module, options: &Options) -> String {
     match pass {
         "simplify" => {
             simplify::run(&mut module, options.expected_trips);
@@ -56,10 +56,11 @@ fn apply(pass: &str, mut module: Module, options: &Options) -> Module {
             layout::run_for_training(&mut module, options.machine.panel());
             dce::run(&mut module);
         }
+        "fuse" => return fuse::run(&module, &*options.machine).unwrap().to_string(),
         "pipeline" => module = optimise(module, options, &mut |_, _| {}).unwrap(),
         other => panic!("no pass is called {other}"),
     }
-    module
+    module.to_string()
 }
 
 /// The gradient without the loss function, for four steps with gradient at most.
@@ -91,8 +92,8 @@ fn passes_give_the_text_in_the_files() {
         let (input, expected) = text.split_once(SEPARATOR).unwrap_or((&text, ""));
         let module = rdc_ir::parse(input).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         assert_eq!(rdc_ir::verify::verify_text(&module), None, "{}: the input is not valid", path.display());
-        let module = apply(&pass, module, &options(input));
-        let found = module.to_string();
+        let found = apply(&pass, module, &options(input));
+        let module = rdc_ir::parse(&found).unwrap_or_else(|e| panic!("{}: {e}\n{found}", path.display()));
         assert_eq!(rdc_ir::verify::verify_text(&module), None, "{}: invalid result:\n{found}", path.display());
         if bless {
             std::fs::write(&path, format!("{input}{SEPARATOR}{found}")).unwrap();

@@ -2,8 +2,8 @@
 use crate::Error;
 use crate::artifact::Meta;
 use crate::model::Model;
-use rdc_ir::program::{Entry, KvPolicy, OutputBuffer, Program, Step};
-use rdc_ir::{ArgRole, Func, Opcode, ValueId};
+use rdc_ir::ArgRole;
+use rdc_ir::program::{Entry, KvPolicy};
 
 /// A function of the program, as a session sees it.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,21 +57,16 @@ pub(super) fn functions(model: &Model) -> Vec<Function> {
             entry: index,
             batch,
             chunk,
-            vocabulary: vocabulary(program, entry),
+            vocabulary: vocabulary(entry),
             continues: decodes || entry.inputs.iter().any(|i| i.role == ArgRole::Cache),
-            whole: entry.outputs.iter().filter(|o| !has_rows(entry, o, chunk)).map(|o| o.name.clone()).collect(),
-            mixes: entry.outputs.iter().any(|o| entry.buffers[o.buffer].ty.rank() > 0 && !has_rows(entry, o, chunk)),
+            whole: entry.outputs.iter().filter(|o| o.sequence.is_none()).map(|o| o.name.clone()).collect(),
+            mixes: entry.outputs.iter().any(|o| entry.buffers[o.buffer].ty.rank() > 0 && o.sequence.is_none()),
             readout,
         })
     };
     let mut functions: Vec<Function> = program.entries.iter().enumerate().filter_map(function).collect();
     functions.sort_by_key(|f| std::cmp::Reverse(f.chunk));
     functions
-}
-
-/// Whether an output has a sequence axis: `[B, S, ..]`, behind the axis of steps if it is stacked.
-fn has_rows(entry: &Entry, output: &OutputBuffer, chunk: usize) -> bool {
-    entry.buffers[output.buffer].ty.shape.get(usize::from(output.stacked) + 1) == Some(&chunk)
 }
 
 /// The suffix of the functions of a read-out.
@@ -164,54 +159,9 @@ fn plan_piece(
     Ok(())
 }
 
-/// The number of rows of the tables that an entry looks its ids up in: the least, if there are several.
-pub(crate) fn vocabulary(program: &Program, entry: &Entry) -> Option<usize> {
-    let ids = entry.inputs.iter().find(|i| i.role == ArgRole::Ids)?.buffer;
-    let mut least = None;
-    visit(&entry.steps, &mut |kernel, args| {
-        let func = &program.kernels[kernel].func;
-        for (index, _) in args.iter().enumerate().filter(|(_, buffer)| **buffer == ids) {
-            if let Some(&value) = func.regions[func.body].args.get(index) {
-                let rows = table_rows(func, value);
-                least = least.into_iter().chain(rows).min();
-            }
-        }
-    });
-    least
-}
-
-fn visit(steps: &[Step], see: &mut dyn FnMut(usize, &[usize])) {
-    for step in steps {
-        match step {
-            Step::Launch(launch) => {
-                let buffers: Vec<usize> = launch.args.iter().map(|a| a.buffer).collect();
-                see(launch.kernel, &buffers);
-            }
-            Step::Loop(inner) => visit(&inner.body, see),
-            Step::Copy { .. } | Step::Zero { .. } => {}
-        }
-    }
-}
-
-/// The least rows of the tables that a kernel looks up with a value, directly or after moving its elements about.
-fn table_rows(func: &Func, value: ValueId) -> Option<usize> {
-    let (mut least, mut moved, mut next) = (None, vec![value], 0);
-    while let Some(&value) = moved.get(next) {
-        next += 1;
-        for op in func.ops.values().filter(|op| op.operands.contains(&value)) {
-            let rows = match op.opcode {
-                Opcode::Gather if op.operands.get(1) == Some(&value) => func.ty(op.operands[0]).shape.first().copied(),
-                Opcode::PackedGather if op.operands.get(1) == Some(&value) => Some(op.size("n")),
-                Opcode::Reshape | Opcode::Slice | Opcode::Transpose | Opcode::Broadcast => {
-                    moved.extend(op.results.iter().filter(|r| !moved.contains(r)).copied().collect::<Vec<_>>());
-                    None
-                }
-                _ => None,
-            };
-            least = least.into_iter().chain(rows).min();
-        }
-    }
-    least
+/// What the ids of an entry are below, if that is known.
+pub(crate) fn vocabulary(entry: &Entry) -> Option<usize> {
+    entry.inputs.iter().find(|i| i.role == ArgRole::Ids)?.vocabulary
 }
 
 #[cfg(test)]

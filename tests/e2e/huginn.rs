@@ -143,7 +143,7 @@ fn kv_budgets() {
     }
 }
 
-/// Keys and values with 8 bits: half the memory, and logits that stay near those of f32 caches (docs/numerics.md).
+/// Half the memory, and logits that stay near those of f32 caches: within twice what docs/numerics.md measures.
 #[test]
 fn bf16_caches() {
     let bytes = |args: &[&str]| {
@@ -160,7 +160,7 @@ fn bf16_caches() {
             let args = ["--steps", steps, "--chunks", &chunks(6, 20)];
             model.both(&inputs, 6, &["--kv-dtype", "bf16"], &args, |way, out| {
                 let expected = &reference[&format!("r{steps}.budget_full.logits")];
-                assert_close(&format!("bf16 caches r={steps} through {way}"), &out["logits"], expected, 1e-2);
+                assert_close(&format!("bf16 caches r={steps} through {way}"), &out["logits"], expected, 5e-3);
                 let exact = std::panic::catch_unwind(|| assert_close("", &out["logits"], expected, TOLERANCE));
                 assert!(exact.is_err(), "the caches are not rounded");
             });

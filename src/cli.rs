@@ -1,6 +1,7 @@
 //! The words of the command line. Scripts depend on them: add, don't rename.
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use rdc_ir::DType;
 use rdc_ir::program::KvPolicy;
 use rdc_ir::training::{OptimizerKind, Remat};
 use rdc_runtime::train::Bytes;
@@ -74,6 +75,9 @@ pub struct ModelArgs {
     /// Which KV slot an iteration writes: full, modulo:K, block:M or anchor (default: the text's)
     #[arg(long, value_name = "POLICY", value_parser = crate::kv::parse)]
     pub kv: Option<KvPolicy>,
+    /// What keys and values are stored as: f32 or bf16; arithmetic is f32 (default f32)
+    #[arg(long, value_name = "DTYPE", value_parser = crate::kv::parse_dtype)]
+    pub kv_dtype: Option<DType>,
     /// How weights are stored; arithmetic is f32 (default f32)
     #[arg(long, value_enum)]
     pub dtype: Option<Dtype>,

@@ -1,5 +1,12 @@
-//! The words for KV policies on the command line.
+//! The words for KV caches on the command line.
+use rdc_ir::DType;
 use rdc_ir::program::KvPolicy;
+
+/// The element type that `--kv-dtype` names.
+pub fn parse_dtype(text: &str) -> Result<DType, String> {
+    let dtype = DType::parse(text).filter(|dtype| matches!(dtype, DType::F32 | DType::BF16));
+    dtype.ok_or_else(|| format!("`{text}` is not one of f32, bf16"))
+}
 
 /// The policy that `--kv` names.
 pub fn parse(text: &str) -> Result<KvPolicy, String> {
@@ -37,6 +44,9 @@ mod tests {
         }
         for text in ["modulo", "modulo:0", "block:x", "ring", ""] {
             assert!(parse(text).is_err());
+        }
+        for (text, dtype) in [("f32", Some(DType::F32)), ("bf16", Some(DType::BF16)), ("i8", None), ("half", None)] {
+            assert_eq!(parse_dtype(text).ok(), dtype);
         }
     }
 }

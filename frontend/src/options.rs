@@ -1,7 +1,7 @@
 //! What a text is specialised for, and what comes of it.
 use crate::diagnostic::Diagnostic;
-use rdc_ir::Module;
 use rdc_ir::program::KvPolicy;
+use rdc_ir::{DType, Module};
 
 /// Which losses become functions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,6 +48,8 @@ pub struct Options {
     pub max_steps: Option<usize>,
     /// The cache policy; the text's if absent.
     pub kv: Option<KvPolicy>,
+    /// The element type of the caches: f32 or bf16.
+    pub kv_dtype: DType,
     /// The read-outs to compile; all if absent.
     pub readouts: Option<Vec<String>>,
     /// Outputs only of the last position of a chunk.
@@ -68,6 +70,7 @@ impl Default for Options {
             context: None,
             max_steps: None,
             kv: None,
+            kv_dtype: DType::F32,
             readouts: None,
             last_only: false,
             losses: LossSelection::None,

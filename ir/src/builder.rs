@@ -69,8 +69,14 @@ impl<'f> Builder<'f> {
         let body = self.func.body;
         self.func.regions[body].yields.push(value);
     }
-    /// Appends an operation with attributes in table order. The error says which rule of the op is broken.
-    pub fn try_op(&mut self, opcode: Opcode, operands: &[ValueId], attrs: Vec<Attr>) -> Result<Vec<ValueId>, String> {
+    /// Appends an operation with attributes in table order; optional ones may be left out. The error says which rule of the op
+    /// is broken.
+    pub fn try_op(
+        &mut self,
+        opcode: Opcode,
+        operands: &[ValueId],
+        mut attrs: Vec<Attr>,
+    ) -> Result<Vec<ValueId>, String> {
         let info = opcode.info();
         let (least, most) = (info.operands.len() - info.optional.min(info.operands.len()), info.operands.len());
         let count_ok =
@@ -78,6 +84,7 @@ impl<'f> Builder<'f> {
         if !count_ok {
             return Err(format!("{} takes {most} operands, not {}", info.mnemonic, operands.len()));
         }
+        attrs.extend(info.attrs.iter().skip(attrs.len()).take_while(|a| a.optional).map(|_| Attr::Bool(false)));
         let kinds_ok = attrs.len() == info.attrs.len() && attrs.iter().zip(info.attrs).all(|(a, s)| a.kind() == s.kind);
         if !kinds_ok {
             return Err(format!("{} takes other attributes than {attrs:?}", info.mnemonic));

@@ -49,7 +49,10 @@ pub fn op_cost(func: &Func, id: OpId) -> Cost {
         }
         // Rows are read, and added in place.
         Opcode::ScatterAdd => size(&operands[2..]).saturating_mul(3).saturating_add(size(&operands[1..2])),
-        Opcode::CacheUpdate => size(&operands[1..2]).saturating_mul(2),
+        Opcode::CacheUpdate => {
+            let written = operands[1].elements().saturating_mul(operands[0].dtype.bytes());
+            size(&operands[1..2]).saturating_add(written as u64)
+        }
         _ => size(&operands).saturating_add(size(&results)),
     };
     Cost { flops, bytes }

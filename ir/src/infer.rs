@@ -27,8 +27,27 @@ fn want(t: &Type, dtype: DType, what: &str) -> Result<(), String> {
     if t.dtype == dtype && !t.cache { Ok(()) } else { Err(format!("{what} must be {}, not {t}", dtype.name())) }
 }
 
+/// An operand of a contraction, or what one is to be made of: f32 or bf16.
+fn want_float(t: &Type, what: &str) -> Result<(), String> {
+    if matches!(t.dtype, DType::F32 | DType::BF16) && !t.cache {
+        Ok(())
+    } else {
+        Err(format!("{what} must be f32 or bf16, not {t}"))
+    }
+}
+
 fn want_rank(t: &Type, rank: usize, what: &str) -> Result<(), String> {
     if t.rank() == rank { Ok(()) } else { Err(format!("{what} must have rank {rank}, not {t}")) }
+}
+
+/// One `i32` for all of a batch, or one for each row of it.
+fn want_steps(t: &Type, batch: Option<usize>, what: &str) -> Result<(), String> {
+    want(t, DType::I32, what)?;
+    match t.shape[..] {
+        [] => Ok(()),
+        [rows] if batch.is_none_or(|batch| rows == batch) => Ok(()),
+        _ => Err(format!("{what} must be one number, or one for each row, not {t}")),
+    }
 }
 
 fn axis_of(t: &Type, attr: &Attr) -> Result<usize, String> {
@@ -214,8 +233,8 @@ pub fn positions(t: &[Type], a: &[Attr]) -> Types {
 /// `matmul`
 pub fn matmul(t: &[Type], attrs: &[Attr]) -> Types {
     let (a, b) = (&t[0], &t[1]);
-    want(a, DType::F32, "a")?;
-    want(b, DType::F32, "b")?;
+    want_float(a, "a")?;
+    want(b, a.dtype, "b")?;
     if a.rank() < 2 || b.rank() < 2 {
         return Err(format!("matmul needs rank 2 or more, not {a} and {b}"));
     }
@@ -281,17 +300,18 @@ pub fn rope(t: &[Type], a: &[Attr]) -> Types {
     Ok(vec![t[0].clone()])
 }
 /// `attention`
-pub fn attention(t: &[Type], _: &[Attr]) -> Types {
+pub fn attention(t: &[Type], attrs: &[Attr]) -> Types {
     for (x, name) in t.iter().zip(["q", "k", "v"]) {
-        want(x, DType::F32, name)?;
+        want_float(x, name)?;
         want_rank(x, 4, name)?;
     }
     want(&t[3], DType::I32, "pos")?;
-    let (q, k, v) = (&t[0].shape, &t[1].shape, &t[2].shape);
-    if k != v || k[2] == 0 || q[0] != k[0] || q[3] != k[3] || q[2] % k[2] != 0 || t[3].shape != [q[0]] {
+    let (q, k) = (&t[0].shape, &t[1].shape);
+    if t[1] != t[2] || k[2] == 0 || q[0] != k[0] || q[3] != k[3] || q[2] % k[2] != 0 || t[3].shape != [q[0]] {
         return Err(format!("attention cannot join {}, {}, {} at {}", t[0], t[1], t[2], t[3]));
     }
-    Ok(vec![t[0].clone()])
+    let lse = attrs.get(2).is_some_and(Attr::as_bool).then(|| Type::f32(&q[..3]));
+    Ok(std::iter::once(Type::f32(q.clone())).chain(lse).collect())
 }
 /// Two matmuls and a softmax over what a query sees: all T keys, or on average half of the square if causal over S = T.
 pub fn attention_flops(op: &Op, operands: &[&Type], _: &[&Type]) -> u64 {
@@ -302,17 +322,16 @@ pub fn attention_flops(op: &Op, operands: &[&Type], _: &[&Type]) -> u64 {
 /// `cache_update`
 pub fn cache_update(t: &[Type], _: &[Attr]) -> Types {
     let (cache, x) = (&t[0], &t[1]);
-    want(x, DType::F32, "x")?;
     want(&t[2], DType::I32, "pos")?;
-    want(&t[3], DType::I32, "slot")?;
+    want_steps(&t[3], x.shape.first().copied(), "slot")?;
     let fits = cache.cache
-        && cache.dtype == DType::F32
+        && matches!(cache.dtype, DType::F32 | DType::BF16)
+        && (x.dtype == DType::F32 || x.dtype == cache.dtype)
         && cache.rank() == 5
         && x.rank() == 4
         && cache.shape[1] == x.shape[0]
         && cache.shape[3..] == x.shape[2..]
-        && t[2].shape == [x.shape[0]]
-        && t[3].rank() == 0;
+        && t[2].shape == [x.shape[0]];
     if !fits {
         return Err(format!("{x} at {}, {} does not fit into {cache}", t[2], t[3]));
     }
@@ -320,8 +339,7 @@ pub fn cache_update(t: &[Type], _: &[Attr]) -> Types {
 }
 /// `kv_slot`
 pub fn kv_slot(t: &[Type], a: &[Attr]) -> Types {
-    want(&t[0], DType::I32, "step")?;
-    want_rank(&t[0], 0, "step")?;
+    want_steps(&t[0], None, "step")?;
     match a[0].as_str() {
         "full" | "anchor" => {}
         "modulo" | "block" => {
@@ -330,7 +348,7 @@ pub fn kv_slot(t: &[Type], a: &[Attr]) -> Types {
         p => return Err(format!("unknown cache policy {p:?}")),
     }
     positive(a[3].as_int(), "layers")?;
-    Ok(vec![Type::scalar(DType::I32)])
+    Ok(vec![t[0].clone()])
 }
 /// `quantize`
 pub fn quantize(t: &[Type], _: &[Attr]) -> Types {
@@ -378,7 +396,7 @@ fn check_packed(w: &Type, scale: Option<&Type>, n: usize, k: usize, parts: &Attr
 /// `packed_matmul`
 pub fn packed_matmul(t: &[Type], a: &[Attr]) -> Types {
     let (n, k) = (positive(a[0].as_int(), "n")?, positive(a[1].as_int(), "k")?);
-    want(&t[0], DType::F32, "x")?;
+    want_float(&t[0], "x")?;
     check_packed(&t[1], t.get(2), n, k, &a[2])?;
     if t[0].rank() == 0 || t[0].last() != k {
         return Err(format!("x must end in {k}, not {}", t[0]));
@@ -415,11 +433,13 @@ pub fn pad(t: &[Type], a: &[Attr]) -> Types {
 }
 /// `index`
 pub fn index(t: &[Type], _: &[Attr]) -> Types {
-    want(&t[1], DType::I32, "i")?;
-    want_rank(&t[1], 0, "i")?;
     if t[0].cache || t[0].rank() == 0 || t[0].shape[0] == 0 {
         return Err(format!("{} has no entries", t[0]));
     }
+    if t[1].rank() > 0 && t[0].rank() < 2 {
+        return Err(format!("the entries of {} have no rows", t[0]));
+    }
+    want_steps(&t[1], t[0].shape.get(1).copied(), "i")?;
     Ok(vec![t[0].with_shape(t[0].shape[1..].to_vec())])
 }
 /// `one_hot`
@@ -511,10 +531,14 @@ pub fn linear_cross_entropy_grad_flops(_: &Op, operands: &[&Type], _: &[&Type]) 
 /// `attention_grad`
 pub fn attention_grad(t: &[Type], a: &[Attr]) -> Types {
     let out = attention(&t[..4], a)?.remove(0);
-    if t[4] != out {
+    want_float(&t[4], "dout")?;
+    if t[4].shape != out.shape {
         return Err(format!("dout must be {out}, not {}", t[4]));
     }
-    Ok(t[..3].to_vec())
+    if let Some(lse) = t.get(5).filter(|lse| **lse != Type::f32(&out.shape[..3])) {
+        return Err(format!("lse must be {}, not {lse}", Type::f32(&out.shape[..3])));
+    }
+    Ok(t[..3].iter().map(|ty| Type::f32(ty.shape.clone())).collect())
 }
 /// Five matmuls where `attention` has two.
 pub fn attention_grad_flops(op: &Op, operands: &[&Type], results: &[&Type]) -> u64 {

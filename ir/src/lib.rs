@@ -16,7 +16,9 @@
 //! Its results are `carried…`, then `trips: i32[]` (iterations that ran), then one stacked result for each stacked
 //! yield with a new leading axis of `max_steps` (entries at and beyond `trips` are zero).
 //! The loop runs `min(r, first step after which done is true)` iterations; `r = 0` yields the initial values. `is_last` is
-//! `step + 1 == r`. `step` counts from 0. `r > max_steps` is an error of the caller. No pass unrolls a loop.
+//! `step + 1 == r`. `step` counts from 0. `r > max_steps` is an error of the caller. No pass unrolls a loop. Where the rows of a
+//! batch stand at different depths, the trip count is still one number, and a row's own step a value `i32[B]` that `kv_slot`,
+//! `index` and `gather` take.
 //!
 //! With the attribute `reverse`, `step` goes from `r - 1` down to 0 and the yields stacked at a step go to the entry of that
 //! step, so that a loop in reverse reads with `index` what a loop forward has stacked. Such a loop has no `exit`.

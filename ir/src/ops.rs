@@ -96,6 +96,8 @@ pub struct AttrSpec {
     pub name: &'static str,
     /// Kind.
     pub kind: AttrKind,
+    /// Whether it is a truth value that may be left out, which is false then. Such attributes come last.
+    pub optional: bool,
 }
 
 /// How result types follow from operand types and attributes.
@@ -147,7 +149,7 @@ macro_rules! attr_kind {
 macro_rules! ops {
     ($($(#[doc = $doc:literal])* $name:ident = $mnemonic:literal
         ($($operand:ident),*) $(optional $optional:literal)? $(variadic $variadic:literal)?
-        {$($attr:ident: $kind:ident),*} => $infer:path, $flops:expr;)*) => {
+        {$($attr:ident: $kind:ident),* $(; $flag:ident)*} => $infer:path, $flops:expr;)*) => {
         /// The operations.
         #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Serialize, Deserialize)]
         pub enum Opcode {
@@ -166,7 +168,10 @@ macro_rules! ops {
             operands: &[$(stringify!($operand)),*],
             optional: 0 $(+ $optional)?,
             variadic: false $(|| $variadic)?,
-            attrs: &[$(AttrSpec { name: stringify!($attr), kind: attr_kind!($kind) }),*],
+            attrs: &[
+                $(AttrSpec { name: stringify!($attr), kind: attr_kind!($kind), optional: false },)*
+                $(AttrSpec { name: stringify!($flag), kind: AttrKind::Bool, optional: true },)*
+            ],
             infer: $infer,
             flops: $flops,
             doc: concat!($($doc, "\n"),*),
@@ -268,7 +273,8 @@ ops! {
 
     /// Zeros of that size along an axis, but for the operand, which begins at `start`: what `slice` takes back out.
     Pad = "pad" (a) {axis: int, start: int, size: int} => infer::pad, free;
-    /// Entry `i: i32[]` of the leading axis: `T[N, ..], i32[] -> T[..]`; i is clamped to 0..N.
+    /// Entry `i: i32[]` of the leading axis: `T[N, ..], i32[] -> T[..]`; or an entry for each row, `T[N, B, ..], i32[B] -> T[B, ..]`:
+    /// row b is row b of entry `i[b]`. i is clamped to 0..N.
     Index = "index" (stack, i) {} => infer::index, free;
     /// 1 at the id, else 0: `i32[..] -> f32[.., n]`; an id outside 0..n gives zeros.
     OneHot = "one_hot" (ids) {n: int} => infer::one_hot, free;
@@ -297,7 +303,7 @@ ops! {
 
     // ---- linear algebra ----
     /// `op(a) · op(b)` over the last two axes, where `op` transposes if the flag is set. `b` is rank 2 (leading axes of `a`
-    /// are rows) or has the same leading axes as `a`.
+    /// are rows) or has the same leading axes as `a`. Both f32 or both bf16; arithmetic and result are f32.
     Matmul = "matmul" (a, b) {trans_a: bool, trans_b: bool} => infer::matmul, infer::matmul_flops;
 
     // ---- normalisation over the last axis ----
@@ -332,18 +338,23 @@ ops! {
     /// The derivative of `rope` by x, applied to dy: the rotation back.
     RopeGrad = "rope_grad" (dy, table, pos) {layout: str} => infer::rope, |_, _, r| per_element(3)(r);
     /// Softmax attention: `q: f32[B, S, H, D]`, `k, v: f32[B, T, G, D]` with G dividing H (head h uses group h / (H/G)),
-    /// `pos: i32[B]`. Query s of batch b sits at position `pos[b] + s`. If `causal`, it sees keys `0..=pos[b]+s`; otherwise all T
-    /// (then pos is ignored). Scores are multiplied by `scale`. Result `f32[B, S, H, D]`.
-    Attention = "attention" (q, k, v, pos) {causal: bool, scale: float} => infer::attention, infer::attention_flops;
-    /// The derivatives `(dq, dk, dv)` of `attention`, for `dout` of the result's type. Scores are computed again.
-    AttentionGrad = "attention_grad" (q, k, v, pos, dout) {causal: bool, scale: float}
+    /// `pos: i32[B]`; q may be bf16, and so may k and v. Query s of batch b sits at position `pos[b] + s`. If `causal`, it sees
+    /// keys `0..=pos[b]+s`; otherwise all T (then pos is ignored). Scores are multiplied by `scale`. Arithmetic and result,
+    /// `f32[B, S, H, D]`, are f32. With `lse` there is a second result, `f32[B, S, H]`, the logarithm of the sum of `e^score` over
+    /// the keys that a query sees; it has no derivative.
+    Attention = "attention" (q, k, v, pos) {causal: bool, scale: float; lse} => infer::attention, infer::attention_flops;
+    /// The derivatives `(dq, dk, dv)` of `attention`, in f32, for `dout` of the result's shape, which may be bf16. Scores are
+    /// computed again, and so are their sums unless `lse` is given, as the attention yields it.
+    AttentionGrad = "attention_grad" (q, k, v, pos, dout, lse) optional 1 {causal: bool, scale: float}
         => infer::attention_grad, infer::attention_grad_flops;
     /// Writes `x: f32[B, S, H, D]` at positions `pos[b] + s` of slot `slot: i32[]` of `cache: cache f32[slots, B, T, H, D]`.
-    /// Positions at or beyond T are dropped. Results: the cache, and a view `f32[B, T, H, D]` of that slot after the write.
+    /// Positions at or beyond T are dropped. Results: the cache, and a view `f32[B, T, H, D]` of that slot after the write. A
+    /// bf16 cache has a bf16 view; x, which may be bf16 then, is rounded into it to nearest even. With `slot: i32[B]`, where rows
+    /// stand at different depths, row b is written to and seen in slot `slot[b]`; one that the cache does not have is an error.
     /// The view must not be used after the next `cache_update` of the same cache, nor be carried or yielded.
     CacheUpdate = "cache_update" (cache, x, pos, slot) {} => infer::cache_update, free;
-    /// The cache slot of a layer call in a loop, `i32[] -> i32[]`: with c = step * layers + layer,
-    /// `full`: c; `modulo`: c mod (arg * layers); `block`: c / arg; `anchor`: c if c < 8 * layers, else 8 * layers + (c - 8 * layers) mod layers;
+    /// The cache slot of a layer call in a loop, `i32[] -> i32[]`, or at each row's step, `i32[B] -> i32[B]`: with
+    /// c = step * layers + layer, `full`: c; `modulo`: c mod (arg * layers); `block`: c / arg; `anchor`: c if c < 8 * layers, else 8 * layers + (c - 8 * layers) mod layers;
     /// plus `base`.
     KvSlot = "kv_slot" (step) {policy: str, arg: int, layer: int, layers: int, base: int} => infer::kv_slot, free;
 
@@ -357,7 +368,7 @@ ops! {
     /// and nr/P must divide N/P. With P = 1, `col(p, c) = p * nr + c`.
     Pack = "pack" (w) {nr: int, parts: int} => infer::pack, free;
     /// `x · wᵀ` for a packed weight (f32, bf16, or i8 with `scale: f32[N]` in the order of the unpacked rows):
-    /// `x: f32[.., K] -> f32[.., n]`, arithmetic in f32; the result's columns are in unpacked order.
+    /// `x: f32[.., K] -> f32[.., n]`, or `x` in bf16; arithmetic in f32; the result's columns are in unpacked order.
     PackedMatmul = "packed_matmul" (x, w, scale) optional 1 {n: int, k: int, parts: int}
         => infer::packed_matmul, infer::packed_matmul_flops;
     /// `gather` from a packed table of n rows and k columns.

@@ -14,7 +14,8 @@
 //! type    := "cache"? DTYPE "[" (INT ("," INT)*)? "]"
 //! loc     := "@" INT ":" INT
 //! ```
-//! A comment goes from `;` to the end of the line. Attributes are written `name = value`, all of them, in table order.
+//! A comment goes from `;` to the end of the line. Attributes are written `name = value` in table order, all of
+//! them but those that may be left out and are false.
 //!
 //! # Names
 //! A value prints as `%name` if the model text gives it a name (characters other than letters, digits and `_` become `_`;
@@ -302,11 +303,10 @@ impl Printer<'_> {
         }
         if !op.attrs.is_empty() {
             f.write_str(" {")?;
-            let named = op.attrs.iter().enumerate().map(|(i, attr)| {
-                let name = info.attrs.get(i).map_or("?", |a| a.name);
-                format!("{name} = {attr}")
-            });
-            list(f, named)?;
+            let spec = |i: usize| info.attrs.get(i);
+            let said = |&(i, attr): &(usize, &Attr)| *attr != Attr::Bool(false) || spec(i).is_none_or(|s| !s.optional);
+            let named = op.attrs.iter().enumerate().filter(said);
+            list(f, named.map(|(i, attr)| format!("{} = {attr}", spec(i).map_or("?", |s| s.name))))?;
             f.write_char('}')?;
         }
         if !op.results.is_empty() {

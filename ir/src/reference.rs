@@ -1,6 +1,6 @@
 //! The manual of the IR as Markdown, made of the documentation in this crate and the op table. `docs/ir.md` holds it; a
 //! test compares, and rewrites the file if `BLESS=1` is set.
-use crate::ops::{AttrKind, OpInfo, Opcode};
+use crate::ops::{AttrKind, AttrSpec, OpInfo, Opcode};
 use std::fmt::Write;
 
 fn kind_name(kind: AttrKind) -> &'static str {
@@ -24,7 +24,11 @@ fn signature(info: &OpInfo) -> String {
     for operand in &mut operands[required..] {
         *operand = format!("[{operand}]");
     }
-    let attrs: Vec<String> = info.attrs.iter().map(|a| format!("{}: {}", a.name, kind_name(a.kind))).collect();
+    let attr = |a: &AttrSpec| match (a.name, kind_name(a.kind)) {
+        (name, kind) if a.optional => format!("[{name}: {kind}]"),
+        (name, kind) => format!("{name}: {kind}"),
+    };
+    let attrs: Vec<String> = info.attrs.iter().map(attr).collect();
     let mut text = info.mnemonic.to_string();
     if !operands.is_empty() {
         text += &format!(" {}", operands.join(", "));
@@ -78,7 +82,7 @@ pub fn manual() -> String {
     out += &prose(include_str!("print.rs"));
     out += "\n## Verifier\n\n";
     out += &prose(include_str!("verify/mod.rs"));
-    out += "\n## Operations\n\nOperands in brackets may be left out; `…` marks one that may be repeated. Attributes are given with their kinds.\n\n";
+    out += "\n## Operations\n\nOperands and truth attributes in brackets may be left out; `…` marks an operand that may be repeated. Attributes are given with their kinds.\n\n";
     out += &op_reference();
     out
 }

@@ -10,6 +10,7 @@ pub mod expand;
 pub mod fuse;
 pub mod hoist;
 pub mod layout;
+pub mod narrow;
 pub mod optimizer;
 pub mod options;
 pub mod pipeline;
@@ -20,5 +21,5 @@ pub mod tile;
 pub mod uses;
 pub mod weights;
 
-pub use options::{Error, Options, Training, WeightType};
+pub use options::{Error, OperandType, Options, Training, WeightType};
 pub use pipeline::{Observer, POINTS, Stage, TRAINING_POINTS, compile, optimise};

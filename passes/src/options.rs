@@ -17,6 +17,16 @@ pub enum WeightType {
     I8,
 }
 
+/// What the operands of contractions (products, attention and its derivative) are. They sum in f32 always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum OperandType {
+    /// f32.
+    #[default]
+    F32,
+    /// Rounded to bf16; weights that are f32 by [`WeightType`] are stored so where they are factors.
+    Bf16,
+}
+
 /// Options of the pipeline.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -26,6 +36,8 @@ pub struct Options {
     pub machine: Arc<dyn Machine>,
     /// How weights are stored.
     pub dtype: WeightType,
+    /// What contractions multiply.
+    pub operands: OperandType,
     /// How often a loop is expected to run: work inside it weighs this many times as much as work outside.
     pub expected_trips: usize,
     /// If set, the module's losses are compiled for training.

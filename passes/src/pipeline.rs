@@ -1,8 +1,8 @@
 //! The order of the passes.
 use crate::differentiate;
 use crate::fuse::FusedModule;
-use crate::options::{Error, Options, Training, WeightType};
-use crate::{cse, dce, expand, fuse, hoist, layout, optimizer, plan, simplify};
+use crate::options::{Error, OperandType, Options, Training, WeightType};
+use crate::{cse, dce, expand, fuse, hoist, layout, narrow, optimizer, plan, simplify};
 use rdc_ir::program::Program;
 use rdc_ir::training::Remat;
 use rdc_ir::{Loc, Module};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// The points at which an [`Observer`] sees the module, in order; each is the name of the pass before it. `lower` is the
 /// module as given. At `fuse` it sees the kernels, at `plan` the program.
 pub const POINTS: &[&str] =
-    &["lower", "simplify", "hoist", "cse", "dce", "layout", "hoist2", "cse2", "dce2", "fuse", "plan"];
+    &["lower", "simplify", "hoist", "cse", "dce", "narrow", "layout", "hoist2", "cse2", "dce2", "fuse", "plan"];
 
 /// The points if the module is compiled for training.
 pub const TRAINING_POINTS: &[&str] = &[
@@ -27,6 +27,7 @@ pub const TRAINING_POINTS: &[&str] = &[
     "cse2",
     "hoist2",
     "dce2",
+    "narrow",
     "layout",
     "hoist3",
     "cse3",
@@ -100,6 +101,7 @@ pub fn optimise(module: Module, options: &Options, observer: &mut Observer<'_>) 
     run.pass("cse", cse::run)?;
     run.pass("dce", dce::run)?;
     let Some(training) = &options.training else {
+        run.narrow(options)?;
         run.pass("layout", |m| layout::run(m, options.dtype, options.machine.panel()))?;
         run.pass("hoist2", hoist::run)?;
         run.pass("cse2", cse::run)?;
@@ -147,6 +149,13 @@ impl Run<'_, '_> {
             }
         }
     }
+    fn narrow(&mut self, options: &Options) -> Result<(), Error> {
+        self.pass("narrow", |m| {
+            if options.operands == OperandType::Bf16 {
+                narrow::run(m);
+            }
+        })
+    }
     /// The passes of training from differentiation to the layout of weights.
     fn train(&mut self, options: &Options, training: &Training, keep: Keep) -> Result<(), Error> {
         let of_gradients = gradients(&self.module, options, training, keep);
@@ -167,6 +176,7 @@ impl Run<'_, '_> {
         self.pass("cse2", cse::run)?;
         self.pass("hoist2", hoist::run)?;
         self.pass("dce2", dce::run)?;
+        self.narrow(options)?;
         self.pass("layout", |m| layout::run_for_training(m, options.machine.panel()))?;
         self.pass("hoist3", hoist::run)?;
         self.pass("cse3", cse::run)?;

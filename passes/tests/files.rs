@@ -1,13 +1,15 @@
 //! File tests: every `.rdir` file below this folder holds a module and, after a line `; ---`, what the pass named by the
 //! folder makes of it. `BLESS=1 cargo test -p rdc-passes --test files` writes what comes out into the files.
 //!
-//! A first line `; dtype bf16` or `; dtype i8` chooses the type of the weights. Loops are expected to run 8 times and
+//! A first line `; dtype bf16` or `; dtype i8` chooses the type of the weights, `; operands bf16` that of what contractions take. Loops are expected to run 8 times and
 //! panels are 4 wide.
 #![allow(clippy::unwrap_used)]
 mod common;
 
 use rdc_ir::Module;
-use rdc_passes::{Options, WeightType, cse, dce, differentiate, expand, fuse, hoist, layout, optimise, simplify};
+use rdc_passes::{
+    OperandType, Options, WeightType, cse, dce, differentiate, expand, fuse, hoist, layout, narrow, optimise, simplify,
+};
 use std::path::{Path, PathBuf};
 
 const SEPARATOR: &str = "; ---\n";
@@ -18,7 +20,11 @@ fn options(text: &str) -> Options {
         Some("; dtype i8") => WeightType::I8,
         _ => WeightType::F32,
     };
-    common::options(dtype)
+    let operands = match text.lines().next() {
+        Some("; operands bf16") => OperandType::Bf16,
+        _ => OperandType::F32,
+    };
+    Options { operands, ..common::options(dtype) }
 }
 
 fn apply(pass: &str, mut module: Module, options: &Options) -> String {
@@ -41,6 +47,7 @@ fn apply(pass: &str, mut module: Module, options: &Options) -> String {
             cse::run(&mut module);
             dce::run(&mut module);
         }
+        "narrow" => narrow::run(&mut module),
         "layout" => {
             layout::run(&mut module, options.dtype, options.machine.panel());
             dce::run(&mut module);

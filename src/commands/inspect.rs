@@ -53,6 +53,7 @@ struct Function {
 #[derive(Serialize)]
 struct Kv {
     policy: String,
+    dtype: &'static str,
     bytes: usize,
     slots: usize,
     alternatives: Vec<(String, usize)>,
@@ -191,6 +192,7 @@ fn cache(entry: &Entry, meta: &Meta) -> Option<Kv> {
         return None;
     }
     let slot_bytes = bytes / slots;
+    let dtype = caches().next().map_or("", |ty| ty.dtype.name());
     // Slots of layers outside the loop do not depend on the policy.
     let looped: Vec<(usize, usize)> = loops(&entry.steps)
         .flat_map(|l| launches(&l.body).0.into_iter().map(|launch| (l.max_steps, launch)))
@@ -217,7 +219,7 @@ fn cache(entry: &Entry, meta: &Meta) -> Option<Kv> {
         .into_iter()
         .map(|policy| (kv::name(policy), bytes_for(outside.saturating_add(in_loop(policy)))))
         .collect();
-    Some(Kv { policy: kv::name(meta.kv), bytes, slots, alternatives })
+    Some(Kv { policy: kv::name(meta.kv), dtype, bytes, slots, alternatives })
 }
 
 fn count_caches(entry: &Entry) -> usize {
@@ -269,7 +271,8 @@ fn print(facts: &Facts) {
     };
     println!("  weights             {}{stored}", table::bytes(facts.weight_bytes));
     if let Some(kv) = &facts.kv {
-        println!("  KV cache            {} ({}, {} slots)", table::bytes(kv.bytes), kv.policy, kv.slots);
+        let (bytes, Kv { policy, dtype, slots, .. }) = (table::bytes(kv.bytes), kv);
+        println!("  KV cache            {bytes} ({policy}, {dtype}, {slots} slots)");
         let others: Vec<String> =
             kv.alternatives.iter().map(|(name, bytes)| format!("{name} {}", table::bytes(*bytes))).collect();
         println!("    by policy         {}", others.join(", "));

@@ -33,7 +33,7 @@ impl Built {
 
 /// Runs the passes. The observer sees the module after each; see [`rdc_passes::POINTS`].
 pub fn program(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
-    let Front { text, lowered, checkpoint, dtype, target, last_only, training } = front;
+    let Front { text, lowered, checkpoint, dtype, kv_dtype, target, last_only, training } = front;
     let target = rdc_backend_cpu::target(&target)?;
     let frozen = training.as_ref().map(|t| t.frozen(&lowered.module)).transpose()?.unwrap_or_default();
     let train = training.as_ref().map(|t| t.meta(&lowered, &frozen));
@@ -45,6 +45,7 @@ pub fn program(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
             Dtype::Bf16 => WeightType::Bf16,
             Dtype::I8 => WeightType::I8,
         },
+        operands: rdc_passes::OperandType::F32,
         expected_trips: lowered.default_steps.max(1),
         training: training.as_ref().map(|t| t.options(frozen)),
     };
@@ -74,6 +75,7 @@ pub fn program(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
         ("context".to_string(), lowered.context.to_string()),
         ("max-steps".to_string(), lowered.max_steps.to_string()),
         ("kv".to_string(), kv::name(lowered.kv)),
+        ("kv-dtype".to_string(), kv_dtype.name().to_string()),
         ("dtype".to_string(), dtype.name().to_string()),
         ("last-only".to_string(), last_only.to_string()),
     ]);

@@ -6,6 +6,7 @@ use crate::training::Training;
 use anyhow::{Context, Result};
 use rdc_frontend::checkpoint::match_tensors;
 use rdc_frontend::{Diagnostic, LossSelection, Lowered};
+use rdc_ir::DType;
 use rdc_runtime::checkpoint::Checkpoint;
 use rdc_runtime::weights::CheckpointSource;
 use std::collections::BTreeMap;
@@ -61,6 +62,7 @@ pub struct Front {
     pub(super) lowered: Lowered,
     pub(super) checkpoint: Option<Weights>,
     pub(super) dtype: Dtype,
+    pub(super) kv_dtype: DType,
     pub(super) target: String,
     pub(super) last_only: bool,
     pub(super) training: Option<Training>,
@@ -84,6 +86,7 @@ impl Weights {
 /// Lowers a text with its config, and opens its checkpoint.
 pub fn lower(text: Text, args: &ModelArgs, shapes: &Shapes) -> Result<Front> {
     let config = args.hf.as_deref().map(read_config).transpose()?;
+    let kv_dtype = args.kv_dtype.unwrap_or(DType::F32);
     let mut options = rdc_frontend::Options {
         config,
         overrides: args.set.clone(),
@@ -92,6 +95,7 @@ pub fn lower(text: Text, args: &ModelArgs, shapes: &Shapes) -> Result<Front> {
         context: args.context,
         max_steps: args.max_steps,
         kv: args.kv,
+        kv_dtype,
         readouts: None,
         last_only: args.last_only,
         losses: LossSelection::None,
@@ -136,6 +140,7 @@ pub fn lower(text: Text, args: &ModelArgs, shapes: &Shapes) -> Result<Front> {
         lowered,
         checkpoint,
         dtype: args.dtype.unwrap_or(Dtype::F32),
+        kv_dtype,
         target: args.target.clone().unwrap_or_else(|| "native".into()),
         last_only: args.last_only,
         training: shapes.training.clone(),

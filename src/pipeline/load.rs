@@ -33,6 +33,7 @@ fn check_agreement(args: &ModelArgs, meta: &Meta) -> Result<()> {
         ("context", number(args.context)),
         ("max-steps", number(args.max_steps)),
         ("kv", args.kv.map(kv::name)),
+        ("kv-dtype", args.kv_dtype.map(|d| d.name().to_string())),
         ("dtype", args.dtype.map(|d| d.name().to_string())),
         ("last-only", args.last_only.then(|| true.to_string())),
     ];

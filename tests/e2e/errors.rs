@@ -40,6 +40,7 @@ fn unknown_flags_and_values() {
     says(&fails(&["compile", TEXT, "--batch", "0"]), &["--batch", "at least 1"]);
     says(&fails(&["compile", TEXT, "--kv", "modulo:0"]), &["modulo:0", "--kv"]);
     says(&fails(&["compile", TEXT, "--kv", "ring"]), &["ring", "anchor"]);
+    says(&fails(&["compile", TEXT, "--kv-dtype", "i8"]), &["i8", "bf16"]);
     says(&fails(&["compile", TEXT, "--target", "z80"]), &["z80", "x86-64-v3"]);
     says(&fails(&["compile", TEXT, "--set", "dmi=64"]), &["dmi", "dim"]);
     says(&fails(&["compile", TEXT, "--emit", "ir", "--after", "hoits"]), &["hoits", "hoist"]);
@@ -112,12 +113,17 @@ fn inputs_that_do_not_fit() {
 fn compile_flags_must_agree_with_the_artifact() {
     let artifact = small();
     let good = inputs(&ids(&[2, 12], 1.0), None);
-    for (flag, value) in
-        [("--dtype", "bf16"), ("--kv", "anchor"), ("--max-steps", "5"), ("--batch", "3"), ("--context", "64")]
-    {
+    for (flag, value) in [
+        ("--dtype", "bf16"),
+        ("--kv", "anchor"),
+        ("--kv-dtype", "bf16"),
+        ("--max-steps", "5"),
+        ("--batch", "3"),
+        ("--context", "64"),
+    ] {
         says(&run_fails(&artifact, &good, &[flag, value]), &[flag]);
     }
-    run(&artifact, &good, &["--dtype", "f32", "--kv", "full", "--batch", "2", "--seq", "12"]);
+    run(&artifact, &good, &["--dtype", "f32", "--kv", "full", "--kv-dtype", "f32", "--batch", "2", "--seq", "12"]);
 }
 
 #[test]

@@ -143,6 +143,31 @@ fn kv_budgets() {
     }
 }
 
+/// Half the memory, and logits that stay near those of f32 caches: within twice what docs/numerics.md measures.
+#[test]
+fn bf16_caches() {
+    let bytes = |args: &[&str]| {
+        let facts: serde_json::Value =
+            serde_json::from_str(&ok(&[&["inspect", TINY.text, "--json"], args].concat())).unwrap();
+        facts["kv"]["bytes"].as_u64().unwrap()
+    };
+    let hf = ["--hf", TINY.hf];
+    assert_eq!(bytes(&hf), 2 * bytes(&[&hf[..], &["--kv-dtype", "bf16"]].concat()));
+    for model in [&TINY, &ODD] {
+        let reference = of(model, "d_kv_budget.safetensors");
+        let inputs = inputs(&reference["ids"], Some(&reference["s0"]));
+        for steps in ["8", "32"] {
+            let args = ["--steps", steps, "--chunks", &chunks(6, 20)];
+            model.both(&inputs, 6, &["--kv-dtype", "bf16"], &args, |way, out| {
+                let expected = &reference[&format!("r{steps}.budget_full.logits")];
+                assert_close(&format!("bf16 caches r={steps} through {way}"), &out["logits"], expected, 5e-3);
+                let exact = std::panic::catch_unwind(|| assert_close("", &out["logits"], expected, TOLERANCE));
+                assert!(exact.is_err(), "the caches are not rounded");
+            });
+        }
+    }
+}
+
 #[test]
 fn bf16_weights() {
     for model in [&TINY, &ODD] {

@@ -1,8 +1,8 @@
 //! The settings of the example texts that no checkpoint of the fixtures has, with random weights: what the binary computes
 //! against the interpreter on the IR as the text says it.
 use crate::support::*;
-use rdc_ir::ArgRole;
 use rdc_ir::interp::{self, Inputs, Outputs};
+use rdc_ir::{ArgRole, DType};
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -81,6 +81,10 @@ fn interpreted(module: &rdc_ir::Module, weights: &Tensors, given: &Tensors) -> V
 }
 
 fn check(text: &str, sizes: &[&str], variant: &[&str]) {
+    check_cached(text, sizes, variant, DType::F32);
+}
+
+fn check_cached(text: &str, sizes: &[&str], variant: &[&str], kv_dtype: DType) {
     let settings: Vec<&str> = [sizes, variant].concat();
     let overrides = settings.iter().map(|s| s.split_once('=').unwrap()).map(|(n, v)| (n.into(), v.into())).collect();
     let options = rdc_frontend::Options {
@@ -88,6 +92,7 @@ fn check(text: &str, sizes: &[&str], variant: &[&str]) {
         batch: BATCH,
         chunks: CHUNKS.to_vec(),
         context: Some(CONTEXT),
+        kv_dtype,
         ..rdc_frontend::Options::default()
     };
     let source = std::fs::read_to_string(repository(text)).unwrap();
@@ -108,10 +113,11 @@ fn check(text: &str, sizes: &[&str], variant: &[&str]) {
     let settings: Vec<&str> = settings.iter().flat_map(|s| ["--set", s]).collect();
     let (context, steps) = (CONTEXT.to_string(), STEPS.to_string());
     let args = ["--weights", file.to_str().unwrap(), "--context", &context, "--steps", &steps, "--no-cache"];
+    let args = [&args[..], &["--kv-dtype", kv_dtype.name()]].concat();
     let out = run(&repository(text), &given, &[&settings[..], &args, &["--chunks", "5,1"]].concat());
     let mut start = 0;
     for (expected, length) in interpreted(&module, &weights, &given).iter().zip(CHUNKS) {
-        let what = format!("{text} {variant:?} from token {start}");
+        let what = format!("{text} {variant:?} {} from token {start}", kv_dtype.name());
         assert_close(&what, &out["logits"].slice(1, start, start + length), expected, TOLERANCE);
         start += length;
     }
@@ -149,4 +155,14 @@ fn huginn() {
     ] {
         check("examples/huginn.rdm", &sizes, variant);
     }
+}
+
+/// The interpreter rounds keys that it computes in f64, the binary those that it computes in f32: here none of them to another side,
+/// which would show at 1e-3.
+#[test]
+fn bf16_caches() {
+    let sizes = ["dim=32", "heads=2", "inner=48", "vocab=40", "layers_prelude=1", "layers_core=2", "layers_coda=1"];
+    check_cached("examples/huginn.rdm", &sizes, &["injection=linear"], DType::BF16);
+    let sizes = ["dim=32", "heads=4", "inner=48", "vocab=40", "layers=2"];
+    check_cached("examples/ouro.rdm", &sizes, &["kv_heads=2"], DType::BF16);
 }

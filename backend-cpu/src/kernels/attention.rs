@@ -14,8 +14,7 @@
 //! on one Zen 3 thread, causal, S = 128, 256, 512, counting visible pairs only, in percent of the multiply-add peak: tiles
 //! (96, 128) 48, 55, 57 for D = 32 and 57, 66, 66 for D = 64 (72 if not causal); tiles (48, 64) 44, 50, 54 and 54, 62, 64.
 use super::attention_tile::{Block, Left, Scratch, Seen, Tile, load, scale_row, store};
-use super::heads::{Token, later, make_head, prefetch_operands, prefetch_row, slab};
-use super::panels::Strip;
+use super::heads::{Token, later, make_head, prefetch_operands, prefetch_row, row, slab, strip};
 use super::unsupported;
 use crate::emit::rowops::clear_row;
 use crate::emit::{Cmp, Emitter, Error, Ty, Val, math};
@@ -138,7 +137,7 @@ fn block_of_queries(e: &mut Emitter, a: &Attention, l: &Layout, (batch, head, fi
                 }
             });
         });
-        let value_rows = e.at(value_slab, key, a.heads.values.stride * 4);
+        let value_rows = row(e, &a.heads.values, value_slab, key);
         add_values(e, a, l, &block, value_rows);
         vec![]
     });
@@ -165,7 +164,7 @@ fn ask_for_next(e: &mut Emitter, a: &Attention, l: &Layout, here: (Val, Val, Val
     let slab = e.mul_const(token.index, a.heads.query.heads);
     let slab = e.add(slab, head);
     let row = e.at(e.arg(a.result), slab, l.dim * 4);
-    prefetch_row(e, l.dim, row);
+    prefetch_row(e, l.dim * 4, row);
 }
 
 /// Turns the scores of the keys that rows from `row` on see into weights, with zeros for the hidden ones that are read, and brings the
@@ -224,8 +223,7 @@ fn add_values(e: &mut Emitter, a: &Attention, l: &Layout, block: &Block, value_r
     let zero = e.i64(0);
     let first = block.first_row(e, l.tile, zero);
     l.tile.panels(e, l.dim, |e, panel| {
-        let from = e.at(value_rows, panel.first, 4);
-        let strip = Strip { from, stride: a.heads.values.stride * 4, transpose: false, columns: panel.width };
+        let strip = strip(e, &a.heads.values, value_rows, panel.first, panel.width);
         let right = e.at(values, panel.first, l.kv_block * 4);
         strip.copy(e, block.limit, right, panel.width);
         let out = e.at(sums, panel.first, 4);

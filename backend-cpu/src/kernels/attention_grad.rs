@@ -15,8 +15,7 @@
 //! only: 59, 66, 68 % of the multiply-add peak for D = 32, 65, 73, 73 % for D = 64; about 61 % for S = 4096, whose scratch
 //! of 6.5 MB leaves the second-level cache. Blocks of 96 do the same within the noise.
 use super::attention_tile::{Block, Left, Scratch, Seen, Tile, load, scale_row, store};
-use super::heads::{Token, later, make_head, prefetch_head, prefetch_operands, prefetch_target, put_head, slab};
-use super::panels::Strip;
+use super::heads::{Token, later, make_head, prefetch_head, prefetch_operands, prefetch_target, put_head, slab, strip};
 use super::unsupported;
 use crate::emit::rowops::clear_row;
 use crate::emit::{Emitter, Error, Ty, Val, math};
@@ -108,8 +107,8 @@ pub fn emit(cpu: &Cpu, kernel: &Kernel, a: &AttentionGrad) -> Result<String, Err
         l.tile.transpose(e, (key_slab, a.heads.keys, a.heads.context), (zero, context), l.dim, keys_t);
         l.tile.transpose(e, (value_slab, a.heads.values, a.heads.context), (zero, context), l.dim, values_t);
         l.tile.panels(e, l.dim, |e, panel| {
-            let (from, to) = (e.at(key_slab, panel.first, 4), e.at(keys, panel.first, a.heads.context * 4));
-            let strip = Strip { from, stride: a.heads.keys.stride * 4, transpose: false, columns: panel.width };
+            let strip = strip(e, &a.heads.keys, key_slab, panel.first, panel.width);
+            let to = e.at(keys, panel.first, a.heads.context * 4);
             strip.copy(e, context, to, panel.width);
         });
         let sums = e.offset_const(e.scratch, l.dkeys);

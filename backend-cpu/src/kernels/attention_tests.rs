@@ -14,6 +14,9 @@ pub(super) struct Size {
     pub t: usize,
 }
 
+/// Element types of keys and values, and how far a result that is rounded may be off: keys that are rotated may fall to either side.
+const CACHES: [(&str, f64); 2] = [("f32", 2e-6), ("bf16", 0.004)];
+
 /// The chain of one operand: columns `start..` of the projection, bias and rope if asked for.
 fn chain(z: Size, name: &str, heads: usize, start: usize, layout: Option<&str>) -> String {
     let Size { b, s, d, .. } = z;
@@ -49,16 +52,16 @@ fn head(z: Size, caches: &str) -> String {
     )
 }
 
-fn kv_write(z: Size, layout: Option<&str>, pos: &[i32]) -> Case {
+fn kv_write(z: Size, dtype: &str, layout: Option<&str>, pos: &[i32]) -> Case {
     let Size { b, s, g, d, t, h } = z;
-    let cache = format!("cache f32[1, {b}, {t}, {g}, {d}]");
+    let (cache, view) = (format!("cache {dtype}[1, {b}, {t}, {g}, {d}]"), format!("{dtype}[{b}, {t}, {g}, {d}]"));
     let text = head(z, &format!(r#""ck" cache = %ck: {cache}, "cv" cache = %cv: {cache}"#))
         + &chain(z, "k", g, h * d, layout)
         + &chain(z, "v", g, (h + g) * d, None)
         + &format!(
             r#"%zero = constant {{value = 0.0, dtype = i32}} : i32[]
-            %ck1, %vk = cache_update %ck, %k, %pos, %zero : {cache}, f32[{b}, {t}, {g}, {d}]
-            %cv1, %vv = cache_update %cv, %v, %pos, %zero : {cache}, f32[{b}, {t}, {g}, {d}]
+            %ck1, %vk = cache_update %ck, %k, %pos, %zero : {cache}, {view}
+            %cv1, %vv = cache_update %cv, %v, %pos, %zero : {cache}, {view}
             yield "ck" = %ck1, "cv" = %cv1 }}"#
         );
     let tokens = b * s;
@@ -69,21 +72,25 @@ fn kv_write(z: Size, layout: Option<&str>, pos: &[i32]) -> Case {
 #[test]
 fn keys_and_values_are_written() {
     let z = Size { b: 2, s: 5, h: 4, g: 2, d: 12, t: 9 };
-    kv_write(z, Some("adjacent"), &[0, 3]).check();
-    kv_write(z, Some("half"), &[2, 4]).check();
-    kv_write(z, None, &[1, 0]).check();
-    // The last positions do not fit.
-    kv_write(z, Some("half"), &[7, 9]).check();
-    kv_write(Size { d: 64, ..z }, Some("adjacent"), &[7, 9]).check();
-    kv_write(Size { d: 64, ..z }, Some("half"), &[0, 0]).check();
-    kv_write(Size { d: 6, ..z }, Some("half"), &[0, 0]).check();
-    kv_write(Size { d: 7, ..z }, None, &[0, 0]).check();
+    for (dtype, tolerance) in CACHES {
+        let check = |z, layout, pos: &[i32]| kv_write(z, dtype, layout, pos).tolerance(tolerance).check();
+        check(z, Some("adjacent"), &[0, 3]);
+        check(z, Some("half"), &[2, 4]);
+        // What is not computed is rounded exactly.
+        kv_write(z, dtype, None, &[1, 0]).check();
+        // The last positions do not fit.
+        check(z, Some("half"), &[7, 9]);
+        check(Size { d: 64, ..z }, Some("adjacent"), &[7, 9]);
+        check(Size { d: 64, ..z }, Some("half"), &[0, 0]);
+        check(Size { d: 6, ..z }, Some("half"), &[0, 0]);
+        kv_write(Size { d: 7, ..z }, dtype, None, &[0, 0]).check();
+    }
 }
 
-fn decode(z: Size, layout: Option<&str>, pos: &[i32], causal: bool) -> Case {
+fn decode(z: Size, dtype: &str, layout: Option<&str>, pos: &[i32], causal: bool) -> Case {
     let Size { b, g, d, t, h, .. } = z;
-    let cache = format!("cache f32[1, {b}, {t}, {g}, {d}]");
-    let view = format!("f32[{b}, {t}, {g}, {d}]");
+    let cache = format!("cache {dtype}[1, {b}, {t}, {g}, {d}]");
+    let view = format!("{dtype}[{b}, {t}, {g}, {d}]");
     let text = head(z, &format!(r#""ck" cache = %ck: {cache}, "cv" cache = %cv: {cache}"#))
         + &chain(z, "q", h, 0, layout)
         + &chain(z, "k", g, h * d, layout)
@@ -104,21 +111,27 @@ fn decode(z: Size, layout: Option<&str>, pos: &[i32], causal: bool) -> Case {
 #[test]
 fn decode_attention() {
     let z = Size { b: 2, s: 1, h: 4, g: 2, d: 12, t: 33 };
-    for d in [12, 16, 48, 64, 96, 128, 6] {
-        decode(Size { d, ..z }, Some("adjacent"), &[0, 32], true).check();
-        decode(Size { d, ..z }, Some("half"), &[17, 8], true).check();
+    for (dtype, tolerance) in CACHES {
+        let check = |z, layout, pos: &[i32]| decode(z, dtype, layout, pos, true).tolerance(tolerance).check();
+        for d in [12, 16, 48, 64, 96, 128, 6] {
+            check(Size { d, ..z }, Some("adjacent"), &[0, 32]);
+            check(Size { d, ..z }, Some("half"), &[17, 8]);
+        }
+        for d in [7, 9, 3] {
+            decode(Size { d, ..z }, dtype, None, &[4, 30], true).check();
+        }
+        check(Size { h: 2, ..z }, Some("half"), &[5, 31]);
+        check(Size { h: 12, ..z }, Some("half"), &[5, 31]);
+        let z = Size { h: 3, g: 3, d: 64, ..z };
+        decode(z, dtype, Some("adjacent"), &[15, 16], false).tolerance(tolerance).check();
     }
-    for d in [7, 9, 3] {
-        decode(Size { d, ..z }, None, &[4, 30], true).check();
-    }
-    decode(Size { h: 2, ..z }, Some("half"), &[5, 31], true).check();
-    decode(Size { h: 12, ..z }, Some("half"), &[5, 31], true).check();
-    decode(Size { h: 3, g: 3, d: 64, ..z }, Some("adjacent"), &[15, 16], false).check();
 }
 
-fn prefill(z: Size, layout: Option<&str>, pos: &[i32], causal: bool, q_rows: usize, kv_block: usize) -> Case {
+/// Tiles are (queries of a task, keys of a block).
+fn prefill(z: Size, dtype: &str, layout: Option<&str>, pos: &[i32], causal: bool, tile: (usize, usize)) -> Case {
     let Size { b, s, g, d, t, h } = z;
-    let view = format!("f32[{b}, {t}, {g}, {d}]");
+    let view = format!("{dtype}[{b}, {t}, {g}, {d}]");
+    let (q_rows, kv_block) = tile;
     let text = head(z, &format!(r#""k" input = %k: {view}, "v" input = %v: {view}"#))
         + &chain(z, "q", h, 0, layout)
         + &format!(
@@ -133,22 +146,24 @@ fn prefill(z: Size, layout: Option<&str>, pos: &[i32], causal: bool, q_rows: usi
 #[test]
 fn prefill_attention() {
     let z = Size { b: 2, s: 13, h: 4, g: 2, d: 12, t: 40 };
-    for d in [12, 16, 48, 64, 96, 128, 6, 20] {
-        prefill(Size { d, ..z }, Some("adjacent"), &[0, 21], true, 6, 16).check();
-        prefill(Size { d, ..z }, Some("half"), &[3, 27], true, 8, 32).check();
+    for (dtype, _) in CACHES {
+        for d in [12, 16, 48, 64, 96, 128, 6, 20] {
+            prefill(Size { d, ..z }, dtype, Some("adjacent"), &[0, 21], true, (6, 16)).check();
+            prefill(Size { d, ..z }, dtype, Some("half"), &[3, 27], true, (8, 32)).check();
+        }
+        for d in [7, 9, 3] {
+            prefill(Size { d, ..z }, dtype, None, &[4, 20], true, (5, 24)).check();
+        }
+        prefill(z, dtype, Some("half"), &[0, 0], false, (4, 16)).check();
+        prefill(Size { h: 2, t: 37, ..z }, dtype, Some("half"), &[0, 9], false, (64, 64)).check();
+        prefill(Size { h: 2, t: 37, ..z }, dtype, Some("half"), &[0, 24], true, (64, 13)).check();
+        // Queries beyond the context see all of it.
+        prefill(Size { t: 16, ..z }, dtype, None, &[0, 10], true, (6, 16)).check();
     }
-    for d in [7, 9, 3] {
-        prefill(Size { d, ..z }, None, &[4, 20], true, 5, 24).check();
-    }
-    prefill(z, Some("half"), &[0, 0], false, 4, 16).check();
-    prefill(Size { h: 2, t: 37, ..z }, Some("half"), &[0, 9], false, 64, 64).check();
-    prefill(Size { h: 2, t: 37, ..z }, Some("half"), &[0, 24], true, 64, 13).check();
-    // Queries beyond the context see all of it.
-    prefill(Size { t: 16, ..z }, None, &[0, 10], true, 6, 16).check();
 }
 
 /// An attention whose keys and values are plain tensors, or columns of the projection that the queries come from.
-fn plain(z: Size, joined: bool, pos: &[i32], causal: bool, q_rows: usize, kv_block: usize) -> Case {
+fn plain(z: Size, joined: bool, pos: &[i32], causal: bool, (q_rows, kv_block): (usize, usize)) -> Case {
     let Size { b, s, g, d, t, h } = z;
     let view = format!("f32[{b}, {t}, {g}, {d}]");
     let text = head(z, &format!(r#""k" input = %ka: {view}, "v" input = %va: {view}"#))
@@ -168,20 +183,38 @@ fn plain(z: Size, joined: bool, pos: &[i32], causal: bool, q_rows: usize, kv_blo
 fn plain_keys_and_values() {
     let z = Size { b: 2, s: 13, h: 4, g: 2, d: 12, t: 40 };
     for d in [12, 32, 6, 20] {
-        plain(Size { d, ..z }, false, &[0, 21], true, 6, 16).check();
-        plain(Size { d, ..z }, false, &[0, 0], false, 6, 24).check();
-        plain(Size { d, t: 13, ..z }, true, &[0, 0], true, 6, 16).check();
+        plain(Size { d, ..z }, false, &[0, 21], true, (6, 16)).check();
+        plain(Size { d, ..z }, false, &[0, 0], false, (6, 24)).check();
+        plain(Size { d, t: 13, ..z }, true, &[0, 0], true, (6, 16)).check();
     }
-    plain(Size { g: 1, ..z }, false, &[3, 4], true, 64, 64).check();
-    plain(Size { g: 4, t: 13, ..z }, true, &[0, 0], false, 64, 64).check();
+    plain(Size { g: 1, ..z }, false, &[3, 4], true, (64, 64)).check();
+    plain(Size { g: 4, t: 13, ..z }, true, &[0, 0], false, (64, 64)).check();
+}
+
+#[test]
+fn operands_in_bf16() {
+    let Size { b, s, h, g, d, t } = Size { b: 2, s: 13, h: 4, g: 2, d: 20, t: 40 };
+    let text = format!(
+        r#"func "f"("q" input = %qs: bf16[{b}, {s}, {}], "k" input = %k: bf16[{b}, {t}, {g}, {d}],
+          "v" input = %v: bf16[{b}, {t}, {g}, {d}], "pos" input = %pos: i32[{b}]) {{
+          %columns = slice %qs {{axis = 2, start = 3, end = {}}} : bf16[{b}, {s}, {}]
+          %q = reshape %columns {{shape = [{b}, {s}, {h}, {d}]}} : bf16[{b}, {s}, {h}, {d}]
+          %a = attention %q, %k, %v, %pos {{causal = true, scale = 0.3}} : f32[{b}, {s}, {h}, {d}]
+          yield "a" = %a }}"#,
+        h * d + 5,
+        h * d + 3,
+        h * d
+    );
+    let tiling = Tiling::Queries { q_rows: 6, kv_block: 16 };
+    Case::new(&text, (Family::Attention, tiling), b * h * s.div_ceil(6)).int("pos", &[0, 21]).check();
 }
 
 #[test]
 fn every_target_compiles_attention() {
     let z = Size { b: 2, s: 13, h: 4, g: 2, d: 20, t: 40 };
-    for layout in [Some("adjacent"), Some("half"), None] {
-        kv_write(z, layout, &[0, 0]).compile_elsewhere();
-        decode(Size { s: 1, d: 22, ..z }, layout, &[0, 0], true).compile_elsewhere();
-        prefill(z, layout, &[0, 0], true, 6, 64).compile_elsewhere();
+    for (dtype, layout) in CACHES.iter().flat_map(|c| [(c.0, Some("adjacent")), (c.0, Some("half")), (c.0, None)]) {
+        kv_write(z, dtype, layout, &[0, 0]).compile_elsewhere();
+        decode(Size { s: 1, d: 22, ..z }, dtype, layout, &[0, 0], true).compile_elsewhere();
+        prefill(z, dtype, layout, &[0, 0], true, (6, 64)).compile_elsewhere();
     }
 }

@@ -1,5 +1,5 @@
 //! What the attention kernels are made of: register tiles, panels of keys and values, rows of scores.
-use super::heads::all_pieces;
+use super::heads::{all_pieces, row};
 use super::panels::Strip;
 use crate::emit::{Cmp, Elem, Emitter, Ty, Val};
 use rdc_ir::program::body::HeadRows;
@@ -143,9 +143,10 @@ impl Tile {
         e.for_range(keys.0, keys.1, self.width, &[], |e, key, _| {
             let length = e.i64(dim);
             let at = e.sub(key, keys.0);
-            let (from, to) = (e.at(slab, key, rows.stride * 4), e.at(to, at, dim * 4));
+            let (from, to) = (row(e, &rows, slab, key), e.at(to, at, dim * 4));
             let copy = |e: &mut Emitter, columns: usize| {
-                let strip = Strip { from, stride: rows.stride * 4, transpose: true, columns };
+                let (stride, dtype) = (rows.stride * rows.dtype.bytes(), rows.dtype);
+                let strip = Strip { from, stride, dtype, transpose: true, columns };
                 strip.copy(e, length, to, self.width);
                 vec![]
             };

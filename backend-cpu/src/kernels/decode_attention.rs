@@ -5,7 +5,7 @@
 //! scores, takes the softmax of each head, and streams the values once for the sums. Tiling: keys go by fours, whose
 //! dot products fold their lanes together; values are summed in a register block of [`HEADS`] heads by a few vectors
 //! of columns. Bound: memory, the bytes of keys and values up to the position; scores never leave the cache.
-use super::heads::{Token, all_pieces, make_head, slab, write_cache};
+use super::heads::{Token, all_pieces, load, make_head, row, slab, write_cache};
 use crate::emit::{Emitter, Error, Ty, Val, math};
 use rdc_ir::program::Kernel;
 use rdc_ir::program::body::Attention;
@@ -92,10 +92,10 @@ fn score(e: &mut Emitter, a: &Attention, layout: &Layout, keys: Val, scores: Val
     let rest = e.rem(count, width);
     let whole = e.sub(count, rest);
     e.for_range(zero, whole, KEYS, &[], |e, j, _| {
-        let key = e.at(keys, j, dim * 4);
+        let key = row(e, &a.heads.keys, keys, j);
         e.repeat(heads, |e, h| {
             let query = e.at(e.scratch, h, dim * 4);
-            let dots = dots(e, dim, query, key, KEYS);
+            let dots = dots(e, a, query, key, KEYS);
             let row = e.at(scores, h, layout.score_stride);
             let to = e.at(row, j, 4);
             e.store_raw(to, dots);
@@ -103,10 +103,10 @@ fn score(e: &mut Emitter, a: &Attention, layout: &Layout, keys: Val, scores: Val
         vec![]
     });
     e.each(whole, count, |e, j| {
-        let key = e.at(keys, j, dim * 4);
+        let key = row(e, &a.heads.keys, keys, j);
         e.repeat(heads, |e, h| {
             let query = e.at(e.scratch, h, dim * 4);
-            let dot = dots(e, dim, query, key, 1);
+            let dot = dots(e, a, query, key, 1);
             let row = e.at(scores, h, layout.score_stride);
             let to = e.at(row, j, 4);
             e.store_raw(to, dot);
@@ -116,7 +116,8 @@ fn score(e: &mut Emitter, a: &Attention, layout: &Layout, keys: Val, scores: Val
 
 /// The dot products of a query with `n` (1 or [`KEYS`]) consecutive keys, as `n` lanes. Both cases add in the same order,
 /// so a key's score does not depend on how many keys there are.
-fn dots(e: &mut Emitter, dim: usize, query: Val, key: Val, n: usize) -> Val {
+fn dots(e: &mut Emitter, a: &Attention, query: Val, key: Val, n: usize) -> Val {
+    let dim = a.heads.query.dim;
     // One sum for each width of piece; two for full vectors, to hide latency.
     let mut sums: Vec<Vec<Val>> = vec![Vec::new(); n];
     let pieces = all_pieces(dim, e.lanes);
@@ -125,8 +126,7 @@ fn dots(e: &mut Emitter, dim: usize, query: Val, key: Val, n: usize) -> Val {
         let place = e.offset_const(query, column * 4);
         let q = e.load_raw(place, Ty::f32(lanes));
         for (k, sums) in sums.iter_mut().enumerate() {
-            let place = e.offset_const(key, (k * dim + column) * 4);
-            let value = e.load_raw(place, Ty::f32(lanes));
+            let value = load(e, &a.heads.keys, key, k * dim + column, lanes);
             if i < full && i >= 2 {
                 sums[i % 2] = e.fma(q, value, sums[i % 2]);
             } else {
@@ -221,14 +221,9 @@ fn weigh(e: &mut Emitter, a: &Attention, layout: &Layout, (values, weights): (Va
             let none: Vec<Val> = (0..block).flat_map(|_| columns).map(|c| e.f32(0.0, c.1)).collect();
             let zero = e.i64(0);
             let sums = e.for_range(zero, count, 1, &none, |e, j, sums| {
-                let value = e.at(values, j, dim * 4);
-                let value: Vec<Val> = columns
-                    .iter()
-                    .map(|&(column, lanes)| {
-                        let place = e.offset_const(value, column * 4);
-                        e.load_raw(place, Ty::f32(lanes))
-                    })
-                    .collect();
+                let row = row(e, &a.heads.values, values, j);
+                let value: Vec<Val> =
+                    columns.iter().map(|&(column, lanes)| load(e, &a.heads.values, row, column, lanes)).collect();
                 let mut next = Vec::new();
                 for (h, &row) in rows.iter().enumerate() {
                     let place = e.at(row, j, 4);

@@ -106,7 +106,7 @@ impl<'k> Anchor<'k> {
                 }
             }
             Opcode::Index => nest(e, &shape, &mut |e, index| {
-                let entry = operands[1].load(e, &[]);
+                let entry = operands[1].load(e, &index[..operands[1].shape.len()]);
                 let entry = e.index(entry, operands[0].shape[0]);
                 let value = operands[0].load(e, &[&[entry], index].concat());
                 out.store(e, index, value);
@@ -150,10 +150,11 @@ impl<'k> Anchor<'k> {
             Opcode::PackedMatmul => self.packed_matmul(e, &operands, &out),
             Opcode::Rope | Opcode::RopeGrad => self.rope(e, &operands, &out),
             Opcode::Attention => self.attention(e, &operands, &out),
-            Opcode::KvSlot => {
-                let value = self.kv_slot(e, &operands[0]);
-                out.store(e, &[], value);
-            }
+            Opcode::KvSlot => nest(e, &shape, &mut |e, index| {
+                let step = operands[0].load(e, index);
+                let value = self.kv_slot(e, step);
+                out.store(e, index, value);
+            }),
             Opcode::Quantize => {
                 let scales = self.view(e, op.results[1]);
                 self.quantize(e, &operands[0], &out, &scales);
@@ -368,7 +369,7 @@ impl<'k> Anchor<'k> {
         let [cache, x, pos, slot] = operands else { return };
         nest(e, &x.shape, &mut |e, index| {
             let &[batch, step, head, d] = index else { return };
-            let slot = slot.load(e, &[]);
+            let slot = slot.load(e, &[batch][..slot.shape.len()]);
             let slot = e.index(slot, cache.shape[0]);
             let first = pos.load(e, &[batch]);
             let first = e.extsi(first, Elem::I64);
@@ -383,10 +384,9 @@ impl<'k> Anchor<'k> {
         });
     }
 
-    fn kv_slot(&self, e: &mut Emitter, step: &View) -> Val {
+    fn kv_slot(&self, e: &mut Emitter, step: Val) -> Val {
         let op = self.op;
         let (layer, layers, arg) = (op.size("layer"), op.size("layers").max(1), op.size("arg").max(1));
-        let step = step.load(e, &[]);
         let step = e.extsi(step, Elem::I64);
         let call = e.mul_const(step, layers);
         let call = e.add_const(call, layer);

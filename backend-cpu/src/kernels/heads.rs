@@ -1,15 +1,18 @@
 //! What the attention family shares: heads on their way out of a projection or into a derivative, cache writes, and where keys and
 //! values lie.
+use super::panels::Strip;
 pub use crate::emit::vectors::all_pieces;
 use crate::emit::{Cmp, Elem, Emitter, Ty, Val, rope};
+use rdc_ir::DType;
 use rdc_ir::program::body::{CacheWrite, HeadChain, HeadRows, HeadTarget, Heads};
 use rdc_ir::program::rows::Rotation;
 
-/// The address of a head of `dim` columns in rows of tokens, of which `stride` columns from `start` on have the heads.
-fn head_row(e: &mut Emitter, base: Val, (stride, start, dim): (usize, usize, usize), token: Token, head: Val) -> Val {
-    let row = e.at(base, token.index, stride * 4);
-    let row = e.offset_const(row, start * 4);
-    e.at(row, head, dim * 4)
+/// The address of a head of `dim` columns in rows of tokens, of which `stride` columns from `start` on have the heads; those three in
+/// bytes.
+fn head_row(e: &mut Emitter, base: Val, [stride, start, dim]: [usize; 3], token: Token, head: Val) -> Val {
+    let row = e.at(base, token.index, stride);
+    let row = e.offset_const(row, start);
+    e.at(row, head, dim)
 }
 
 /// Moves a head of `dim` columns of a token from `read` to `write`, rotated if there is a rotation.
@@ -35,17 +38,30 @@ fn move_head(
 
 /// The address of head `head` of a token in the source of a chain.
 fn source(e: &mut Emitter, chain: &HeadChain, token: Token, head: Val) -> Val {
-    head_row(e, e.arg(chain.source), (chain.stride, chain.start, chain.dim), token, head)
+    let bytes = [chain.stride, chain.start, chain.dim].map(|columns| columns * chain.dtype.bytes());
+    head_row(e, e.arg(chain.source), bytes, token, head)
 }
 
 /// Asks memory for what [`make_head`] reads of the source.
 pub fn prefetch_head(e: &mut Emitter, chain: &HeadChain, token: Token, head: Val) {
     let row = source(e, chain, token, head);
-    prefetch_row(e, chain.dim, row);
+    prefetch_row(e, chain.dim * chain.dtype.bytes(), row);
 }
 
 /// Writes head `head` of a token to `to`, times `scale`.
 pub fn make_head(e: &mut Emitter, chain: &HeadChain, token: Token, head: Val, scale: Option<f64>, to: Val) {
+    make_head_as(e, chain, token, head, scale, (to, DType::F32));
+}
+
+/// As [`make_head`], to elements of that type.
+fn make_head_as(
+    e: &mut Emitter,
+    chain: &HeadChain,
+    token: Token,
+    head: Val,
+    scale: Option<f64>,
+    (to, dtype): (Val, DType),
+) {
     let first = e.mul_const(head, chain.dim * 4);
     let row = source(e, chain, token, head);
     let mut rows = vec![row];
@@ -56,8 +72,9 @@ pub fn make_head(e: &mut Emitter, chain: &HeadChain, token: Token, head: Val, sc
     let read = |e: &mut Emitter, column: usize, lanes: usize| {
         let mut sum: Option<Val> = None;
         for &row in &rows {
-            let place = e.offset_const(row, column * 4);
-            let value = e.load_raw(place, Ty::f32(lanes));
+            // What is of bf16 has no biases.
+            let place = e.offset_const(row, column * chain.dtype.bytes());
+            let value = e.load(place, chain.dtype, lanes);
             sum = Some(match sum {
                 Some(sum) => e.add(sum, value),
                 None => value,
@@ -73,21 +90,22 @@ pub fn make_head(e: &mut Emitter, chain: &HeadChain, token: Token, head: Val, sc
             }
             None => value,
         };
-        let place = e.offset_const(to, column * 4);
-        e.store_raw(place, value);
+        let place = e.offset_const(to, column * dtype.bytes());
+        e.store(place, dtype, value);
     };
     move_head(e, chain.dim, token, chain.rope.as_ref(), read, write);
 }
 
 /// The address of a head of a token where a derivative goes.
 fn destination(e: &mut Emitter, target: &HeadTarget, token: Token, head: Val) -> Val {
-    head_row(e, e.arg(target.pointer), (target.stride, target.start, target.dim), token, head)
+    let bytes = [target.stride, target.start, target.dim].map(|columns| columns * 4);
+    head_row(e, e.arg(target.pointer), bytes, token, head)
 }
 
 /// Asks memory for what [`put_head`] writes.
 pub fn prefetch_target(e: &mut Emitter, target: &HeadTarget, token: Token, head: Val) {
     let row = destination(e, target, token, head);
-    prefetch_row(e, target.dim, row);
+    prefetch_row(e, target.dim * 4, row);
 }
 
 /// Writes the head of a token that lies at `from`, times `scale` (`f32`), to its target.
@@ -140,7 +158,8 @@ impl Token {
 
 /// Writes the heads `heads` (a range of `i64`) of a token to a cache, unless its position is outside it.
 pub fn write_cache(e: &mut Emitter, write: &CacheWrite, token: Token, heads: (Val, Val)) {
-    let CacheWrite { chain, cache, pos, context, .. } = write;
+    let CacheWrite { chain, cache, dtype, pos, context, .. } = write;
+    let row = chain.dim * dtype.bytes();
     let position = token.position(e, *pos);
     let (zero, end) = (e.i64(0), e.i64(*context));
     let (after, before) = (e.cmp(Cmp::Ge, position, zero), e.cmp(Cmp::Lt, position, end));
@@ -149,23 +168,41 @@ pub fn write_cache(e: &mut Emitter, write: &CacheWrite, token: Token, heads: (Va
         e.each(heads.0, heads.1, |e, head| {
             let first = e.mul_const(token.batch, chain.heads);
             let slab = e.add(first, head);
-            let slab = e.at(e.arg(*cache), slab, context * chain.dim * 4);
-            let to = e.at(slab, position, chain.dim * 4);
-            make_head(e, chain, token, head, None, to);
+            let slab = e.at(e.arg(*cache), slab, context * row);
+            let to = e.at(slab, position, row);
+            make_head_as(e, chain, token, head, None, (to, *dtype));
         });
     });
 }
 
 /// The address of position 0 of a group of keys or values.
 pub fn slab(e: &mut Emitter, rows: &HeadRows, batch: Val, group: Val) -> Val {
-    let first = e.offset_const(e.arg(rows.pointer), rows.start * 4);
-    let first = e.at(first, batch, rows.batch * 4);
-    e.at(first, group, rows.group * 4)
+    let size = rows.dtype.bytes();
+    let first = e.offset_const(e.arg(rows.pointer), rows.start * size);
+    let first = e.at(first, batch, rows.batch * size);
+    e.at(first, group, rows.group * size)
 }
 
-/// Asks memory for a row of `dim` floats, to be in the second-level cache when it is used.
-pub fn prefetch_row(e: &mut Emitter, dim: usize, row: Val) {
-    for byte in (0..dim * 4).step_by(64) {
+/// The address of the row at a position of a group's slab.
+pub fn row(e: &mut Emitter, rows: &HeadRows, slab: Val, position: Val) -> Val {
+    e.at(slab, position, rows.stride * rows.dtype.bytes())
+}
+
+/// Elements `column ..` of a row, or of those after it, as f32.
+pub fn load(e: &mut Emitter, rows: &HeadRows, row: Val, column: usize, lanes: usize) -> Val {
+    let place = e.offset_const(row, column * rows.dtype.bytes());
+    e.load(place, rows.dtype, lanes)
+}
+
+/// Columns `first ..` (`i64`) of the rows from the one at an address on, to be copied.
+pub fn strip(e: &mut Emitter, rows: &HeadRows, from: Val, first: Val, columns: usize) -> Strip {
+    let (size, dtype) = (rows.dtype.bytes(), rows.dtype);
+    Strip { from: e.at(from, first, size), stride: rows.stride * size, dtype, transpose: false, columns }
+}
+
+/// Asks memory for a row of so many bytes, to be in the second-level cache when it is used.
+pub fn prefetch_row(e: &mut Emitter, bytes: usize, row: Val) {
+    for byte in (0..bytes).step_by(64) {
         let line = e.offset_const(row, byte);
         e.prefetch(line, 2);
     }
@@ -186,7 +223,7 @@ pub fn prefetch_operands(e: &mut Emitter, heads: &Heads, token: Token, head: Val
     let group = e.div_rem(head, heads.heads_per_group()).0;
     for rows in [&heads.keys, &heads.values] {
         let slab = slab(e, rows, token.batch, group);
-        let row = e.at(slab, token.step, rows.stride * 4);
-        prefetch_row(e, heads.query.dim, row);
+        let row = row(e, rows, slab, token.step);
+        prefetch_row(e, heads.query.dim * rows.dtype.bytes(), row);
     }
 }

@@ -41,6 +41,7 @@ mod scatter_add;
 mod training_tests;
 
 use crate::emit::Error;
+use rdc_ir::DType;
 use rdc_ir::program::rows::Stored;
 use rdc_ir::program::{Kernel, KernelKind, Tiling};
 use rdc_passes::tile::Cpu;
@@ -50,6 +51,9 @@ use rdc_passes::tile::Cpu;
 /// # Errors
 /// [`Error::Unsupported`] if the kernel has a form or a tiling that its family has no code for.
 pub fn mlir(cpu: &Cpu, kernel: &Kernel) -> Result<String, Error> {
+    if multiplies_bf16(kernel) {
+        return unsupported(kernel, "products of activations in bf16");
+    }
     match &kernel.kind {
         KernelKind::Matmul(body) if matches!(kernel.tiling, Tiling::Panels { .. }) => gemv::emit(cpu, kernel, body),
         KernelKind::Matmul(body) => matmul::emit(cpu, kernel, body),
@@ -81,6 +85,17 @@ pub fn scratch_bytes(kernel: &Kernel, cpu: &Cpu) -> usize {
         KernelKind::Pack(_) | KernelKind::ScatterAdd(_) | KernelKind::KvWrite(_) => Ok(0),
     };
     bytes.unwrap_or(0)
+}
+
+/// Whether an activation is a factor in bf16, which only attentions and the generic family read.
+fn multiplies_bf16(kernel: &Kernel) -> bool {
+    match &kernel.kind {
+        KernelKind::Matmul(body) => body.before.nodes[body.left].dtype == DType::BF16,
+        KernelKind::Product(body) => {
+            [body.left, body.right].iter().any(|matrix| kernel.pointers[matrix.pointer].ty.dtype == DType::BF16)
+        }
+        _ => false,
+    }
 }
 
 /// That there is no code for a kernel.

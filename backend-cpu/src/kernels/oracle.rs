@@ -1,5 +1,5 @@
 //! Compares kernels with the reference interpreter in f64.
-use crate::testing::{self, Aligned, Runner, kernel, program, random};
+use crate::testing::{self, Aligned, Runner, kernel, program, random, via_bf16};
 use rdc_ir::interp::{self, Data, Inputs, Tensor};
 use rdc_ir::program::{Kernel, Reach, Tiling};
 use rdc_ir::{DType, Func, Module, Opcode, Type, ValueId};
@@ -47,6 +47,11 @@ impl Case {
         self
     }
 
+    /// Allows differences of so much of the largest element.
+    pub fn tolerance(self, tolerance: f64) -> Case {
+        Case { tolerance, ..self }
+    }
+
     /// Lets a result use the memory of an argument.
     pub fn in_place(mut self, result: &'static str, argument: &'static str) -> Case {
         self.in_place.push((result, argument));
@@ -86,7 +91,8 @@ impl Case {
         let n = ty.elements();
         let numbers = random(n, index as u64 + 1);
         let data = match ty.dtype {
-            DType::F32 | DType::BF16 => Data::Float(numbers.iter().map(|&v| f64::from(v)).collect()),
+            DType::F32 => Data::Float(numbers.iter().map(|&v| f64::from(v)).collect()),
+            DType::BF16 => Data::Float(numbers.iter().map(|&v| f64::from(via_bf16(v))).collect()),
             DType::Bool => Data::Bool(numbers.iter().map(|&v| v > 0.0).collect()),
             DType::I8 => Data::Byte(numbers.iter().map(|&v| (v * 127.0) as i8).collect()),
             DType::I32 => match self.ints.iter().find(|(n, _)| n == name) {

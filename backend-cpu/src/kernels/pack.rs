@@ -6,6 +6,7 @@ use super::matmul::bounded;
 use super::panels::{Strip, clear, copy_floats};
 use super::unsupported;
 use crate::emit::{Cmp, Emitter, Error, Val};
+use rdc_ir::DType;
 use rdc_ir::packing::Packing;
 use rdc_ir::program::body::Pack;
 use rdc_ir::program::{Kernel, Tiling};
@@ -44,7 +45,8 @@ impl Form {
         let first = e.add_const(first, part * (self.n / self.parts));
         let step = if self.flipped { 4 } else { self.k * 4 };
         let stride = if self.flipped { self.n * 4 } else { self.k * 4 };
-        Strip { from: e.at(e.arg(self.weight), first, step), stride, transpose: !self.flipped, columns }
+        let from = e.at(e.arg(self.weight), first, step);
+        Strip { from, stride, dtype: DType::F32, transpose: !self.flipped, columns }
     }
 
     fn panel(&self, e: &mut Emitter, panel: Val, to: Val, columns: usize) {

@@ -1,6 +1,7 @@
 //! Copies of row-major matrices into panels `f32[length, pitch]`, whose inner steps lie one after the other.
-use super::heads::all_pieces;
-use crate::emit::{Cmp, Emitter, Ty, Val};
+use crate::emit::vectors::all_pieces;
+use crate::emit::{Cmp, Emitter, Val};
+use rdc_ir::DType;
 
 /// Some columns of a panel, as they lie in a matrix.
 #[derive(Clone, Copy)]
@@ -9,6 +10,8 @@ pub struct Strip {
     pub from: Val,
     /// Bytes from one row of the matrix to the next.
     pub stride: usize,
+    /// What the matrix is of (f32 or bf16); panels are of f32.
+    pub dtype: DType,
     /// Whether the panel's columns are rows of the matrix; else they are columns.
     pub transpose: bool,
     /// How many columns.
@@ -24,7 +27,7 @@ impl Strip {
         }
         e.each(zero, length, |e, k| {
             let (from, to) = (e.at(self.from, k, self.stride), e.at(to, k, pitch * 4));
-            copy_floats(e, from, to, self.columns);
+            copy_row(e, (from, self.dtype), to, self.columns);
         });
     }
 
@@ -48,10 +51,10 @@ impl Strip {
             done = end;
         }
         e.each(done, length, |e, k| {
-            let (from, to) = (e.at(self.from, k, 4), e.at(to, k, pitch * 4));
+            let (from, to) = (e.at(self.from, k, self.dtype.bytes()), e.at(to, k, pitch * 4));
             for column in 0..self.columns {
                 let place = e.offset_const(from, column * self.stride);
-                let value = e.load_raw(place, Ty::f32(1));
+                let value = e.load(place, self.dtype, 1);
                 let place = e.offset_const(to, column * 4);
                 e.store_raw(place, value);
             }
@@ -62,11 +65,11 @@ impl Strip {
     fn square(self, e: &mut Emitter, first: usize, k: Val, to: Val, pitch: usize) {
         let n = e.lanes;
         let count = n.min(self.columns - first);
-        let (from, to) = (e.at(self.from, k, 4), e.at(to, k, pitch * 4));
+        let (from, to) = (e.at(self.from, k, self.dtype.bytes()), e.at(to, k, pitch * 4));
         let rows: Vec<Val> = (0..n)
             .map(|i| {
                 let place = e.offset_const(from, (first + i.min(count - 1)) * self.stride);
-                e.load_raw(place, Ty::f32(n))
+                e.load(place, self.dtype, n)
             })
             .collect();
         for (i, row) in e.transposed(rows).into_iter().enumerate() {
@@ -105,9 +108,14 @@ pub fn copy_rows(
 
 /// Copies `count` floats.
 pub fn copy_floats(e: &mut Emitter, from: Val, to: Val, count: usize) {
+    copy_row(e, (from, DType::F32), to, count);
+}
+
+/// Copies `count` elements of that type to floats.
+fn copy_row(e: &mut Emitter, (from, dtype): (Val, DType), to: Val, count: usize) {
     for (start, lanes) in all_pieces(count, e.lanes) {
-        let place = e.offset_const(from, start * 4);
-        let value = e.load_raw(place, Ty::f32(lanes));
+        let place = e.offset_const(from, start * dtype.bytes());
+        let value = e.load(place, dtype, lanes);
         let place = e.offset_const(to, start * 4);
         e.store_raw(place, value);
     }

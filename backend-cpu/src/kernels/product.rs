@@ -23,6 +23,7 @@ use super::micro::{Ahead, Micro, Share};
 use super::panels::{Strip, copy_rows, widths};
 use super::unsupported;
 use crate::emit::{Cmp, ElementEpilogue, Emitter, Error, Ty, Val};
+use rdc_ir::DType;
 use rdc_ir::program::body::{Matrix, Product};
 use rdc_ir::program::{Kernel, Tiling};
 use rdc_passes::tile::Cpu;
@@ -355,7 +356,9 @@ impl Block<'_> {
         let (to, stride) = (e.at(tile_at, first, each), form.left.stride);
         self.heights(e, tile, |e, rows| match form.left_in {
             Left::Rows => copy_rows(e, (from, stride), (to, pitch), (rows, length)),
-            _ => Strip { from, stride, transpose: false, columns: rows }.copy(e, length, to, form.mr),
+            _ => {
+                Strip { from, stride, dtype: DType::F32, transpose: false, columns: rows }.copy(e, length, to, form.mr)
+            }
         });
     }
 
@@ -427,7 +430,7 @@ impl Block<'_> {
         let to = e.at(to, first, form.nr * 4);
         let Operand { stride, inner_last: transpose, .. } = form.right;
         self.breadths(e, panel, |e, columns| {
-            Strip { from, stride, transpose, columns }.copy(e, length, to, form.nr);
+            Strip { from, stride, dtype: DType::F32, transpose, columns }.copy(e, length, to, form.nr);
         });
     }
 

@@ -243,7 +243,7 @@ impl Lower<'_> {
             let mut values = Vec::new();
             for name in cache_names(i) {
                 let b = self.building.as_mut()?;
-                let ty = Type::cache(DType::F32, shape);
+                let ty = Type::cache(self.options.kv_dtype, shape);
                 values.push(rdc_ir::Builder::new(&mut b.func).arg(name, rdc_ir::ArgRole::Cache, ty));
             }
             self.building.as_mut()?.caches.groups[i].values = Some([values[0], values[1]]);

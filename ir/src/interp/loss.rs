@@ -14,7 +14,8 @@ fn label_of(label: i32, classes: usize) -> Result<Option<usize>, String> {
     }
 }
 
-fn log_sum_exp<T: Real>(logits: &[T]) -> T {
+/// The logarithm of the sum of `e^v`.
+pub(super) fn log_sum_exp<T: Real>(logits: &[T]) -> T {
     let max = logits.iter().fold(T::from_f64(f64::NEG_INFINITY), |a, &b| a.maximum(b));
     logits.iter().fold(T::default(), |sum, &v| sum + (v - max).exp()).ln() + max
 }

@@ -202,9 +202,10 @@ impl<T: Real> Machine<'_, '_, T> {
                 return tensor.map(|t| vec![t]).map_err(|e| error(format!("parameter {name:?} {e}")));
             }
             Opcode::CacheUpdate => {
-                let (x, pos, slot) = (operands[1].clone(), operands[2].clone(), operands[3].ints()[0]);
+                let (x, pos, slot) = (operands[1].clone(), operands[2].clone(), operands[3].clone());
                 let cache = Rc::unwrap_or_clone(operands.swap_remove(0));
-                let (cache, view) = attention::cache_update(cache, &x, pos.ints(), slot, &types[1]).map_err(error)?;
+                let (cache, view) =
+                    attention::cache_update(cache, &x, pos.ints(), slot.ints(), &types[1]).map_err(error)?;
                 return Ok(vec![Rc::new(cache), Rc::new(view)]);
             }
             _ => {}

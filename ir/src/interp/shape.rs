@@ -142,9 +142,11 @@ pub(super) fn eval<T: Real>(op: &Op, o: &[&Tensor<T>], ty: &Type) -> Option<Resu
         Opcode::Broadcast => of(map_data!(&o[0].data, v => spread(v, &o[0].ty.shape, &ty.shape))),
         Opcode::Pad => pad(o[0], op.size("axis"), op.size("start"), op.size("size"), ty),
         Opcode::Index => {
-            let last = o[0].ty.shape[0] - 1;
-            let i = o[1].ints().first().copied().unwrap_or(0).max(0) as usize;
-            o[0].entry(i.min(last))
+            let (entries, i) = (o[0].ty.shape[0], o[1].ints());
+            let row = o[0].ty.elements() / (entries * i.len());
+            let at = |(b, &i): (usize, &i32)| ((i.max(0) as usize).min(entries - 1) * o[1].ty.elements() + b) * row;
+            let starts: Vec<usize> = i.iter().enumerate().map(at).collect();
+            of(map_data!(&o[0].data, v => starts.iter().flat_map(|&start| v[start..][..row].to_vec()).collect()))
         }
         Opcode::OneHot => one_hot(o[0].ints(), op.size("n"), ty),
         Opcode::SumTo => sum_to(o[0], ty),

@@ -54,6 +54,39 @@ fn elementwise_broadcasts() {
 }
 
 #[test]
+fn bf16_caches_hold_what_rounding_leaves() {
+    let text = |cache: &str, k: &str, view: &str| {
+        format!(
+            r#"func "f"("q" input = %q: f32[1, 2, 2, 2], "k" input = %x: f32[1, 2, 1, 2], "pos" position = %pos: i32[1],
+              "kv" cache = %kv: cache {cache}[1, 1, 4, 1, 2]) {{
+              %k = {k} : f32[1, 2, 1, 2]
+              %zero = constant {{value = 0.0, dtype = i32}} : i32[]
+              %kv.1, %v = cache_update %kv, %k, %pos, %zero : cache {cache}[1, 1, 4, 1, 2], {view}[1, 4, 1, 2]
+              %o = attention %q, %v, %v, %pos {{causal = true, scale = 0.5}} : f32[1, 2, 2, 2]
+              yield "o" = %o, "kv" = %kv.1
+            }}"#
+        )
+    };
+    let run = |text: String| {
+        let module = crate::parse(&format!("module \"m\"\n{text}")).unwrap();
+        assert_eq!(crate::verify::verify_text(&module), None);
+        let mut inputs = crate::testing::random_inputs(&module, "f", 3);
+        // The same in both, and of bf16.
+        let empty = Tensor { ty: inputs.args["kv"].ty.clone(), data: Data::Float(vec![0.5; 8]) };
+        inputs.args.insert("kv".into(), empty.into());
+        run(&module, "f", &inputs, &mut Options::default()).unwrap()
+    };
+    let narrow = run(text("bf16", "stop_gradient %x", "bf16"));
+    let rounded = text("f32", "cast %h {dtype = f32}", "f32")
+        .replace("%k = cast", "%h = cast %x {dtype = bf16} : bf16[1, 2, 1, 2]\n%k = cast");
+    let wide = run(rounded);
+    for (a, b) in narrow.tensors.iter().zip(&wide.tensors) {
+        assert_eq!(a.1.floats(), b.1.floats(), "{}", a.0);
+    }
+    assert_ne!(narrow.tensors[0].1.floats(), run(text("f32", "stop_gradient %x", "f32")).tensors[0].1.floats());
+}
+
+#[test]
 fn casts_round_to_bf16() {
     for (value, want) in [(1.0 + 1.0 / 256.0, 1.0), (1.0 + 3.0 / 256.0, 1.015625), (1.003906250001, 1.0078125)] {
         assert_eq!(Real::to_bf16(value), want);
@@ -126,6 +159,23 @@ fn norms_rope_and_gather() {
     close(&out[2], &[c - 2.0 * s, 2.0 * c + s, 3.0 * c1 - 4.0 * s1, 4.0 * c1 + 3.0 * s1]);
     close(&out[3], &[c - 3.0 * s, 2.0 * c1 - 4.0 * s1, 3.0 * c + s, 4.0 * c1 + 2.0 * s1]);
     close(&out[4], &[1f32.sin() as f64, 1f32.cos() as f64, 2f32.sin() as f64, 2f32.cos() as f64]);
+}
+
+#[test]
+fn attention_yields_its_log_sum_exp() {
+    let q = floats(&[1, 2, 2, 1], &[1.0, -2.0, 0.5, 3.0]);
+    let k = floats(&[1, 2, 1, 1], &[0.5, -1.0]);
+    let pos = Tensor::from_i32([1], &[0]);
+    let body = "%o, %l = attention %q, %k, %k, %pos {causal = true, scale = 2.0, lse = true} : f32[1, 2, 2, 1], f32[1, 2, 2]
+         %p = attention %q, %k, %k, %pos {causal = true, scale = 2.0} : f32[1, 2, 2, 1]
+         %a, %b, %c = attention_grad %q, %k, %k, %pos, %p {causal = true, scale = 2.0} : f32[1, 2, 2, 1], f32[1, 2, 1, 1], f32[1, 2, 1, 1]
+         %d, %e, %f = attention_grad %q, %k, %k, %pos, %p, %l {causal = true, scale = 2.0} : f32[1, 2, 2, 1], f32[1, 2, 1, 1], f32[1, 2, 1, 1]";
+    let out = results(&[("q", q), ("k", k), ("pos", pos)], body, "o p l a d b e c f");
+    let lse = |scores: &[f64]| scores.iter().map(|s| s.exp()).sum::<f64>().ln();
+    close(&out[2], &[1.0, -2.0, lse(&[0.5, -1.0]), lse(&[3.0, -6.0])]);
+    for pair in [[0, 1], [3, 4], [5, 6], [7, 8]] {
+        close(&out[pair[0]], &out[pair[1]]);
+    }
 }
 
 const DECODE: &str = r#"module "m"
@@ -216,4 +266,66 @@ fn loops_stop_and_stack() {
     let message = run_loop(5, 1.0, vec![]).unwrap_err().to_string();
     assert!(message.ends_with("5 steps, but max_steps is 4"), "{message}");
     assert!(run_loop(-1, 1.0, vec![]).is_err());
+}
+
+#[test]
+fn rows_at_their_own_steps_give_what_they_give_alone() {
+    // Two rows of caches with 5 slots; alone, each has its step as the only one.
+    let text = |rows: usize, steps: &str| {
+        let (x, cache, view) = (
+            format!("f32[{rows}, 1, 1, 2]"),
+            format!("cache f32[5, {rows}, 3, 1, 2]"),
+            format!("f32[{rows}, 3, 1, 2]"),
+        );
+        let attrs = "policy = \"modulo\", arg = 2, layer = 1, layers = 2, base = 1";
+        format!(
+            r#"module "m" func "f"("x" input = %x: {x}, "pos" position = %pos: i32[{rows}], "step" input = %step: i32{steps},
+              "table" input = %table: f32[4, {rows}, 2], "kv" cache = %kv: {cache}) {{
+              %slot = kv_slot %step {{{attrs}}} : i32{steps}
+              %kv.1, %v = cache_update %kv, %x, %pos, %slot : {cache}, {view}
+              %o = attention %x, %v, %v, %pos {{causal = true, scale = 0.5}} : {x}
+              %i = index %table, %step : f32[{rows}, 2]
+              yield "o" = %o, "i" = %i, "kv" = %kv.1
+            }}"#
+        )
+    };
+    let row = |t: &T64, axis: usize, row: usize| {
+        let (outer, inner) = (t.ty.shape[..axis].iter().product(), t.ty.shape[axis + 1..].iter().product::<usize>());
+        let at = |o: usize| t.to_f64()[(o * t.ty.shape[axis] + row) * inner..][..inner].to_vec();
+        (0..outer).flat_map(at).collect::<Vec<f64>>()
+    };
+    let module = |text: String| {
+        let module = parse(&text).unwrap();
+        // A scalar step that is no loop's is nothing a compiler knows an address for.
+        assert_eq!(verify_text(&module).is_some(), text.contains("i32[],"));
+        module
+    };
+    let both = module(text(2, "[2]"));
+    let mut inputs = crate::testing::random_inputs(&both, "f", 5);
+    inputs.args.insert("step".into(), Tensor::from_i32([2], &[0, 3]).into());
+    inputs.args.insert("pos".into(), Tensor::from_i32([2], &[2, 0]).into());
+    let together = run(&both, "f", &inputs, &mut Options::default()).unwrap();
+    for (alone, step) in [0, 3].into_iter().enumerate() {
+        for steps in ["[]", "[1]"] {
+            let single = module(text(1, steps));
+            let args = single.funcs[0].args.iter().zip(&single.funcs[0].regions[single.funcs[0].body].args);
+            let args = args.map(|(arg, &value)| {
+                let (ty, whole) = (single.funcs[0].ty(value).clone(), &inputs.args[&arg.name]);
+                let axis = usize::from(["table", "kv"].contains(&arg.name.as_str()));
+                let data = match &whole.data {
+                    Data::Float(_) => Data::Float(row(whole, axis, alone)),
+                    _ if arg.name == "step" => Data::Int(vec![step]),
+                    _ => Data::Int(vec![whole.ints()[alone]]),
+                };
+                (arg.name.clone(), Rc::new(Tensor { ty, data }))
+            });
+            let inputs = Inputs { params: HashMap::new(), args: args.collect() };
+            let out = run(&single, "f", &inputs, &mut Options::default()).unwrap();
+            for (name, axis) in [("o", 0), ("i", 0), ("kv", 1)] {
+                assert_eq!(out.get(name).unwrap().to_f64(), row(together.get(name).unwrap(), axis, alone), "{name}");
+            }
+        }
+    }
+    inputs.args.insert("step".into(), Tensor::from_i32([2], &[0, -1]).into());
+    assert!(run(&both, "f", &inputs, &mut Options::default()).unwrap_err().message.contains("step -1 is negative"));
 }

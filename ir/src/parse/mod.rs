@@ -385,6 +385,10 @@ impl Parser {
         }
         self.mark('{')?;
         for (i, spec) in specs.iter().enumerate() {
+            if spec.optional && self.is_mark('}') {
+                attrs.push(Attr::Bool(false));
+                continue;
+            }
             if i > 0 {
                 self.mark(',')?;
             }

@@ -96,11 +96,13 @@ pub struct Columns {
     pub epilogue: Rows,
 }
 
-/// A chain slice → reshape to heads → bias → rotation, each part optional: `f32[B, S, heads, dim]` out of rows of tokens.
+/// A chain slice → reshape to heads → bias → rotation, each part optional: `[B, S, heads, dim]` out of rows of tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HeadChain {
     /// Pointer of the rows.
     pub source: usize,
+    /// What they are of: f32, or bf16 if they are neither added to nor rotated.
+    pub dtype: DType,
     /// Columns of those rows.
     pub stride: usize,
     /// The first column used.
@@ -143,6 +145,8 @@ pub struct HeadRows {
     pub group: usize,
     /// From a position to the next.
     pub stride: usize,
+    /// What they are of: f32 or bf16.
+    pub dtype: DType,
 }
 
 /// The writing of keys or values of a chunk to one slot of a cache, `[B, heads, context, dim]` in memory.
@@ -152,6 +156,8 @@ pub struct CacheWrite {
     pub chain: HeadChain,
     /// Pointer of the slot.
     pub cache: usize,
+    /// What the cache is of; the chain is rounded to it.
+    pub dtype: DType,
     /// Pointer of the positions `i32[B]`.
     pub pos: usize,
     /// Tokens of a batch row.

@@ -69,7 +69,7 @@ mod tests {
     use crate::program::body::{Attention, HeadChain, HeadRows, Heads, Matrix, Product, Rows};
     use crate::program::rows::RowGraph;
     use crate::program::{Dispatch, KernelKind, Tiling};
-    use crate::types::Type;
+    use crate::types::{DType, Type};
 
     /// A kernel with one pointer of six rows of eight floats, in a batch of two.
     fn reach(kind: KernelKind, access: Access, tiling: Tiling, tasks: usize, pitch: Option<usize>) -> Reach {
@@ -88,8 +88,9 @@ mod tests {
     }
 
     fn attention() -> KernelKind {
-        let query = HeadChain { source: 0, stride: 8, start: 0, biases: vec![], rope: None, heads: 2, dim: 4 };
-        let keys = HeadRows { pointer: 0, start: 0, batch: 24, group: 4, stride: 8 };
+        let dtype = DType::F32;
+        let query = HeadChain { source: 0, dtype, stride: 8, start: 0, biases: vec![], rope: None, heads: 2, dim: 4 };
+        let keys = HeadRows { pointer: 0, start: 0, batch: 24, group: 4, stride: 8, dtype };
         let (pos, causal, scale, batch, steps, groups, context) = (0, true, Float(1.0), 2, 3, 2, 3);
         let heads = Heads { query, keys, values: keys, pos, causal, scale, batch, steps, groups, context };
         KernelKind::Attention(Attention { heads, result: 0, writes: vec![] })

@@ -38,14 +38,23 @@ impl Generator<'_, '_> {
             let (v_new, v_view) = update(v_cache, v);
             (self.caches, k, v, causal) = (Some([k_new, v_new]), k_view, v_view, true);
         }
-        let attrs = vec![Attr::Bool(causal), Attr::float(1.0 / ((dim / heads) as f64).sqrt())];
+        let mut attrs = vec![Attr::Bool(causal), Attr::float(1.0 / ((dim / heads) as f64).sqrt())];
+        if self.rng.one_in(4) {
+            attrs.push(Attr::Bool(true));
+        }
         let out = self.op(Opcode::Attention, &[q, k, v, pos], attrs);
+        let by = self.builder.func.def_op(out);
+        let lse = by.and_then(|op| self.builder.func.ops[op].results.get(1).copied());
+        if let Some(lse) = lse.filter(|_| self.config.jumps) {
+            self.push(lse, x.bound * x.bound * dim as f64);
+        }
         let out = self.op(Opcode::Reshape, &[out], vec![ints(&[batch, seq, dim])]);
         self.push(out, 2.0 * x.bound);
     }
-    /// A slot that the caches have: of a policy on the step of the loop around, or a constant.
+    /// A slot that the caches have: of a policy on the steps of the rows or on that of the loop around, or a constant.
     fn slot(&mut self) -> ValueId {
-        let Some(step) = self.loops.last().map(|l| l.step) else {
+        let of_rows = self.row_steps.filter(|_| self.rng.one_in(3));
+        let Some(step) = of_rows.or(self.loops.last().map(|l| l.step)) else {
             let slot = self.rng.below(2);
             return self.constant(slot as f64, DType::I32);
         };

@@ -17,15 +17,18 @@ pub struct Config {
     pub caches: bool,
     /// Whether there are `pack`, `quantize` and the operations on packed weights.
     pub packed: bool,
-    /// Whether there are casts to bf16 and selections by comparison, which a change of precision can flip.
+    /// Whether there are casts to bf16, caches of it, and selections by comparison, which a change of precision can flip; and uses of
+    /// an attention's log-sum-exp, which has no derivative.
     pub jumps: bool,
+    /// Whether steps and slots may be one for each row.
+    pub rows: bool,
     /// Whether there are labels, losses, derivatives, loops in reverse and the other operations of training.
     pub training: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { ops: 24, loops: true, caches: true, packed: false, jumps: true, training: false }
+        Config { ops: 24, loops: true, caches: true, packed: false, jumps: true, rows: false, training: false }
     }
 }
 
@@ -49,6 +52,7 @@ pub fn random_module(seed: u64, config: &Config) -> Module {
         labels: None,
         pos: None,
         steps: None,
+        row_steps: None,
     };
     generator.function();
     module.funcs.push(func);
@@ -92,6 +96,8 @@ pub(super) struct Generator<'g, 'f> {
     pub labels: Option<ValueId>,
     pub pos: Option<ValueId>,
     pub steps: Option<ValueId>,
+    /// A step of each row, 0 or 1.
+    pub row_steps: Option<ValueId>,
 }
 
 /// Slots of the random caches: enough for two layers of four iterations at a base of up to two.
@@ -106,11 +112,15 @@ impl Generator<'_, '_> {
         self.steps = Some(self.builder.arg("steps", ArgRole::Steps, Type::scalar(DType::I32)));
         let initial = self.builder.arg("initial_state", state, Type::f32([batch, seq, dim]));
         let extra = self.builder.arg("extra", ArgRole::Input, Type::f32([batch, seq, dim]));
+        if self.config.rows {
+            self.row_steps = Some(self.builder.arg("row_steps", ArgRole::Input, Type::new(DType::I32, [batch])));
+        }
         if self.config.training {
             self.labels = Some(self.builder.arg("labels", ArgRole::Labels, Type::new(DType::I32, [batch, seq])));
         }
         if self.config.caches {
-            let ty = Type::cache(DType::F32, [SLOTS, batch, context, heads, dim / heads]);
+            let dtype = if self.config.jumps && self.rng.one_in(3) { DType::BF16 } else { DType::F32 };
+            let ty = Type::cache(dtype, [SLOTS, batch, context, heads, dim / heads]);
             self.caches = Some(["k_cache", "v_cache"].map(|n| self.builder.arg(n, ArgRole::Cache, ty.clone())));
         }
         self.pool = vec![Item { value: initial, bound: 2.0 }, Item { value: extra, bound: 1.0 }];

@@ -54,7 +54,8 @@ fn draw(rng: &mut Rng, ty: &Type, init: Init) -> Tensor<f64> {
         Init::Constant(v) => v as f32 + 0.1 * rng.unit(),
         Init::Normal { std } | Init::TruncNormal { std, .. } => std as f32 * 1.7 * rng.unit(),
     };
-    let values: Vec<f64> = (0..ty.elements()).map(|_| one() as f64).collect();
+    let mut in_type = || if ty.dtype == DType::BF16 { Real::to_bf16(f64::from(one())) } else { f64::from(one()) };
+    let values: Vec<f64> = (0..ty.elements()).map(|_| in_type()).collect();
     Tensor { ty: ty.clone(), data: Data::Float(values) }
 }
 

@@ -47,12 +47,14 @@ impl Generator<'_, '_> {
             self.push(value, x.bound);
         }
     }
-    /// An entry by the step of the loop around, or by a number that may be outside.
+    /// An entry by the steps of the rows, by the step of the loop around, or by a number that may be outside.
     fn index(&mut self) {
         let x = self.ranked();
-        let by = match self.loops.last() {
-            Some(open) => open.step,
-            None => {
+        let batch = self.sizes.batch;
+        let by = match (self.row_steps, self.loops.last()) {
+            (Some(steps), _) if self.ty(x.value).shape.get(1) == Some(&batch) => steps,
+            (_, Some(open)) => open.step,
+            _ => {
                 let i = self.rng.below(4) as f64 - 1.0;
                 self.constant(i, DType::I32)
             }
@@ -142,7 +144,12 @@ impl Generator<'_, '_> {
         let (q, k) = (heads_of(self, heads), heads_of(self, groups));
         let (v, dout) = (heads_of(self, groups), heads_of(self, heads));
         let attrs = vec![Attr::Bool(self.rng.one_in(2)), Attr::float(1.0 / (size as f64).sqrt())];
-        let mut grads = self.results(Opcode::AttentionGrad, &[q, k, v, pos, dout], attrs);
+        let mut operands = vec![q, k, v, pos, dout];
+        if self.rng.one_in(2) {
+            let with_lse = [&attrs[..], &[Attr::Bool(true)]].concat();
+            operands.push(self.results(Opcode::Attention, &operands[..4], with_lse)[1]);
+        }
+        let mut grads = self.results(Opcode::AttentionGrad, &operands, attrs);
         if size.is_multiple_of(2) {
             let attrs = vec![Attr::Int(context as i64), Attr::Int(size as i64), Attr::float(100.0)];
             let table = self.op(Opcode::RopeTable, &[], attrs);

@@ -109,6 +109,9 @@ impl Checker<'_> {
         }
     }
     fn slot(&mut self, op: &Op, id: OpId, owner: &HashMap<RegionId, OpId>) {
+        if self.func.ty(op.operands[3]).rank() > 0 {
+            return;
+        }
         let slots = self.func.ty(op.operands[0]).shape[0];
         match self.last_slot(op.operands[3], owner) {
             Some(last) if last >= slots as u64 => {

@@ -33,8 +33,8 @@
 //!
 //! Caches
 //! - A cache value has exactly one use, in the region that defines it.
-//! - The slot of a `cache_update` is a `constant`, or a `kv_slot` of the step of a loop around it or of a constant; it is
-//!   below the number of slots at every step below `max_steps`.
+//! - A slot for all rows of a `cache_update` is a `constant`, or a `kv_slot` of the step of a loop around it or of a constant; it
+//!   is below the number of slots at every step below `max_steps`. Slots of a row each may be any values.
 //! - The view of a `cache_update` is used only by operations (not `loop`) of the same region, before the next consumer of
 //!   the cache; it is not yielded.
 mod caches;

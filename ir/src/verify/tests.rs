@@ -81,6 +81,7 @@ fn caches_are_linear() {
     );
     broken("max_steps = 2", "max_steps = 3", &["the cache has 3 slots, but slot 3 can occur"]);
     broken("cache_update %c, %x, %pos, %slot", "cache_update %c, %x, %pos, %step", &["the slot must be a constant"]);
+    broken("cache_update %c, %x, %pos, %slot", "cache_update %c, %x, %pos, %x", &["slot must be i32"]);
     broken("attention %x, %view, %view", "attention %x, %view, %v0", &["the view %v0 is used in an inner region"]);
     broken(
         "  yield \"out\"",

@@ -53,9 +53,13 @@ fn reach(from: &[ValueId], edges: &Edges) -> HashSet<ValueId> {
 fn edges(func: &Func, id: OpId) -> Vec<(ValueId, ValueId)> {
     let op = &func.ops[id];
     if op.opcode != Opcode::Loop {
-        // Every rule is about the first result; see `rules`.
-        let result = op.results.first().filter(|_| !rules::is_constant(op.opcode));
-        return result.map_or(vec![], |&r| op.operands.iter().map(|&v| (v, r)).collect());
+        // Every rule is about the first result, see `rules`; the check wants to know of one that has none.
+        let results = match op.opcode {
+            _ if rules::is_constant(op.opcode) => &[],
+            Opcode::Attention => &op.results[..],
+            _ => &op.results[..op.results.len().min(1)],
+        };
+        return results.iter().flat_map(|&r| op.operands.iter().map(move |&v| (v, r))).collect();
     }
     let (init, region) = (&op.operands[1..], &func.regions[op.regions[0]]);
     let mut edges = Vec::new();

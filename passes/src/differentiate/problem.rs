@@ -83,6 +83,9 @@ impl<'o> Problem<'o> {
             if active && op.opcode == Opcode::Loop && op.flag("reverse") {
                 return fail("a loop that runs backwards has no derivative");
             }
+            if op.opcode == Opcode::Attention && op.results.get(1).is_some_and(|&lse| self.activity.active(lse)) {
+                return fail("the log-sum-exp has no derivative");
+            }
             for (i, &operand) in op.operands.iter().enumerate() {
                 if active
                     && self.activity.varied(operand)

@@ -149,9 +149,9 @@ fn cache_attention(func: &mut Func) {
             if is_view(func, x) {
                 continue;
             }
-            let shape = func.ty(x).shape.clone();
-            let (zero, pos) = *starts.entry(shape[0]).or_insert_with(|| zeros(func, shape[0]));
-            let ty = Type::cache(DType::F32, [&[1], &shape[..]].concat());
+            let view = func.ty(x).clone();
+            let (zero, pos) = *starts.entry(view.shape[0]).or_insert_with(|| zeros(func, view.shape[0]));
+            let ty = Type::cache(view.dtype, [&[1], &view.shape[..]].concat());
             let cache = func.add_arg(body, ty, Some("attention cache".into()));
             let mut at = Builder::before(func, region, id);
             let view = at.results(Opcode::CacheUpdate, &[cache, x, pos, zero], Vec::new())[1];

@@ -9,7 +9,8 @@
 //!   weight is packed with the two halves side by side in each panel, so that they meet in registers.
 //! - A table that is a weight of a product too is read from that weight's panels.
 //! - The weights are stored in the type that the options ask for, see [`WeightType`]. int8 scales come from whole rows of a
-//!   parameter, so that they do not depend on how it is split. With bf16, what is left of the parameters is rounded as well.
+//!   parameter, so that they do not depend on how it is split. With bf16, what is left of the parameters is rounded as well. A
+//!   weight in f32 whose products take bf16 operands ([`narrow`](crate::narrow)) is stored as bf16, tables of it are not.
 //!
 //! One weight has one layout in all functions, so that they share its memory: products are joined, and parts used, only if
 //! every function can do the same (in training, parts are used wherever they can be: a second pack takes little).
@@ -33,13 +34,13 @@ const NARROW: usize = 4;
 
 /// Lays out the weights of every function for panels of width `nr`.
 pub fn run(module: &mut Module, dtype: WeightType, nr: usize) {
-    let surveys = module.funcs.iter().map(|func| Survey::of(func, false)).collect();
+    let surveys = module.funcs.iter().map(|func| Survey::of(func, dtype, false)).collect();
     lay_out(module, surveys, dtype, nr, false);
 }
 
 /// Lays out the weights of every function, as parameters that change, for panels of width `nr`.
 pub fn run_for_training(module: &mut Module, nr: usize) {
-    let surveys = module.funcs.iter().map(|func| Survey::of(func, true)).collect();
+    let surveys = module.funcs.iter().map(|func| Survey::of(func, WeightType::F32, true)).collect();
     lay_out(module, surveys, WeightType::F32, nr, true);
     training::products(module, nr);
 }
@@ -93,7 +94,7 @@ struct Survey {
 }
 
 impl Survey {
-    fn of(func: &Func, training: bool) -> Survey {
+    fn of(func: &Func, dtype: WeightType, training: bool) -> Survey {
         let uses = Uses::of(func);
         let mut survey = Survey { groups: Vec::new(), gathers: HashMap::new() };
         let mut by_input: HashMap<(RegionId, ValueId), usize> = HashMap::new();
@@ -107,6 +108,8 @@ impl Survey {
             }
             let (x, w, result) = (data.operands[0], data.operands[1], data.results[0]);
             let Some(weight) = Weight::read(func, w).filter(|w| !training || w.is_piece()) else { continue };
+            // Of another type, all uses of a weight are stored alike.
+            let weight = Weight { narrow: weight.narrow && dtype == WeightType::F32, ..weight };
             // A narrow product, or one whose result leaves the region as it is, would gain nothing and cost a copy.
             let joins = weight.n() >= NARROW && !uses.yielded.contains(&result);
             let goes_with = |group: &usize| {

@@ -8,6 +8,8 @@ use rdc_ir::{Attr, Builder, DType, Func, Module, Opcode, Type, ValueId};
 pub struct Weight {
     /// The pieces; neighbours that are one piece are one.
     pub pieces: Vec<Piece>,
+    /// Whether it is multiplied in bf16, as [`narrow`](crate::narrow) has it, and so stored in no wider type.
+    pub narrow: bool,
 }
 
 impl Weight {
@@ -21,8 +23,8 @@ impl Weight {
     }
     /// Weights of one width below each other.
     pub fn stack<'a>(weights: impl IntoIterator<Item = &'a Weight>) -> Weight {
-        let mut pieces: Vec<Piece> = Vec::new();
-        for piece in weights.into_iter().flat_map(|w| &w.pieces) {
+        let (mut pieces, mut narrow): (Vec<Piece>, bool) = (Vec::new(), false);
+        for piece in weights.into_iter().inspect(|w| narrow |= w.narrow).flat_map(|w| &w.pieces) {
             match pieces.last_mut() {
                 Some(last) if last.param == piece.param && last.cols == piece.cols && last.rows.1 == piece.rows.0 => {
                     last.rows.1 = piece.rows.1;
@@ -30,30 +32,46 @@ impl Weight {
                 _ => pieces.push(piece.clone()),
             }
         }
-        Weight { pieces }
+        Weight { pieces, narrow }
     }
     /// Whether it is one piece of one parameter.
     pub fn is_piece(&self) -> bool {
         self.pieces.len() == 1
     }
     fn rows(&self, start: usize, end: usize) -> Weight {
-        Weight { pieces: Piece::rows_between(&self.pieces, start, end) }
+        Weight { pieces: Piece::rows_between(&self.pieces, start, end), ..*self }
     }
     fn cols(&self, start: usize, end: usize) -> Weight {
-        Weight { pieces: Piece::columns_between(&self.pieces, start, end) }
+        Weight { pieces: Piece::columns_between(&self.pieces, start, end), ..*self }
     }
 
-    /// Reads a matrix that the IR makes of parameters by slices, concatenations and reshapes which keep rows whole.
+    /// Reads a matrix that the IR makes of parameters by slices, concatenations and reshapes which keep rows whole, perhaps cast to
+    /// bf16 at last.
     pub fn read(func: &Func, value: ValueId) -> Option<Weight> {
-        if func.ty(value).rank() == 2 { read_rows(func, value) } else { None }
+        if func.ty(value).rank() != 2 {
+            return None;
+        }
+        let cast = func.defined_by(value, Opcode::Cast).filter(|_| func.ty(value).dtype == DType::BF16);
+        let weight = read_rows(func, cast.map_or(value, |op| op.operands[0]))?;
+        Some(Weight { narrow: cast.is_some(), ..weight })
     }
 
-    /// Appends the operations that pack its transpose, in f32.
+    /// Appends the operations that pack its transpose, unquantised.
     pub fn pack_transposed(&self, b: &mut Builder, module: &Module, nr: usize) -> ValueId {
         let parts: Vec<ValueId> = self.pieces.iter().map(|p| unpacked(p, b, module, WeightType::F32).w).collect();
         let rows = b.concat(&parts, 0);
+        let rows = self.stored(b, rows, WeightType::F32);
         let columns = b.op(Opcode::Transpose, &[rows], vec![Attr::Ints(vec![1, 0])]);
         b.op(Opcode::Pack, &[columns], vec![Attr::Int(nr as i64), Attr::Int(1)])
+    }
+
+    /// The rows in the type that they are stored in.
+    fn stored(&self, b: &mut Builder, rows: ValueId, dtype: WeightType) -> ValueId {
+        match dtype {
+            WeightType::F32 if !self.narrow => rows,
+            WeightType::F32 | WeightType::Bf16 => b.op(Opcode::Cast, &[rows], vec![Attr::DType(DType::BF16)]),
+            WeightType::I8 => rows,
+        }
     }
 
     /// Appends the operations that pack it. Returns the packed weight and, for i8, the scale of each row.
@@ -62,10 +80,7 @@ impl Weight {
         let w: Vec<ValueId> = parts.iter().map(|p| p.w).collect();
         let scales: Vec<ValueId> = parts.iter().filter_map(|p| p.scale).collect();
         let rows = b.concat(&w, 0);
-        let stored = match dtype {
-            WeightType::Bf16 => b.op(Opcode::Cast, &[rows], vec![Attr::DType(DType::BF16)]),
-            WeightType::F32 | WeightType::I8 => rows,
-        };
+        let stored = self.stored(b, rows, dtype);
         let attrs = vec![Attr::Int(layout.nr as i64), Attr::Int(layout.parts as i64)];
         let scale = (!scales.is_empty()).then(|| b.concat(&scales, 0));
         Packed { w: b.op(Opcode::Pack, &[stored], attrs), scale }
@@ -128,7 +143,7 @@ fn read_rows(func: &Func, value: ValueId) -> Option<Weight> {
     match op.opcode {
         Opcode::Param => {
             let piece = Piece { param: op.text("name").into(), rows: (0, ty.rows()), cols: (0, ty.last()) };
-            Some(Weight { pieces: vec![piece] })
+            Some(Weight { pieces: vec![piece], narrow: false })
         }
         Opcode::Reshape => {
             let x = op.operands[0];

@@ -280,6 +280,9 @@ impl Planner<'_> {
         let op = &self.func.ops[update];
         let cache = self.place_of(op.operands[0], op.loc)?;
         let (slots, stride) = (self.func.ty(op.operands[0]).shape[0], self.func.ty(op.results[1]).bytes());
+        if self.func.ty(op.operands[3]).rank() > 0 {
+            return Err(self.error(op.loc, "cache slots that differ from row to row have no one address"));
+        }
         let slot = self.func.def_op(op.operands[3]).map(|id| &self.func.ops[id]);
         let fixed = |slot: usize| {
             let at = At { buffer: cache.buffer, offset: Offset::Fixed(slot * stride) };

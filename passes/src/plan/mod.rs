@@ -36,7 +36,8 @@ use rdc_ir::program::Program;
 /// Builds the program of a module whose operations are fused for `options.machine`.
 ///
 /// # Errors
-/// If a cache slot is neither constant nor a `kv_slot` of the loop around, or if a cache is read by anything but attention.
+/// If a cache slot is neither constant nor a `kv_slot` of the loop around, or differs from row to row, or if a cache is read by anything
+/// but attention.
 pub fn build(fused: FusedModule, options: &Options) -> Result<Program, Error> {
     let FusedModule { head, funcs, mut weights } = fused;
     let mut kernels = kernels::Kernels::default();

@@ -1,7 +1,7 @@
 //! What tests of fusing and planning share.
 #![allow(clippy::unwrap_used)]
 use crate::tile::Cpu;
-use crate::{Error, Options, WeightType, fuse};
+use crate::{Error, OperandType, Options, WeightType, fuse};
 use rdc_ir::program::{KvPolicy, Program};
 use rdc_ir::{ArgRole, Attr, Builder, DType, Func, Init, Loc, Module, Opcode, Param, Type, ValueId};
 
@@ -11,7 +11,7 @@ pub const CPU: Cpu = Cpu { lanes: 8, mr: 6, nr: 16, l1: 32 << 10, l2: 512 << 10 
 /// Options for that machine.
 pub fn options() -> Options {
     let (target, machine) = ("x86-64-v3".into(), std::sync::Arc::new(CPU));
-    Options { target, machine, dtype: WeightType::F32, expected_trips: 8, training: None }
+    Options { target, machine, dtype: WeightType::F32, operands: OperandType::F32, expected_trips: 8, training: None }
 }
 
 /// The program of a module.

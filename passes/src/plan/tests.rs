@@ -2,7 +2,7 @@
 use super::check::{self, Tensors};
 use super::testing::{Sizes, function, module, options};
 use crate::tile::{Around, Machine, Tiled};
-use crate::{Error, Options, WeightType};
+use crate::{Error, OperandType, Options, WeightType};
 use rdc_ir::interp::{self, Inputs, Tensor};
 use rdc_ir::program::{Dispatch, Entry, KernelKind, Place, Program, Step, Tiling};
 use rdc_ir::testing::{Config, convert, max_difference, random_inputs, random_module};
@@ -194,7 +194,8 @@ fn random_modules_run_as_planned() {
             Config { packed: seed % 2 == 0, caches: seed % 3 != 0 && !training, training, ..Config::default() };
         let mut module = random_module(seed, &config);
         if seed % 4 < 2 {
-            module = crate::optimise(module, &options(), &mut |_, _| ()).unwrap();
+            let operands = if seed % 3 == 0 { OperandType::Bf16 } else { OperandType::F32 };
+            module = crate::optimise(module, &Options { operands, ..options() }, &mut |_, _| ()).unwrap();
         }
         let text = format!("seed {seed}\n{module}");
         let program = match super::testing::build(&module, &options()) {

@@ -348,7 +348,12 @@ fn random_functions_train_as_planned() {
             Err(Error::Unsupported { .. }) => continue,
             Err(e) => panic!("seed {seed}: {e}\n{text}"),
         };
-        let program = super::testing::build(&module, &options).unwrap_or_else(|e| panic!("seed {seed}: {e}\n{module}"));
+        let program = match super::testing::build(&module, &options) {
+            Ok(program) => program,
+            // No kernel yields one.
+            Err(Error::Unsupported { message, .. }) if message.contains("log-sum-exp") => continue,
+            Err(e) => panic!("seed {seed}: {e}\n{module}"),
+        };
         planned += 1;
         for entry in &program.entries {
             for steps in [[0, 0], [0, most.min(3)], [most / 2, (most - most / 2).min(2)]] {

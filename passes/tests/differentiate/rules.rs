@@ -150,7 +150,9 @@ fn moving(opcode: Opcode, c: &mut Build<'_>) -> Option<ValueId> {
         }
         Opcode::Index => {
             let a = c.param(&shape);
-            let i = c.ids(&[], shape[0] + 1);
+            let rows: Vec<usize> =
+                if c.rng.one_in(2) { shape.iter().copied().skip(1).take(1).collect() } else { vec![] };
+            let i = c.ids(&rows, shape[0] + 1);
             c.op(opcode, &[a, i], vec![])
         }
         Opcode::Gather => {
@@ -254,7 +256,9 @@ fn heavy(opcode: Opcode, c: &mut Build<'_>) -> Option<ValueId> {
             let q = c.param(&[batch, seq, groups * each, dim]);
             let (k, v) = (c.param(&[batch, keys, groups, dim]), c.param(&[batch, keys, groups, dim]));
             let pos = c.ids(&[batch], 2);
-            c.op(opcode, &[q, k, v, pos], vec![Attr::Bool(causal), Attr::float(0.7)])
+            // With the log-sum-exp, which the derivative then takes, or without.
+            let lse = c.rng.one_in(2);
+            c.op(opcode, &[q, k, v, pos], vec![Attr::Bool(causal), Attr::float(0.7), Attr::Bool(lse)])
         }
         _ => return None,
     })

@@ -53,6 +53,7 @@ pub fn model() -> Result<Arc<Model>> {
         target: target.name.clone(),
         machine: std::sync::Arc::new(target.machine),
         dtype: rdc_passes::WeightType::F32,
+        operands: rdc_passes::OperandType::F32,
         expected_trips: 1,
         training: None,
     };

@@ -12,7 +12,9 @@ pub(super) fn rope(cx: &mut Reverse<'_, '_>, op: &Op, dy: ValueId) {
 pub(super) fn attention(cx: &mut Reverse<'_, '_>, op: &Op, dy: ValueId) {
     let mut operands: Vec<ValueId> = op.operands.iter().map(|&v| cx.primal(v)).collect();
     operands.push(dy);
-    let results = cx.results(Opcode::AttentionGrad, &operands, op.attrs.clone());
+    operands.extend(op.results.get(1).map(|&lse| cx.primal(lse)));
+    let attrs = ["causal", "scale"].map(|name| op.attr(name).clone());
+    let results = cx.results(Opcode::AttentionGrad, &operands, attrs.to_vec());
     for (&operand, d) in op.operands.iter().zip(results) {
         cx.give(operand, d);
     }

@@ -48,7 +48,7 @@ pub(super) fn pad(cx: &mut Reverse<'_, '_>, op: &Op, dy: ValueId) {
     let d = cx.op(Opcode::Slice, &[dy], Range { axis, start, end }.attrs());
     cx.give(op.operands[0], d);
 }
-/// Entry i of a stack: dy at i, zeros elsewhere.
+/// Entry i of a stack, or an entry for each row: dy at i, zeros elsewhere.
 pub(super) fn index(cx: &mut Reverse<'_, '_>, op: &Op, dy: ValueId) {
     let stack = cx.old_ty(op.operands[0]).shape.clone();
     let i = cx.primal(op.operands[1]);
@@ -57,9 +57,13 @@ pub(super) fn index(cx: &mut Reverse<'_, '_>, op: &Op, dy: ValueId) {
     let (first, last) = (whole(0), whole(stack[0] - 1));
     let i = cx.map(Opcode::Max, &[i, first]);
     let i = cx.map(Opcode::Min, &[i, last]);
-    let here = cx.op(Opcode::OneHot, &[i], vec![Attr::Int(stack[0] as i64)]);
+    let mut here = cx.op(Opcode::OneHot, &[i], vec![Attr::Int(stack[0] as i64)]);
     let mut column = vec![1; stack.len()];
     column[0] = stack[0];
+    if cx.old_ty(op.operands[1]).rank() > 0 {
+        column[1] = stack[1];
+        here = cx.op(Opcode::Transpose, &[here], vec![Attr::Ints(vec![1, 0])]);
+    }
     let here = cx.reshape(here, &column);
     let d = cx.mul(here, dy);
     let d = cx.broadcast(d, &stack);

@@ -2,7 +2,7 @@
 use super::rows::rotation;
 use super::{Unsupported, pointer};
 use rdc_ir::program::body::{Attention, AttentionGrad, CacheWrite, HeadChain, HeadRows, HeadTarget, Heads};
-use rdc_ir::{DType, Float, Func, Op, OpId, Opcode, ValueId};
+use rdc_ir::{DType, Float, Func, Op, OpId, Opcode, Type, ValueId};
 
 /// The argument whose elements, from an element offset on and without gaps, are the value's: looks through reshapes and
 /// slices below axes of size 1.
@@ -21,7 +21,7 @@ fn contiguous(func: &Func, value: ValueId) -> Option<(usize, usize)> {
     shape[..axis].iter().all(|&n| n == 1).then_some((index, offset + op.size("start") * inner))
 }
 
-/// The chain that makes a tensor `f32[B, S, H, D]`: `rope(reshape(slice(qkv)) + bias)`, say.
+/// The chain that makes a tensor `[B, S, H, D]`: `rope(reshape(slice(qkv)) + bias)`, say.
 fn chain(func: &Func, value: ValueId) -> Option<HeadChain> {
     let &[batch, steps, heads, dim] = func.ty(value).shape.as_slice() else { return None };
     let (tokens, columns) = (batch * steps, heads * dim);
@@ -65,7 +65,9 @@ fn chain(func: &Func, value: ValueId) -> Option<HeadChain> {
         value = func.through_reshapes(op.operands[0]);
     }
     let source = pointer(func, value)?;
-    (func.ty(value).dtype == DType::F32).then_some(HeadChain { source, stride, start, biases, rope, heads, dim })
+    let dtype = func.ty(value).dtype;
+    let fits = dtype == DType::F32 || dtype == DType::BF16 && biases.is_empty() && rope.is_none();
+    fits.then_some(HeadChain { source, dtype, stride, start, biases, rope, heads, dim })
 }
 
 fn must_chain(func: &Func, value: ValueId) -> Result<HeadChain, Unsupported> {
@@ -83,11 +85,12 @@ fn rows(func: &Func, value: ValueId) -> Option<HeadRows> {
     };
     if let Some(pointer) = view {
         let group = positions * dim;
-        return Some(HeadRows { pointer, start: 0, batch: groups * group, group, stride: dim });
+        let dtype = func.ty(value).dtype;
+        return Some(HeadRows { pointer, start: 0, batch: groups * group, group, stride: dim, dtype });
     }
-    let HeadChain { source, stride, start, .. } =
+    let HeadChain { source, dtype, stride, start, .. } =
         chain(func, value).filter(|c| c.biases.is_empty() && c.rope.is_none())?;
-    Some(HeadRows { pointer: source, start, batch: positions * stride, group: dim, stride })
+    Some(HeadRows { pointer: source, start, batch: positions * stride, group: dim, stride, dtype })
 }
 
 /// The operands of an attention or of its derivative, whose first are q, k, v and pos.
@@ -109,13 +112,14 @@ fn heads(func: &Func, op: &Op) -> Result<Heads, Unsupported> {
 
 /// A `cache_update` of a single-slot cache.
 fn write(func: &Func, op: &Op) -> Result<CacheWrite, Unsupported> {
-    let shape = &func.ty(op.operands[0]).shape;
+    let Type { shape, dtype, .. } = func.ty(op.operands[0]);
     if shape[0] != 1 {
         return Err("a cache of several slots".into());
     }
     Ok(CacheWrite {
         chain: must_chain(func, op.operands[1])?,
         cache: pointer(func, op.operands[0]).ok_or("a cache that is not an argument")?,
+        dtype: *dtype,
         pos: pointer(func, op.operands[2]).ok_or("positions that are not an argument")?,
         steps: func.ty(op.operands[1]).shape[1],
         context: shape[2],
@@ -128,10 +132,14 @@ pub(super) fn writes(func: &Func) -> Result<Vec<CacheWrite>, Unsupported> {
     ops.filter(|op| op.opcode == Opcode::CacheUpdate).map(|op| write(func, op)).collect()
 }
 
-/// An attention whose result, perhaps reshaped, is the only one that is not a cache.
+/// An attention whose result, perhaps reshaped, is the only one that is not a cache. A log-sum-exp that nothing uses
+/// is not computed; there is no kernel that yields one.
 pub(super) fn attention(func: &Func, op: OpId) -> Result<Attention, Unsupported> {
     let op = &func.ops[op];
     let mut results = func.regions[func.body].yields.iter().copied().filter(|&v| !func.ty(v).cache);
+    if op.results.get(1).is_some_and(|lse| func.regions[func.body].yields.contains(lse)) {
+        return Err("an attention's log-sum-exp".into());
+    }
     match (results.next(), results.next()) {
         (Some(result), None) if func.through_reshapes(result) == op.results[0] => {}
         _ => return Err("results besides the attention's".into()),

@@ -387,7 +387,13 @@ fn generic(func: &Func) -> Result<Generic, Unsupported> {
         return Err(format!("{name} of values from elsewhere"));
     }
     // A result without a pointer cannot be written, so that the rest must be yielded, each once and in order.
-    let wanted = if op.opcode == Opcode::CacheUpdate { &op.results[..1] } else { &op.results[..] };
+    let wanted = match op.opcode {
+        Opcode::Attention if op.results[1..].iter().any(|lse| body.yields.contains(lse)) => {
+            return Err("an attention's log-sum-exp".into());
+        }
+        Opcode::CacheUpdate | Opcode::Attention => &op.results[..1],
+        _ => &op.results[..],
+    };
     if body.yields != wanted || wanted.is_empty() {
         return Err(format!("{name} with results left out, repeated or out of order"));
     }

@@ -1,7 +1,8 @@
 //! What a function is taken apart into, and how its pointers are reached.
 #![allow(clippy::unwrap_used)]
 use super::{Family, accesses, take_apart};
-use rdc_ir::program::Access;
+use rdc_ir::DType;
+use rdc_ir::program::{Access, KernelKind};
 
 fn found(text: &str, family: Family) -> Vec<Access> {
     let func = rdc_ir::parse_func(text).unwrap();
@@ -85,6 +86,46 @@ fn attentions_reach_their_sequences_and_products_their_matrices() {
     assert_eq!(product("", false), [rows(6), matrix(5), rows(5), rows(5)]);
     assert_eq!(product("", true), [matrix(3), matrix(5), rows(5), rows(5)], "its rows are summed over");
     assert_eq!(product("2, ", true), [matrix(3), matrix(5), matrix(5), matrix(5)]);
+}
+
+fn attention(dtype: &str, biased: bool, yields: &str) -> String {
+    let heads = "[3, 4, 2, 5]";
+    let (bias, q) = match biased {
+        true => (format!("%biased = add %q, %b : {dtype}{heads}"), "%biased"),
+        false => (String::new(), "%q"),
+    };
+    format!(
+        r#"func "k"("q" input = %q: {dtype}{heads}, "b" input = %b: {dtype}[2, 5], "k" input = %k: {dtype}{heads},
+          "v" input = %v: {dtype}{heads}, "pos" input = %pos: i32[3]) {{
+          {bias}
+          %o, %lse = attention {q}, %k, %v, %pos {{causal = true, scale = 1.0, lse = true}} : f32{heads}, f32[3, 4, 2]
+          yield {yields}
+        }}"#
+    )
+}
+
+#[test]
+fn a_log_sum_exp_is_left_out_but_not_yielded() {
+    for family in [Family::Attention, Family::Generic] {
+        let both = attention("f32", false, r#""o" = %o, "lse" = %lse"#);
+        refused(&both, family, "an attention's log-sum-exp");
+    }
+    assert_eq!(found(&attention("f32", false, r#""o" = %o"#), Family::Attention)[5], Access::Batch);
+}
+
+#[test]
+fn heads_are_of_the_type_of_their_rows() {
+    let of = |dtype, biased| {
+        let func = rdc_ir::parse_func(&attention(dtype, biased, r#""o" = %o"#)).unwrap();
+        take_apart(&func, Family::Attention).map(|kind| match kind {
+            KernelKind::Attention(body) => [body.heads.query.dtype, body.heads.keys.dtype, body.heads.values.dtype],
+            kind => panic!("{kind:?}"),
+        })
+    };
+    assert_eq!(of("bf16", false), Ok([DType::BF16; 3]));
+    assert_eq!(of("f32", true), Ok([DType::F32; 3]));
+    // Sums are f32 all the way, then rounded: not what a sum in bf16 says.
+    assert_eq!(of("bf16", true), Err("heads that are not slice, reshape, bias, rope".into()));
 }
 
 #[test]

@@ -1,0 +1,59 @@
+//! Operands of contractions in bf16, for machines that multiply it faster than f32.
+//!
+//! Products, attentions and their derivatives take casts of their operands, and what is written to a bf16 cache is cast
+//! before the write instead of by it:
+//!
+//! ```text
+//! %y = matmul %x, %w {…} : f32[2, 8]           %0 = cast %x {dtype = bf16} : bf16[2, 4]
+//!                                        →     %1 = cast %w {dtype = bf16} : bf16[8, 4]
+//!                                              %y = matmul %0, %1 {…} : f32[2, 8]
+//! ```
+//!
+//! They sum in f32 and give f32, and everything else stays f32: this is the only loss. A cast is an operation like others, which
+//! may move out of a loop, meet an equal one and fuse with what makes its operand. Attention over a cache of f32 stays as it
+//! is: casts of a view would read all of it to write a copy.
+use rdc_ir::{Attr, DType, Func, Module, Op, Opcode, RegionId, ValueId};
+use std::collections::HashMap;
+
+/// Casts the operands of contractions in every function.
+pub fn run(module: &mut Module) {
+    for func in &mut module.funcs {
+        let mut casts: HashMap<(RegionId, ValueId), ValueId> = HashMap::new();
+        for region in crate::analysis::regions_inside_out(func) {
+            let mut ops = Vec::new();
+            for id in std::mem::take(&mut func.regions[region].ops) {
+                for &index in operands(func, &func.ops[id]) {
+                    let Some(&value) = func.ops[id].operands.get(index) else { continue };
+                    if func.ty(value).dtype != DType::F32 {
+                        continue;
+                    }
+                    let cast = *casts.entry((region, value)).or_insert_with(|| {
+                        let ty = rdc_ir::Type::new(DType::BF16, func.ty(value).shape.clone());
+                        let attrs = vec![Attr::DType(DType::BF16)];
+                        let cast = func.make_op(Opcode::Cast, vec![value], attrs, vec![ty], vec![], func.ops[id].loc);
+                        ops.push(cast);
+                        func.ops[cast].results[0]
+                    });
+                    func.ops[id].operands[index] = cast;
+                }
+                ops.push(id);
+            }
+            func.regions[region].ops = ops;
+        }
+    }
+}
+
+/// Which operands of an operation are cast.
+fn operands(func: &Func, op: &Op) -> &'static [usize] {
+    let in_f32_cache = |v: ValueId| func.ty(v).dtype == DType::F32 && func.defined_by(v, Opcode::CacheUpdate).is_some();
+    match op.opcode {
+        Opcode::Matmul => &[0, 1],
+        Opcode::PackedMatmul => &[0],
+        Opcode::Attention if op.operands[1..3].iter().any(|&v| in_f32_cache(v)) => &[],
+        Opcode::Attention => &[0, 1, 2],
+        // The log-sum-exp is no factor.
+        Opcode::AttentionGrad => &[0, 1, 2, 4],
+        Opcode::CacheUpdate if func.ty(op.operands[0]).dtype == DType::BF16 => &[1],
+        _ => &[],
+    }
+}

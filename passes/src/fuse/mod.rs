@@ -18,6 +18,7 @@ pub mod graph;
 pub mod kernel;
 pub mod matmul;
 pub mod normalise;
+pub mod ones;
 pub mod rows;
 #[cfg(test)]
 mod tests;

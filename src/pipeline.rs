@@ -23,9 +23,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
 use std::path::Path;
 
-/// The prefill chunk unless `--seq` says otherwise (or the context is shorter).
-const DEFAULT_CHUNK: usize = 64;
-
 /// Diagnostics as they are to be shown.
 #[derive(Debug)]
 pub struct Rendered(String);
@@ -124,7 +121,11 @@ pub fn front(text: Text, args: &ModelArgs, shapes: &Shapes) -> Result<Front> {
         config,
         overrides: args.set.clone(),
         batch: shapes.batch.or(args.batch).unwrap_or(1),
-        chunks: vec![1],
+        chunks: match (&shapes.training, &shapes.chunks, args.seq) {
+            (None, Some(chunks), None) => chunks.clone(),
+            (None, _, Some(seq)) => vec![seq, 1],
+            _ => Vec::new(),
+        },
         context: args.context,
         max_steps: args.max_steps,
         kv: args.kv,
@@ -133,18 +134,14 @@ pub fn front(text: Text, args: &ModelArgs, shapes: &Shapes) -> Result<Front> {
         losses: LossSelection::None,
         train_seq: None,
     };
+    options.chunks.sort_unstable_by(|a, b| b.cmp(a));
+    options.chunks.dedup();
     let lower = |options: &rdc_frontend::Options| {
         rdc_frontend::compile(&text.name, &text.source, options)
             .map_err(|errors| rendered(&errors, &text.name, &text.source))
     };
-    // One token shows the context and the read-outs at no cost.
+    // Lowering costs next to nothing, and shows the read-outs and the losses.
     let probe = lower(&options)?;
-    options.chunks = match (&shapes.training, &shapes.chunks, args.seq) {
-        (Some(_), ..) => Vec::new(),
-        (_, Some(chunks), None) => chunks.clone(),
-        (.., Some(seq)) => vec![seq, 1],
-        (.., None) => vec![DEFAULT_CHUNK.min(probe.context.max(1)), 1],
-    };
     if let Some(training) = &shapes.training {
         let wanted = if training.losses.is_empty() {
             Vec::from_iter(probe.default_loss.clone())
@@ -155,10 +152,8 @@ pub fn front(text: Text, args: &ModelArgs, shapes: &Shapes) -> Result<Front> {
         options.losses = if wanted.is_empty() { LossSelection::All } else { LossSelection::Only(wanted) };
         options.train_seq = training.seq.or(args.seq);
     }
-    options.chunks.sort_unstable_by(|a, b| b.cmp(a));
-    options.chunks.dedup();
     options.readouts = shapes.readout.as_ref().map(|r| vec![r.clone().unwrap_or(probe.default_readout.clone())]);
-    let lowered = if options.chunks == [1] && options.readouts.is_none() { probe } else { lower(&options)? };
+    let lowered = if shapes.training.is_none() && options.readouts.is_none() { probe } else { lower(&options)? };
     if !lowered.warnings.is_empty() {
         eprint!(
             "{}",
@@ -285,6 +280,7 @@ pub fn build(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
             Some(_) => Vec::new(),
             None => readouts(&lowered.default_readout, &lowered.readouts, &program),
         },
+        positions: lowered.positions,
         dtype: dtype.name().to_string(),
         kv: lowered.kv,
         params,

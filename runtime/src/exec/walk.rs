@@ -4,9 +4,9 @@
 //! caller: each address of the table is of live memory as long as its buffer's type says, exclusive to this call (weights that
 //! the entry does not update may be read elsewhere), and offsets stay within it (`validate::meta`). Two threads touch the same bytes
 //! at the same time, one writing, only if the schedule, whose barriers and waits order tasks, is wrong.
-use super::States;
 use super::claim::{Claim, Claimed, Run, part};
 use super::plan::{LaunchNode, LoopNode, Node, Plan};
+use super::{AfterExit, States};
 use crate::Error;
 use crate::barrier::{Barrier, spin_until};
 use crate::memory::{Buffer, Shared};
@@ -27,8 +27,8 @@ pub(super) struct Context<'a> {
     /// Of each run of tasks that others may wait for, one more than the barriers that were met before it was last executed.
     pub stamps: &'a [AtomicU64],
     pub states: Option<&'a Mutex<&'a mut States>>,
-    /// Whether loops may end early.
-    pub exit: bool,
+    /// What loops do when an iteration says that it is the last.
+    pub after_exit: AfterExit,
     /// The profile's time zero, if times are recorded.
     pub origin: Option<Instant>,
 }
@@ -325,6 +325,8 @@ impl Worker {
             let steps = self.addresses[node.steps].0.cast::<i32>().read();
             let steps = usize::try_from(steps).unwrap_or(0).min(node.max_steps);
             let mut trips = 0;
+            // The iterations up to the exit, and the carried tensors then, if more follow.
+            let mut exit: Option<(usize, Vec<Vec<u8>>)> = None;
             while trips < steps {
                 let step = if node.reverse { steps - 1 - trips } else { trips };
                 self.addresses[node.step].0.cast::<i32>().write(step as i32);
@@ -336,18 +338,33 @@ impl Worker {
                 }
                 // Read before the exchange: the body wrote the buffer under the name it has now.
                 let done =
-                    context.exit && node.done.as_ref().is_some_and(|done| self.addresses[done.buffer].0.read() != 0);
+                    exit.is_none() && node.done.as_ref().is_some_and(|done| self.addresses[done.buffer].0.read() != 0);
                 for &(carried, next) in &node.swaps {
                     self.addresses.swap(carried, next);
                 }
-                if context.states.is_some() {
-                    self.record::<PROFILE>(context, node, open);
+                if let (Some(states), None) = (context.states, &exit) {
+                    let carried = self.carried::<PROFILE>(context, node, open);
+                    if self.thread == 0 {
+                        states.lock().unwrap_or_else(PoisonError::into_inner).push(carried);
+                    }
                 } else if node.done.as_ref().is_some_and(|done| done.barrier) {
                     self.meet::<PROFILE>(context, open);
                 }
-                if done {
-                    break;
+                match context.after_exit {
+                    AfterExit::Leave if done => break,
+                    AfterExit::FillCaches if done && trips < steps => {
+                        exit = Some((trips, self.carried::<PROFILE>(context, node, open)));
+                    }
+                    _ => {}
                 }
+            }
+            if let Some((at, carried)) = exit {
+                trips = at;
+                self.meet::<PROFILE>(context, open);
+                for (&(buffer, bytes), kept) in node.carried.iter().zip(carried) {
+                    std::ptr::copy_nonoverlapping(kept.as_ptr(), self.addresses[buffer].0, bytes);
+                }
+                self.meet::<PROFILE>(context, open);
             }
             self.addresses[node.trips].0.cast::<i32>().write(trips as i32);
             self.trips = trips;
@@ -361,22 +378,23 @@ impl Worker {
             }
         }
     }
-    /// Copies the carried tensors while all threads wait.
-    unsafe fn record<'p, const PROFILE: bool>(&mut self, context: &Context<'p>, node: &LoopNode, open: &mut Open<'p>) {
+    /// The first thread's copies of the carried tensors, made while all threads wait; no others.
+    unsafe fn carried<'p, const PROFILE: bool>(
+        &mut self,
+        context: &Context<'p>,
+        node: &LoopNode,
+        open: &mut Open<'p>,
+    ) -> Vec<Vec<u8>> {
         // SAFETY: the caller's.
         unsafe { self.meet::<PROFILE>(context, open) };
-        if self.thread == 0
-            && let Some(states) = context.states
-        {
-            // SAFETY: each buffer has that many bytes, and no thread is in a kernel.
-            let copy = |&(buffer, bytes): &(usize, usize)| unsafe {
-                std::slice::from_raw_parts(self.addresses[buffer].0, bytes).to_vec()
-            };
-            let copies = node.carried.iter().map(copy).collect();
-            states.lock().unwrap_or_else(PoisonError::into_inner).push(copies);
-        }
+        // SAFETY: each buffer has that many bytes, and no thread is in a kernel.
+        let copy = |&(buffer, bytes): &(usize, usize)| unsafe {
+            std::slice::from_raw_parts(self.addresses[buffer].0, bytes).to_vec()
+        };
+        let copies = if self.thread == 0 { node.carried.iter().map(copy).collect() } else { Vec::new() };
         // SAFETY: the caller's.
         unsafe { self.meet::<PROFILE>(context, open) };
+        copies
     }
     /// Copies results that lie elsewhere (a loop has exchanged their memory, or a result is an input) into the outputs.
     pub fn collect(&mut self, entry: &Entry, outputs: &mut [Buffer]) {

@@ -446,7 +446,7 @@ impl Analysis<'_> {
         match state.along {
             Some(Axis { axis: 1, outer: 1 }) => Ok(State::second(shape)),
             None if state.even[1] && shape[1] == self.s => Ok(State::second(shape)),
-            _ => Err(format!("{what} that do not have the positions as their second axis")),
+            _ => Err(format!("{what} with positions that are not the second axis")),
         }
     }
     /// Whether padding has no say in `all` of a value: one side of an `or` is true there.

@@ -27,6 +27,9 @@ pub struct Meta {
     pub readouts: Vec<Readout>,
     /// What the results of the functions of read-outs have to do with positions, by the functions' names.
     pub positions: BTreeMap<String, Positions>,
+    /// The shapes of the outputs of the functions of read-outs, as the text gives them, by the functions' names and the outputs'. (A buffer
+    /// may have the same elements under another shape.)
+    pub shapes: BTreeMap<String, BTreeMap<String, Vec<usize>>>,
     /// `--dtype`: `f32`, `bf16` or `i8`.
     pub dtype: String,
     /// Which KV slot a layer call uses.

@@ -275,6 +275,7 @@ pub fn meta(program: Program) -> Meta {
         batch: 1,
         chunks: vec![CHUNK, 1],
         readouts: vec![readout("fixed"), readout("exit")],
+        shapes: BTreeMap::new(),
         positions: program.entries.iter().map(|e| (e.name.clone(), positions.clone())).collect(),
         dtype: "f32".into(),
         kv: KvPolicy::Full,

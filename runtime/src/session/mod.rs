@@ -203,18 +203,18 @@ impl Session {
         let (mut assembly, mut trips) = (Assembly::new(inputs.length, steps), Vec::new());
         let base = state.position;
         for (index, call) in calls.iter().enumerate() {
-            let Some(function) = functions.iter().find(|f| f.entry == call.entry) else { continue };
+            let Some(function) = functions.iter().copied().find(|f| f.entry == call.entry) else { continue };
             let last = options.last && index + 1 == calls.len();
             // Later calls look up the keys and values of every step.
             let after_exit = if last || !function.caches_steps { AfterExit::Leave } else { AfterExit::FillCaches };
             let mut states = options.states.then(States::new);
             let taken = self.call(state, &inputs, (call, function.caches), (steps, after_exit), states.as_mut())?;
-            let entry = (&model.program().entries[call.entry], &function.positions);
+            let entry = &model.program().entries[call.entry];
             let memory = self.memory[call.entry].as_mut();
             let outputs = memory.map_or(&mut [][..], |m| &mut m.outputs);
-            assembly.add(entry, call, call.start - base, outputs, taken)?;
+            assembly.add((entry, function), call, call.start - base, outputs, taken)?;
             if let Some(states) = states {
-                assembly.add_states(entry, call, call.start - base, &states)?;
+                assembly.add_states((entry, &function.positions), call, call.start - base, &states)?;
             }
             trips.push(taken);
             state.position += call.rows;

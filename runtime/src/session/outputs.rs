@@ -1,5 +1,5 @@
 //! Puts the outputs of the calls of a run together.
-use super::pieces::Call;
+use super::pieces::{Call, Function};
 use crate::Error;
 use crate::exec::States;
 use crate::memory::Buffer;
@@ -27,7 +27,7 @@ impl Assembly {
     /// Adds the outputs of a call whose first row is row `at` of the run. Memory of `buffers` may be taken away.
     pub fn add(
         &mut self,
-        (entry, positions): (&Entry, &Positions),
+        (entry, function): (&Entry, &Function),
         call: &Call,
         at: usize,
         buffers: &mut [Buffer],
@@ -35,7 +35,10 @@ impl Assembly {
     ) -> Result<(), Error> {
         self.trips = self.trips.max(trips);
         for (output, buffer) in entry.outputs.iter().zip(buffers) {
-            let ty = &entry.buffers[output.buffer].ty;
+            let buffer_ty = &entry.buffers[output.buffer].ty;
+            let shape =
+                function.shapes.get(&output.name).filter(|s| s.iter().product::<usize>() == buffer_ty.elements());
+            let ty = &shape.map_or_else(|| buffer_ty.clone(), |shape| buffer_ty.with_shape(shape.clone()));
             let blocks = if output.stacked { ty.shape.first().copied().unwrap_or(1).min(self.steps) } else { 1 };
             let filled = if output.stacked { trips.min(blocks) } else { 1 };
             if output.stacked && !self.stacked.contains(&output.name) {
@@ -51,7 +54,7 @@ impl Assembly {
                 }
                 self.outputs.insert(output.name.clone(), Tensor { dtype: ty.dtype, shape, data });
             } else {
-                let place = positions.outputs.get(&output.name).copied();
+                let place = function.positions.outputs.get(&output.name).copied();
                 self.put(&output.name, (ty, place), output.stacked.then_some((blocks, filled)), call, at, buffer)?;
             }
         }

@@ -5,6 +5,7 @@ use crate::model::Model;
 use rdc_ir::positions::{Place, Positions};
 use rdc_ir::program::{Entry, KvPolicy, Offset, Program, Step};
 use rdc_ir::{ArgRole, Func, Opcode, ValueId};
+use std::collections::BTreeMap;
 
 /// A function of the program, as a session sees it.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +22,8 @@ pub(super) struct Function {
     pub vocabulary: Option<usize>,
     /// What its results have to do with positions.
     pub positions: Positions,
+    /// The shapes of its outputs, by name, if they are not those of their buffers.
+    pub shapes: BTreeMap<String, Vec<usize>>,
     /// Which of the session's cache lists it has.
     pub caches: usize,
     /// Whether its loop writes keys and values, which later calls look up.
@@ -61,6 +64,7 @@ pub(super) fn functions(model: &Model, caches: &[usize]) -> Vec<Function> {
             chunk,
             vocabulary: vocabulary(program, entry),
             positions: model.meta().positions.get(&entry.name).cloned().unwrap_or_default(),
+            shapes: model.meta().shapes.get(&entry.name).cloned().unwrap_or_default(),
             caches: caches[index],
             caches_steps: entry.steps.iter().any(|s| matches!(s, Step::Loop(inner) if writes_slots(&inner.body))),
         })
@@ -243,6 +247,7 @@ mod tests {
             chunk,
             vocabulary: None,
             positions: Positions::default(),
+            shapes: BTreeMap::new(),
             caches: 0,
             caches_steps: true,
         }

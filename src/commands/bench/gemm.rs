@@ -67,6 +67,7 @@ pub fn model() -> Result<Arc<Model>> {
         chunks: Vec::new(),
         readouts: Vec::new(),
         positions: BTreeMap::new(),
+        shapes: BTreeMap::new(),
         dtype: DType::F32.name().into(),
         kv: rdc_ir::program::KvPolicy::Full,
         params,

@@ -4,10 +4,12 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 
 # Debian's own packages: LLVM and MLIR 22, what tblgen links statically, libclang for bindgen, valgrind for the
-# instruction-count guard.
+# instruction-count guard, qemu for the tests on aarch64.
 PACKAGES := llvm-22-dev libmlir-22-dev libpolly-22-dev libzstd-dev zlib1g-dev libclang1-22 libclang-common-22-dev \
-            g++ valgrind ca-certificates curl
+            g++ valgrind qemu-user ca-certificates curl
 RUST_VERSION := 1.95
+AARCH64 := aarch64-unknown-linux-musl
+AARCH64_STD = $(shell rustc --print sysroot)/lib/rustlib/$(AARCH64)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .PHONY: help setup build lint test bless demo bench
@@ -26,6 +28,8 @@ setup: ## Install what is missing on a bare Debian 12 (as root or with sudo); no
 	  curl -fsS https://sh.rustup.rs | sh -s -- -y --profile minimal -c rustfmt,clippy; fi
 	@cargo --version | awk -v need=$(RUST_VERSION) '{ split($$2, have, "."); split(need, want, "."); \
 	  if (have[1] * 1000 + have[2] < want[1] * 1000 + want[2]) { print "Rust " need " or newer is needed: rustup update" > "/dev/stderr"; exit 1 } }'
+	@[ -d "$(AARCH64_STD)" ] || rustup target add $(AARCH64) \
+	  || echo "there is no Rust for $(AARCH64): no example is run whole on aarch64"
 
 build: setup ## The optimised rdc, in target/release
 	cargo build --release
@@ -43,7 +47,11 @@ test: setup ## All tests
 	  || { echo "the runtime-only build depends on the compiler" >&2; exit 1; }
 	@! ldd $(TARGET_DIR)/debug/rdc-runtime-only | grep -E 'LLVM|MLIR' \
 	  || { echo "the runtime-only build links LLVM or MLIR" >&2; exit 1; }
-	RDC_RUNTIME_ONLY=$(abspath $(TARGET_DIR))/debug/rdc-runtime-only cargo test --workspace --no-fail-fast
+	[ ! -d "$(AARCH64_STD)" ] || cargo build -p rdc --no-default-features --target $(AARCH64)
+	RDC_RUNTIME_ONLY=$(abspath $(TARGET_DIR))/debug/rdc-runtime-only \
+	RDC_AARCH64=$(if $(wildcard $(AARCH64_STD)),$(abspath $(TARGET_DIR))/$(AARCH64)/debug/rdc) \
+	  cargo test --workspace --no-fail-fast
+	RDC_TEST_TARGET=aarch64 cargo test -p rdc-backend-cpu --lib -- --skip every_target --skip refused
 
 bless: setup ## Accept changed snapshots; read the diff
 	BLESS=1 INSTA_UPDATE=always INSTA_FORCE_PASS=1 cargo test --workspace

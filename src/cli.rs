@@ -1,7 +1,9 @@
 //! The words of the command line. Scripts depend on them: add, don't rename.
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use rdc_ir::program::KvPolicy;
-use rdc_runtime::train::{Bytes, OptimizerKind, Remat};
+use rdc_ir::training::{OptimizerKind, Remat};
+use rdc_runtime::train::Bytes;
 use std::path::PathBuf;
 
 /// The compiler for recurrent-depth language models.
@@ -143,14 +145,14 @@ pub struct TrainFlags {
     pub max_grad_steps: Option<usize>,
     /// What is kept of the iterations for the way back: auto what costs more to compute again and fits into --memory, none all
     /// but elementwise operations, iteration the state only (default auto)
-    #[arg(long, value_enum)]
-    pub remat: Option<RematFlag>,
+    #[arg(long, value_parser = remat())]
+    pub remat: Option<Remat>,
     /// Bytes for weights, gradients, moments and activations, with --remat auto: 2GB, 500MB, … (default: as many as it takes)
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Bytes>,
     /// The optimiser to compile (default adamw)
-    #[arg(long, value_enum)]
-    pub optimizer: Option<OptimizerFlag>,
+    #[arg(long, value_parser = optimizer())]
+    pub optimizer: Option<OptimizerKind>,
     /// Parameters that are not trained, by pattern (`*`, `?`); may be given several times
     #[arg(long, value_name = "PATTERN")]
     pub freeze: Vec<String>,
@@ -159,45 +161,30 @@ pub struct TrainFlags {
     pub accumulate: Option<usize>,
 }
 
-/// What is kept for the way back.
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RematFlag {
-    /// What costs more to compute again than to keep, if it fits.
-    Auto,
-    /// Everything but elementwise operations.
-    None,
-    /// The carried state only.
-    Iteration,
+/// A parser of one of these words, each with its help.
+fn one_of<T: Copy + Send + Sync + 'static, const N: usize>(
+    values: [(T, &'static str, &'static str); N],
+) -> impl TypedValueParser<Value = T> {
+    let words = values.map(|(_, word, help)| PossibleValue::new(word).help(help));
+    PossibleValuesParser::new(words).try_map(move |given| {
+        let value = values.into_iter().find(|(_, word, _)| *word == given);
+        value.map(|(value, ..)| value).ok_or("no such word")
+    })
 }
 
-impl From<RematFlag> for Remat {
-    fn from(flag: RematFlag) -> Remat {
-        match flag {
-            RematFlag::None => Remat::None,
-            RematFlag::Iteration => Remat::Iteration,
-            RematFlag::Auto => Remat::Auto,
-        }
-    }
+fn remat() -> impl TypedValueParser<Value = Remat> {
+    one_of([
+        (Remat::Auto, Remat::Auto.name(), "What costs more to compute again than to keep, if it fits"),
+        (Remat::None, Remat::None.name(), "Everything but elementwise operations"),
+        (Remat::Iteration, Remat::Iteration.name(), "The carried state only"),
+    ])
 }
 
-/// An optimiser.
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OptimizerFlag {
-    /// AdamW, as in PyTorch.
-    #[value(name = "adamw")]
-    AdamW,
-    /// The variant of the Huginn run.
-    #[value(name = "ellis-adam")]
-    EllisAdam,
-}
-
-impl From<OptimizerFlag> for OptimizerKind {
-    fn from(flag: OptimizerFlag) -> OptimizerKind {
-        match flag {
-            OptimizerFlag::AdamW => OptimizerKind::Adamw,
-            OptimizerFlag::EllisAdam => OptimizerKind::EllisAdam,
-        }
-    }
+fn optimizer() -> impl TypedValueParser<Value = OptimizerKind> {
+    one_of([
+        (OptimizerKind::AdamW, OptimizerKind::AdamW.name(), "AdamW, as in PyTorch"),
+        (OptimizerKind::EllisAdam, OptimizerKind::EllisAdam.name(), "The variant of the Huginn run"),
+    ])
 }
 
 /// Arguments of `grad`.

@@ -5,16 +5,21 @@ use std::fmt::Write;
 
 /// The text of a program.
 pub fn program(program: &Program) -> String {
-    let mut out = format!("program {} for {}\n", program.name, program.target.name);
+    let mut out = format!("program {} for {}\n", program.name, program.target);
     for (index, weight) in program.weights.iter().enumerate() {
         line(&mut out, 0, format!("weight {index} {}: {} = {}", weight.name, weight.ty, source(&weight.source)));
     }
     for kernel in &program.kernels {
         out.push('\n');
-        line(&mut out, 0, format!("kernel {}: {:?}", kernel.name, kernel.kind));
-        let (tasks, dispatch) = (kernel.tasks, kernel.dispatch);
+        line(&mut out, 0, format!("kernel {}: {}", kernel.name, kernel.kind.name()));
+        let (tasks, dispatch, tiling) = (kernel.tasks, kernel.dispatch, kernel.tiling);
         let work = format!("{} FLOP, {} bytes, {} bytes of scratch", kernel.flops, kernel.bytes, kernel.scratch);
-        line(&mut out, 1, format!("{tasks} tasks, {dispatch:?}; {work}"));
+        line(&mut out, 1, format!("{tasks} tasks of {tiling:?}, {dispatch:?}; {work}"));
+        for (index, pointer) in kernel.pointers.iter().enumerate() {
+            let pitch = pointer.pitch.map_or(String::new(), |pitch| format!(", rows {pitch} bytes apart"));
+            let written = if pointer.written { ", written" } else { "" };
+            line(&mut out, 1, format!("pointer {index}: {}, {:?}{pitch}{written}", pointer.ty, pointer.access));
+        }
         kernel.func.to_string().lines().for_each(|text| line(&mut out, 1, text.to_string()));
     }
     for e in &program.entries {

@@ -10,7 +10,6 @@ mod interrupt;
 mod kv;
 #[cfg(feature = "compiler")]
 mod listing;
-#[cfg(feature = "compiler")]
 mod pipeline;
 mod plot;
 mod progress;
@@ -42,7 +41,7 @@ fn main() -> ExitCode {
 /// One message on stderr: the error and what it came from. Diagnostics of a model text are already rendered.
 fn report(error: &anyhow::Error) {
     #[cfg(feature = "compiler")]
-    if let Some(rendered) = error.downcast_ref::<pipeline::Rendered>() {
+    if let Some(rendered) = error.downcast_ref::<pipeline::front::Rendered>() {
         eprint!("{rendered}");
         return;
     }

@@ -4,8 +4,9 @@
 //!     cargo run --release -p rdc-backend-cpu --features testing --example attention_bench [-- chunk|grad|token|asm]
 use rdc_backend_cpu::testing::{Aligned, Runner, kernel, program, random};
 use rdc_backend_cpu::{Error, Stage, emit_stage, target};
-use rdc_ir::program::{Kernel, KernelKind};
+use rdc_ir::program::{Kernel, Tiling};
 use rdc_ir::{Func, Type};
+use rdc_passes::fuse::body::Family;
 use std::hint::black_box;
 use std::io::Write;
 
@@ -35,7 +36,7 @@ fn chunk(
     if keys == Keys::Cache {
         views(&mut func);
     }
-    let kind = KernelKind::Attention { q_rows, kv_block };
+    let kind = (Family::Attention, Tiling::Queries { q_rows, kv_block });
     Ok(kernel("k", kind, func, HEADS * s.div_ceil(q_rows)))
 }
 
@@ -48,7 +49,8 @@ fn grad((s, d): (usize, usize), causal: bool, q_rows: usize) -> Result<Kernel, B
         yield "dq" = %dq, "dk" = %dk, "dv" = %dv }}"#
     );
     let func = rdc_ir::parse::parse_func(&text)?;
-    Ok(kernel("k", KernelKind::AttentionGrad { q_rows }, func, HEADS))
+    let kind = (Family::AttentionGrad, Tiling::Queries { q_rows, kv_block: 128 });
+    Ok(kernel("k", kind, func, HEADS))
 }
 
 fn token(t: usize, d: usize) -> Result<Kernel, Box<dyn std::error::Error>> {
@@ -60,7 +62,7 @@ fn token(t: usize, d: usize) -> Result<Kernel, Box<dyn std::error::Error>> {
     );
     let mut func = rdc_ir::parse::parse_func(&text)?;
     views(&mut func);
-    Ok(kernel("k", KernelKind::DecodeAttention, func, HEADS))
+    Ok(kernel("k", (Family::DecodeAttention, Tiling::Whole), func, HEADS))
 }
 
 /// Keys and values lie in caches.
@@ -151,8 +153,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let what = std::env::args().nth(1);
     let wanted = |name: &str| what.as_deref().is_none_or(|what| what == name);
     if what.as_deref() == Some("asm") {
-        let program = program(&target("native")?, vec![grad((512, 64), true, 48)?]);
-        std::io::stdout().write_all(&emit_stage(&program, 0, Stage::Asm)?)?;
+        let program = program(vec![grad((512, 64), true, 48)?]);
+        std::io::stdout().write_all(&emit_stage(&program, &target("native")?, 0, Stage::Asm)?)?;
         return Ok(());
     }
     let sizes = [(128, 32), (256, 32), (512, 32), (128, 64), (256, 64), (512, 64)];

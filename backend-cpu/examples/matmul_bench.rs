@@ -3,9 +3,10 @@
 //!     cargo run --release -p rdc-backend-cpu --features testing --example matmul_bench \
 //!         [-- gemm | gemv | product | memory | compile | asm [TARGET]]
 use rdc_backend_cpu::testing::{Aligned, Runner, kernel, pack, program, quantise, random};
-use rdc_backend_cpu::{Error, Stage, emit_stage, target};
-use rdc_ir::program::{Kernel, KernelKind, Target};
+use rdc_backend_cpu::{Error, Stage, Target, emit_stage, target};
+use rdc_ir::program::{Kernel, Tiling};
 use rdc_ir::{ArgRole, Attr, Builder, DType, Func, Opcode, Type};
+use rdc_passes::fuse::body::Family;
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -28,7 +29,7 @@ enum Around {
 
 fn case(target: &Target, (m, n, k): (usize, usize, usize), dtype: DType, around: Around) -> Kernel {
     let parts = if around == Around::NormGate { 2 } else { 1 };
-    let nr = target.nr;
+    let nr = target.machine.nr;
     let mut func = Func::new("f");
     let mut b = Builder::new(&mut func);
     let x = b.arg("x", ArgRole::Input, Type::f32([m, k]));
@@ -37,7 +38,7 @@ fn case(target: &Target, (m, n, k): (usize, usize, usize), dtype: DType, around:
     let mut operands = vec![x, w];
     if matches!(around, Around::Norm | Around::NormGate) {
         let norm = b.arg("norm", ArgRole::Input, Type::f32([k]));
-        operands[0] = b.op(Opcode::RmsNorm, &[x, norm], vec![Attr::Float(1e-5)]);
+        operands[0] = b.op(Opcode::RmsNorm, &[x, norm], vec![Attr::float(1e-5)]);
     }
     if dtype == DType::I8 {
         operands.push(b.arg("scale", ArgRole::Input, Type::f32([n])));
@@ -62,18 +63,20 @@ fn case(target: &Target, (m, n, k): (usize, usize, usize), dtype: DType, around:
     };
     b.output("y", out, false);
     let panels = n.div_ceil(nr);
-    let few = m <= 4;
-    let rows_per_task = if few { m } else { (target.mr * (96 / target.mr)).min(m) };
-    let panels_per_task = if few { 4.min(panels) } else { panels.min(24) };
-    let kind = KernelKind::Matmul {
-        m,
-        n,
-        k,
-        rows_per_task,
-        panels_per_task,
-        kc: k.div_ceil(k.div_ceil(INNER)).next_multiple_of(2),
+    let (rows_per_task, panels_per_task) = match m {
+        ..=4 => (m, 4.min(panels)),
+        _ => ((target.machine.mr * (96 / target.machine.mr)).min(m), panels.min(24)),
     };
-    kernel("k", kind, func, m.div_ceil(rows_per_task) * panels.div_ceil(panels_per_task))
+    let kc = k.div_ceil(k.div_ceil(INNER)).next_multiple_of(2);
+    let panels_together = target.machine.panels_together(rows_per_task, (k, kc), panels_per_task);
+    let prefetch =
+        if k <= kc && panels_per_task == panels && m >= 16 * rows_per_task { target.machine.l2 / 4 } else { 0 };
+    let tiling = match m {
+        ..=4 => Tiling::Panels { panels_per_task },
+        _ => Tiling::PanelBlocks { rows_per_task, panels_per_task, kc, panels_together, prefetch },
+    };
+    let tasks = m.div_ceil(rows_per_task) * panels.div_ceil(panels_per_task);
+    kernel("k", (Family::Matmul, tiling), func, tasks)
 }
 
 fn runner(target: &Target, kernel: &Kernel) -> Result<Runner, Error> {
@@ -90,7 +93,7 @@ fn runner(target: &Target, kernel: &Kernel) -> Result<Runner, Error> {
                 if ty.dtype == DType::I8 {
                     rows = quantise(&rows, k).0;
                 }
-                Aligned::from_bytes(&pack(&rows, (n, k), ty.dtype, target.nr, 1))
+                Aligned::from_bytes(&pack(&rows, (n, k), ty.dtype, target.machine.nr, 1))
             }
         };
     }
@@ -112,11 +115,11 @@ fn product_case(
     let product = b.op(Opcode::Matmul, &[left, right], vec![Attr::Bool(transposed), Attr::Bool(false)]);
     let out = b.op(Opcode::Add, &[sum, product], vec![]);
     b.output("c", out, false);
-    let rows_per_task = m.div_ceil(m.div_ceil(rows)).next_multiple_of(target.mr);
-    let columns_per_task = n.div_ceil(n.div_ceil(columns)).next_multiple_of(target.nr);
-    let inner = (target.l1 / (8 * target.nr)).min(INNER_OF_PRODUCT);
+    let rows_per_task = m.div_ceil(m.div_ceil(rows)).next_multiple_of(target.machine.mr);
+    let columns_per_task = n.div_ceil(n.div_ceil(columns)).next_multiple_of(target.machine.nr);
+    let inner = (target.machine.l1 / (8 * target.machine.nr)).min(INNER_OF_PRODUCT);
     let kc = k.div_ceil(k.div_ceil(inner)).next_multiple_of(4);
-    let kind = KernelKind::Product { batch: 1, m, n, k, rows_per_task, columns_per_task, kc };
+    let kind = (Family::Product, Tiling::Blocks { rows_per_task, columns_per_task, kc });
     kernel("k", kind, func, m.div_ceil(rows_per_task) * n.div_ceil(columns_per_task))
 }
 
@@ -189,8 +192,8 @@ fn peak(target: &Target) -> f64 {
     }
     let steps = 400_000;
     // SAFETY: `target` was made for this machine, with AVX-512 iff it has 16 lanes.
-    let best = time(|| unsafe { if target.lanes == 16 { wide(steps) } else { narrow(steps) } }, 9).0;
-    (steps * 12 * target.lanes * 2) as f64 / best
+    let best = time(|| unsafe { if target.machine.lanes == 16 { wide(steps) } else { narrow(steps) } }, 9).0;
+    (steps * 12 * target.machine.lanes * 2) as f64 / best
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -323,7 +326,7 @@ fn gemv(target: &Target) -> Result<(), Error> {
 
 /// Kernels of training that only move and add, in bytes read and written per second beside reading.
 fn memory(target: &Target) -> Result<(), Error> {
-    let nr = target.nr;
+    let nr = target.machine.nr;
     for flipped in [false, true] {
         let (n, k) = (2816, 1024);
         let mut func = Func::new("f");
@@ -335,7 +338,7 @@ fn memory(target: &Target) -> Result<(), Error> {
         let packed = b.op(Opcode::Pack, &[w], vec![Attr::Int(nr as i64), Attr::Int(1)]);
         b.output("p", packed, false);
         let panels = n / nr;
-        let kind = KernelKind::Pack { panels, panels_per_task: 8 };
+        let kind = (Family::Pack, Tiling::Panels { panels_per_task: 8 });
         moved(target, if flipped { "pack, transposed" } else { "pack" }, kernel("k", kind, func, panels.div_ceil(8)))?;
     }
     for columns in [1024, 384] {
@@ -350,7 +353,7 @@ fn memory(target: &Target) -> Result<(), Error> {
         let sum = b.op(Opcode::SumTo, &[scaled], vec![Attr::Ints(vec![columns as i64])]);
         b.output("s", sum, false);
         for columns_per_task in [64, columns / 2] {
-            let kind = KernelKind::Columns { rows, columns, columns_per_task };
+            let kind = (Family::Columns, Tiling::Columns { columns_per_task });
             let name = format!("columns of {columns}, {columns_per_task} per task");
             moved(target, &name, kernel("k", kind, func.clone(), columns / columns_per_task))?;
         }
@@ -363,7 +366,7 @@ fn memory(target: &Target) -> Result<(), Error> {
     let terms = b.arg("r", ArgRole::Input, Type::f32([count, columns]));
     let sum = b.op(Opcode::ScatterAdd, &[table, ids, terms], vec![]);
     b.output("t", sum, false);
-    let kind = KernelKind::ScatterAdd { rows, rows_per_task: rows / 32 };
+    let kind = (Family::ScatterAdd, Tiling::Rows { rows_per_task: rows / 32 });
     moved(target, "scatter_add, copying", kernel("k", kind, func, 32))
 }
 
@@ -389,7 +392,7 @@ fn moved(target: &Target, name: &str, kernel: Kernel) -> Result<(), Error> {
 /// Prints the assembly of a kernel.
 fn assembly(target: &Target) -> Result<(), Error> {
     let kernel = case(target, (512, 512, 512), DType::F32, Around::Nothing);
-    let text = emit_stage(&program(target, vec![kernel]), 0, Stage::Asm)?;
+    let text = emit_stage(&program(vec![kernel]), target, 0, Stage::Asm)?;
     println!("{}", String::from_utf8_lossy(&text));
     Ok(())
 }

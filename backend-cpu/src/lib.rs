@@ -19,4 +19,4 @@ pub mod testing;
 pub use compile::{CodeImage, Options, Progress, Stage, Symbol, compile, emit_stage};
 pub use error::Error;
 pub use kernels::scratch_bytes;
-pub use target::{TARGETS, target};
+pub use target::{Isa, TARGETS, Target, target};

@@ -1,6 +1,37 @@
 //! The machines that code is generated for, and the shape of the matmul micro-kernel on each.
 use crate::Error;
-use rdc_ir::program::Target;
+use rdc_passes::tile::Cpu;
+
+/// What code is compiled for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The name on the command line, one of [`TARGETS`].
+    pub name: String,
+    /// The machine, as passes see it.
+    pub machine: Cpu,
+    /// The instructions.
+    pub isa: Isa,
+}
+
+/// An instruction set, as LLVM and whoever loads code know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Isa {
+    /// LLVM target triple.
+    pub triple: String,
+    /// LLVM processor name.
+    pub cpu: String,
+    /// LLVM feature string.
+    pub features: String,
+    /// CPU features that must be present to run the code, by their `std::arch` names (`avx2`, `fma`).
+    pub requires: Vec<String>,
+}
+
+impl Isa {
+    /// The architecture, by its name in `std::env::consts`.
+    pub fn architecture(&self) -> &str {
+        self.triple.split('-').next().unwrap_or_default()
+    }
+}
 
 /// The names that [`target`] accepts.
 pub const TARGETS: &[&str] = &["native", "x86-64-v3", "x86-64-v4", "aarch64"];
@@ -32,7 +63,7 @@ const V4: &[(&str, &str)] = &[
 
 /// The target of that name. `native` looks at the machine: instruction set, scheduling model and cache sizes.
 ///
-/// Features are listed in full, and the processor name only tunes, so [`Target::requires`] is exactly what code may use.
+/// Features are listed in full, and the processor name only tunes, so [`Isa::requires`] is exactly what code may use.
 ///
 /// # Errors
 /// [`Error::UnknownTarget`], or [`Error::UnsupportedHost`] if `native` lacks AVX2 and FMA (x86-64) or is another
@@ -51,34 +82,28 @@ pub fn target(name: &str) -> Result<Target, Error> {
 /// 14 × 32).
 fn x86(name: &str, cpu: &str, avx512: bool) -> Target {
     let features: Vec<_> = V3.iter().chain(if avx512 { V4 } else { &[] }).collect();
-    Target {
-        name: name.into(),
+    let machine = match avx512 {
+        true => Cpu { lanes: 16, mr: 12, nr: 32, l1: 32 << 10, l2: 1 << 20 },
+        false => Cpu { lanes: 8, mr: 6, nr: 16, l1: 32 << 10, l2: 256 << 10 },
+    };
+    let isa = Isa {
         triple: "x86_64-unknown-linux-gnu".into(),
         cpu: cpu.into(),
         features: features.iter().map(|f| format!("+{}", f.0)).collect::<Vec<_>>().join(","),
         requires: features.iter().map(|f| f.1.to_string()).collect(),
-        lanes: if avx512 { 16 } else { 8 },
-        mr: if avx512 { 12 } else { 6 },
-        nr: if avx512 { 32 } else { 16 },
-        l1: 32 << 10,
-        l2: if avx512 { 1 << 20 } else { 256 << 10 },
-    }
+    };
+    Target { name: name.into(), machine, isa }
 }
 
 /// 6 × 16 fills 24 of 32 registers with accumulators.
 fn aarch64(name: &str, cpu: &str) -> Target {
-    Target {
-        name: name.into(),
+    let isa = Isa {
         triple: "aarch64-unknown-linux-gnu".into(),
         cpu: cpu.into(),
         features: "+neon".into(),
         requires: vec!["neon".into()],
-        lanes: 4,
-        mr: 6,
-        nr: 16,
-        l1: 32 << 10,
-        l2: 512 << 10,
-    }
+    };
+    Target { name: name.into(), machine: Cpu { lanes: 4, mr: 6, nr: 16, l1: 32 << 10, l2: 512 << 10 }, isa }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -104,9 +129,10 @@ fn native() -> Result<Target, Error> {
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn with_host(mut target: Target) -> Target {
-    target.cpu = inkwell::targets::TargetMachine::get_host_cpu_name().to_string_lossy().into_owned();
-    target.l1 = cache_bytes(1).unwrap_or(target.l1);
-    target.l2 = cache_bytes(2).unwrap_or(target.l2);
+    target.isa.cpu = inkwell::targets::TargetMachine::get_host_cpu_name().to_string_lossy().into_owned();
+    let machine = &mut target.machine;
+    machine.l1 = cache_bytes(1).unwrap_or(machine.l1);
+    machine.l2 = cache_bytes(2).unwrap_or(machine.l2);
     target
 }
 
@@ -135,8 +161,10 @@ mod tests {
         for name in TARGETS {
             let t = target(name).unwrap();
             assert_eq!(t.name, *name);
-            assert_eq!(t.nr % (2 * t.lanes), 0, "{name}");
-            assert!(t.l1 >= 16 << 10 && t.l2 > t.l1, "{name}");
+            let Cpu { lanes, nr, l1, l2, .. } = t.machine;
+            assert_eq!(nr % (2 * lanes), 0, "{name}");
+            assert!(l1 >= 16 << 10 && l2 > l1, "{name}");
+            assert!(t.isa.triple.starts_with(t.isa.architecture()) && !t.isa.requires.is_empty(), "{name}");
         }
         assert!(matches!(target("z80"), Err(Error::UnknownTarget { .. })));
     }

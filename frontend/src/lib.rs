@@ -1,9 +1,8 @@
 //! The `.rdm` language: text to [`rdc_ir::Module`].
 //!
-//! [`compile`] reads a model text in four stages, each a module of its own: [`parser`] (never bails), [`settings`] (named
-//! sizes, flags and strings get their numbers from `--set`, config.json or the text), [`scope`] (every name in every branch
-//! is known), [`lower`] (evaluates the text for the chosen settings; shapes are checked by their names while operations are
-//! appended). Nothing here knows a model.
+//! [`compile`] reads a model text in three stages, each a module of its own: [`parser`] (never bails), [`scope`] (every
+//! name in every branch is known), [`lower`] (gives named sizes, flags and strings their values from `--set`, config.json or the
+//! text and evaluates it for them; shapes are checked by their names while operations are appended). Nothing here knows a model.
 pub mod ast;
 pub mod checkpoint;
 mod compile;
@@ -11,13 +10,14 @@ pub mod diagnostic;
 mod lexer;
 mod lower;
 mod names;
+mod options;
 pub mod parser;
 mod render;
 mod scope;
-mod settings;
 mod value;
 
-pub use compile::{LossInfo, LossSelection, Lowered, Options, compile};
+pub use compile::compile;
 pub use diagnostic::{Diagnostic, Label, Severity, Span};
 pub use lower::functions;
+pub use options::{LossInfo, LossSelection, Lowered, Options};
 pub use render::{render, render_with};

@@ -1,7 +1,6 @@
 //! Names and places, in every branch of a text: what evaluation for one configuration does not reach is checked here.
 use crate::ast::*;
 use crate::diagnostic::{Diagnostic, MOST, Span};
-use crate::lower::FUNCTIONS;
 use std::collections::HashSet;
 
 /// Where a statement stands.
@@ -14,10 +13,11 @@ enum Place {
     Section(SectionKind),
 }
 
-/// Reports statements in the wrong place, names that are declared nowhere, and settings that nothing mentions.
-pub fn check(model: &Model) -> Vec<Diagnostic> {
+/// Reports statements in the wrong place, names that are declared nowhere, and settings that nothing mentions. The language has
+/// these functions.
+pub fn check(model: &Model, functions: &'static [&'static str]) -> Vec<Diagnostic> {
     let mut checker =
-        Checker { found: Vec::new(), names: HashSet::new(), layers: HashSet::new(), used: HashSet::new() };
+        Checker { functions, found: Vec::new(), names: HashSet::new(), layers: HashSet::new(), used: HashSet::new() };
     each(&model.items, &mut |stmt| checker.collect(stmt));
     checker.block(&model.items, Place::Model, &HashSet::new());
     for stmt in &model.items {
@@ -96,6 +96,7 @@ fn exprs(kind: &StmtKind) -> Vec<&Expr> {
 }
 
 struct Checker<'a> {
+    functions: &'static [&'static str],
     found: Vec<Diagnostic>,
     /// Names of the model: settings, weights, parts, states.
     names: HashSet<&'a str>,
@@ -213,12 +214,16 @@ impl<'a> Checker<'a> {
                     let text = name.text.as_str();
                     self.used.insert(text);
                     if self.found.len() < MOST
-                        && !FUNCTIONS.contains(&text)
+                        && !self.functions.contains(&text)
                         && !self.names.contains(text)
                         && !locals.contains(text)
                     {
-                        let known =
-                            FUNCTIONS.iter().copied().chain(self.names.iter().copied()).chain(locals.iter().copied());
+                        let known = self
+                            .functions
+                            .iter()
+                            .copied()
+                            .chain(self.names.iter().copied())
+                            .chain(locals.iter().copied());
                         let message = format!("there is no function or layer `{text}`");
                         let error = Diagnostic::error("unknown-function", message).at(name.span, "not known");
                         self.found.push(error.suggest(text, known));

@@ -1,14 +1,16 @@
-//! Builds functions: appends operations to a region, with result types inferred by the op table.
-use crate::entity::{RegionId, ValueId};
+//! Builds functions: puts operations into a region, with result types inferred by the op table.
+use crate::entity::{OpId, RegionId, ValueId};
 use crate::module::{Arg, ArgRole, Func, Loc, Output};
 use crate::ops::{Attr, Opcode};
 use crate::types::{DType, Type};
 
-/// Appends operations to one region of a function at a time.
+/// Puts operations into one region of a function at a time: at its end, or before an operation.
 pub struct Builder<'f> {
     /// The function being built.
     pub func: &'f mut Func,
     region: RegionId,
+    /// The operation that the new ones go before.
+    before: Option<OpId>,
     /// The place in the model text given to the operations that follow.
     pub loc: Loc,
 }
@@ -17,11 +19,27 @@ impl<'f> Builder<'f> {
     /// A builder that appends to the body.
     pub fn new(func: &'f mut Func) -> Builder<'f> {
         let region = func.body;
-        Builder { func, region, loc: Loc::default() }
+        Builder::at(func, region)
     }
     /// A builder that appends to a region.
     pub fn at(func: &'f mut Func, region: RegionId) -> Builder<'f> {
-        Builder { func, region, loc: Loc::default() }
+        Builder { func, region, before: None, loc: Loc::default() }
+    }
+    /// A builder that inserts before the first operation of a region.
+    pub fn first(func: &'f mut Func, region: RegionId) -> Builder<'f> {
+        let before = func.regions[region].ops.first().copied();
+        Builder { func, region, before, loc: Loc::default() }
+    }
+    /// A builder that inserts before an operation of a region, with its place in the model text.
+    pub fn before(func: &'f mut Func, region: RegionId, op: OpId) -> Builder<'f> {
+        let loc = func.ops[op].loc;
+        Builder { func, region, before: Some(op), loc }
+    }
+    /// A builder that inserts after an operation of a region, with its place in the model text.
+    pub fn after(func: &'f mut Func, region: RegionId, op: OpId) -> Builder<'f> {
+        let loc = func.ops[op].loc;
+        let before = func.regions[region].ops.iter().skip_while(|&&o| o != op).nth(1).copied();
+        Builder { func, region, before, loc }
     }
     /// The region that operations are appended to.
     pub fn region(&self) -> RegionId {
@@ -29,6 +47,7 @@ impl<'f> Builder<'f> {
     }
     /// Appends to another region from now on; returns the previous one.
     pub fn enter(&mut self, region: RegionId) -> RegionId {
+        self.before = None;
         std::mem::replace(&mut self.region, region)
     }
     /// Adds a function argument.
@@ -67,7 +86,8 @@ impl<'f> Builder<'f> {
         let results = (info.infer)(&types, &attrs).map_err(|e| format!("{}: {e}", info.mnemonic))?;
         Ok(self.append(opcode, operands.to_vec(), attrs, results, Vec::new()))
     }
-    fn append(
+    /// Appends an operation whose result types are known.
+    pub fn append(
         &mut self,
         opcode: Opcode,
         operands: Vec<ValueId>,
@@ -76,7 +96,9 @@ impl<'f> Builder<'f> {
         regions: Vec<RegionId>,
     ) -> Vec<ValueId> {
         let op = self.func.make_op(opcode, operands, attrs, results, regions, self.loc);
-        self.func.regions[self.region].ops.push(op);
+        let ops = &mut self.func.regions[self.region].ops;
+        let at = self.before.and_then(|before| ops.iter().position(|&o| o == before)).unwrap_or(ops.len());
+        ops.insert(at, op);
         self.func.ops[op].results.clone()
     }
     /// Appends an operation that the caller knows to be well-formed and that has one result.
@@ -85,10 +107,56 @@ impl<'f> Builder<'f> {
     /// If the operands break a rule of the op: for the compiler's own use, never on what a user wrote.
     #[track_caller]
     pub fn op(&mut self, opcode: Opcode, operands: &[ValueId], attrs: Vec<Attr>) -> ValueId {
+        self.results(opcode, operands, attrs)[0]
+    }
+    /// As [`Builder::op`], of an operation with several results.
+    ///
+    /// # Panics
+    /// As [`Builder::op`].
+    #[track_caller]
+    pub fn results(&mut self, opcode: Opcode, operands: &[ValueId], attrs: Vec<Attr>) -> Vec<ValueId> {
         match self.try_op(opcode, operands, attrs) {
-            Ok(results) => results[0],
+            Ok(results) => results,
             Err(e) => panic!("{e}"),
         }
+    }
+    /// An operation without attributes, as elementwise ones are.
+    #[track_caller]
+    pub fn map(&mut self, opcode: Opcode, operands: &[ValueId]) -> ValueId {
+        self.op(opcode, operands, Vec::new())
+    }
+    /// The value in another shape; itself if it has that shape.
+    #[track_caller]
+    pub fn reshape(&mut self, x: ValueId, shape: &[usize]) -> ValueId {
+        if self.func.ty(x).shape == shape { x } else { self.op(Opcode::Reshape, &[x], vec![Attr::shape(shape)]) }
+    }
+    /// The value repeated to a shape; itself if it has that shape.
+    #[track_caller]
+    pub fn broadcast(&mut self, x: ValueId, shape: &[usize]) -> ValueId {
+        if self.func.ty(x).shape == shape { x } else { self.op(Opcode::Broadcast, &[x], vec![Attr::shape(shape)]) }
+    }
+    /// Part of an axis; the value itself if the range is the whole axis.
+    #[track_caller]
+    pub fn slice(&mut self, x: ValueId, axis: usize, (start, end): (usize, usize)) -> ValueId {
+        if start == 0 && self.func.ty(x).shape[axis] == end {
+            return x;
+        }
+        self.op(Opcode::Slice, &[x], [axis, start, end].map(|n| Attr::Int(n as i64)).to_vec())
+    }
+    /// Values joined along an axis; the value itself if there is only one.
+    #[track_caller]
+    pub fn concat(&mut self, parts: &[ValueId], axis: usize) -> ValueId {
+        match parts {
+            [only] => *only,
+            _ => self.op(Opcode::Concat, parts, vec![Attr::Int(axis as i64)]),
+        }
+    }
+    /// A copy of a value that has memory of its own: a `cast` to its own type.
+    pub fn copy(&mut self, x: ValueId) -> ValueId {
+        let ty = self.func.ty(x).clone();
+        let copy = self.append(Opcode::Cast, vec![x], vec![Attr::DType(ty.dtype)], vec![ty], Vec::new())[0];
+        self.func.inherit_name(x, copy);
+        copy
     }
     /// The parameter of that name and type.
     pub fn param(&mut self, name: &str, ty: Type) -> ValueId {
@@ -96,7 +164,7 @@ impl<'f> Builder<'f> {
     }
     /// A scalar constant.
     pub fn constant(&mut self, value: f64, dtype: DType) -> ValueId {
-        self.op(Opcode::Constant, &[], vec![Attr::Float(value), Attr::DType(dtype)])
+        self.op(Opcode::Constant, &[], vec![Attr::float(value), Attr::DType(dtype)])
     }
     /// Starts a loop: creates its region with arguments `(step, is_last, carried…)` and returns it with the arguments'
     /// values. Fill it with [`Builder::enter`], then call [`Builder::end_loop`] from outside it.

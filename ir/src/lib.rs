@@ -40,13 +40,13 @@
 pub mod builder;
 pub mod cost;
 pub mod entity;
+pub mod float;
 pub mod infer;
 pub mod interp;
 pub mod module;
 pub mod ops;
 pub mod packing;
 pub mod parse;
-pub mod pitch;
 pub mod positions;
 pub mod print;
 pub mod program;
@@ -54,11 +54,13 @@ pub mod reference;
 pub mod tables;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod training;
 pub mod types;
 pub mod verify;
 
 pub use builder::Builder;
 pub use entity::{EntityMap, OpId, ParamId, RegionId, ValueId};
+pub use float::Float;
 pub use module::{
     Arg, ArgRole, Attrs, Func, IGNORED_LABEL, Init, Loc, Module, Op, Output, Param, Region, Value, ValueDef,
 };

@@ -3,19 +3,19 @@
 //! Each entry gives the mnemonic, operands (`...` after the last one means any number of them), attributes with their
 //! kinds, the function that computes the result types, the floating-point operations it costs, and its documentation.
 //! The enum, builder, printer, parser, verifier and cost model read this table.
+use crate::float::Float;
 use crate::infer;
 use crate::module::Op;
 use crate::types::{DType, Type};
 use serde::{Deserialize, Serialize};
-use std::hash::{Hash, Hasher};
 
 /// The value of an attribute.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Attr {
     /// An integer.
     Int(i64),
-    /// A float; equality and hashing are by bits.
-    Float(#[serde(with = "any_float")] f64),
+    /// A float.
+    Float(Float),
     /// A truth value.
     Bool(bool),
     /// A string.
@@ -26,60 +26,11 @@ pub enum Attr {
     DType(DType),
 }
 
-/// Floats in formats that, as JSON, have no infinities: those are strings.
-mod any_float {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
-
-    #[derive(Serialize, Deserialize)]
-    #[serde(untagged)]
-    enum Written {
-        Number(f64),
-        Name(String),
-    }
-
-    pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-        let written = if value.is_finite() { Written::Number(*value) } else { Written::Name(value.to_string()) };
-        written.serialize(serializer)
-    }
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-        match Written::deserialize(deserializer)? {
-            Written::Number(value) => Ok(value),
-            Written::Name(name) => name.parse().map_err(|_| D::Error::custom(format!("{name:?} is no number"))),
-        }
-    }
-}
-
-impl PartialEq for Attr {
-    fn eq(&self, other: &Attr) -> bool {
-        match (self, other) {
-            (Attr::Int(a), Attr::Int(b)) => a == b,
-            (Attr::Float(a), Attr::Float(b)) => a.to_bits() == b.to_bits(),
-            (Attr::Bool(a), Attr::Bool(b)) => a == b,
-            (Attr::Str(a), Attr::Str(b)) => a == b,
-            (Attr::Ints(a), Attr::Ints(b)) => a == b,
-            (Attr::DType(a), Attr::DType(b)) => a == b,
-            _ => false,
-        }
-    }
-}
-
-impl Eq for Attr {}
-
-impl Hash for Attr {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        std::mem::discriminant(self).hash(state);
-        match self {
-            Attr::Int(v) => v.hash(state),
-            Attr::Float(v) => v.to_bits().hash(state),
-            Attr::Bool(v) => v.hash(state),
-            Attr::Str(v) => v.hash(state),
-            Attr::Ints(v) => v.hash(state),
-            Attr::DType(v) => v.hash(state),
-        }
-    }
-}
-
 impl Attr {
+    /// A float.
+    pub fn float(value: f64) -> Attr {
+        Attr::Float(Float(value))
+    }
     /// The list of a shape's sizes.
     pub fn shape(sizes: &[usize]) -> Attr {
         Attr::Ints(sizes.iter().map(|&n| n as i64).collect())
@@ -101,7 +52,7 @@ impl Attr {
     }
     /// The float (0 if it is of another kind).
     pub fn as_float(&self) -> f64 {
-        if let Attr::Float(v) = self { *v } else { 0.0 }
+        if let Attr::Float(v) = self { v.0 } else { 0.0 }
     }
     /// The truth value (false if it is of another kind).
     pub fn as_bool(&self) -> bool {

@@ -3,10 +3,11 @@
 use crate::infer::k_pack;
 use crate::types::DType;
 use half::bf16;
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// The layout of a packed weight; see the op `pack`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Packing {
     /// Rows of the weight: columns of the product.
     pub n: usize,

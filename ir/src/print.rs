@@ -21,25 +21,11 @@
 //! a repeated name gets a suffix `.1`, `.2` …, which is not part of the name), otherwise as `%0`, `%1` … in order of
 //! definition. Floats print with the fewest digits that give the same bits back.
 use crate::entity::{Entity, OpId, RegionId, ValueId};
+use crate::float::Float;
 use crate::module::{ArgRole, Func, Init, Loc, Module, Param};
 use crate::ops::Attr;
 use std::collections::{HashMap, HashSet};
 use std::fmt::{self, Write};
-
-/// A float that reads back to the same bits.
-pub(crate) struct Float(pub f64);
-
-impl fmt::Display for Float {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_nan() {
-            if self.0.to_bits() == f64::NAN.to_bits() {
-                return f.write_str("nan");
-            }
-            return write!(f, "nan(0x{:x})", self.0.to_bits());
-        }
-        write!(f, "{:?}", self.0)
-    }
-}
 
 /// A quoted string.
 pub(crate) struct Quoted<'a>(pub &'a str);
@@ -64,7 +50,7 @@ impl fmt::Display for Attr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Attr::Int(v) => write!(f, "{v}"),
-            Attr::Float(v) => write!(f, "{}", Float(*v)),
+            Attr::Float(v) => write!(f, "{v}"),
             Attr::Bool(v) => write!(f, "{v}"),
             Attr::Str(v) => write!(f, "{}", Quoted(v)),
             Attr::Ints(v) => {

@@ -1,8 +1,9 @@
 //! `Program`: what the passes hand to a back end and to the runtime: semantic kernels, a memory plan and a schedule.
 //!
-//! A [`Kernel`] is a small IR function around one anchor operation (a matmul, an attention, a row-wise chain); how it is
-//! tiled into loops is the back end's business. Work is cut into *tasks*, a number fixed here and independent of the
-//! number of threads, so results do not depend on it either. An [`Entry`] is a schedule: every thread walks the same list
+//! A [`Kernel`] computes what is around one anchor operation (a matmul, an attention, a row-wise chain). Its [`KernelKind`] says what,
+//! taken apart: operands, prologue, epilogue; its [`Tiling`] how that is cut into *tasks*, a number fixed here and independent of the
+//! number of threads, so results do not depend on it either; its [`Pointer`]s say how each tensor is reached. The kernel's function is
+//! the same once more, for the interpreter and for people. An [`Entry`] is a schedule: every thread walks the same list
 //! of [`Step`]s, takes its share of the tasks of each launch, and meets the others at barriers; between them tasks may wait for those
 //! of earlier launches.
 //!
@@ -10,7 +11,7 @@
 //! `extern "C" fn(args: *const *mut u8, begin: i64, end: i64, scratch: *mut u8)` runs tasks `begin..end`. `args` holds one
 //! pointer per function argument, then one per non-linear result, in order. `scratch` is private to the thread, 64-byte
 //! aligned, [`Kernel::scratch`] bytes. Arguments and results are row-major, rows of the last axis one after the other or
-//! [`Kernel::pitches`] apart; packed weights as the `pack` op says; types marked `cache` are one slot of a KV cache stored
+//! [`Pointer::pitch`] apart; packed weights as the `pack` op says; types marked `cache` are one slot of a KV cache stored
 //! head-major: logical `[.., T, H, D]`, physical `[.., H, T, D]`.
 //!
 //! Results do not overlap arguments or each other, but for these cases: a result may have the memory of an argument that it
@@ -20,29 +21,31 @@
 //! over the row that they need comes after the one that computes it; and the result of `scatter_add` may have the memory of its
 //! base. A kernel therefore reads an element of an argument (a row of it, in the second case) before it writes that element of a
 //! result computed from it, in the same task, and not again after.
-use crate::entity::OpId;
-use crate::module::{ArgRole, Func};
-use crate::ops::Opcode;
+use crate::module::ArgRole;
 use crate::types::Type;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
+pub mod body;
+mod kernel;
 mod memory;
 mod reach;
+pub mod rows;
 mod schedule;
-mod target;
+mod tiling;
 
+pub use kernel::{Access, Dispatch, Kernel, KernelKind, Pointer};
 pub use reach::Reach;
 pub use schedule::{KvPolicy, Launch, LaunchArg, LoopStep, Offset, Step};
-pub use target::Target;
+pub use tiling::Tiling;
 
 /// A compiled model, less its code.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Program {
     /// The model's name.
     pub name: String,
-    /// The machine it is for.
-    pub target: Target,
+    /// The name of the target it is for, `native` if that is the machine that compiled it.
+    pub target: String,
     /// Constant data: packed weights, small parameters, tables.
     pub weights: Vec<Weight>,
     /// Distinct kernels; launches refer to them by index.
@@ -147,7 +150,7 @@ impl Program {
 }
 
 /// A block of a rank-2 parameter (a parameter of other rank counts as rank 2 by its last axis).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Piece {
     /// Checkpoint name.
     pub param: String,
@@ -157,207 +160,28 @@ pub struct Piece {
     pub cols: (usize, usize),
 }
 
-/// How a kernel's tasks are handed out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Dispatch {
-    /// Each thread takes one contiguous share: for memory-bound kernels, whose data then stays with its thread.
-    Static,
-    /// Threads claim runs of tasks, each of its own share first and then of the others': for compute-bound kernels on a shared machine.
-    Dynamic,
-}
-
-/// What a kernel is built around, and the tile sizes chosen for it.
-///
-/// *Row operations* are elementwise operations, `rms_norm`, `layer_norm`, `softmax`, reductions, slices and concats of the
-/// last axis over tensors seen as `[rows, columns]`; an operand may also be one row (`[columns]`, leading axes 1), one
-/// column (`[rows, 1]`, or any shape of `rows` elements), or a scalar. Scalar arithmetic and a `gather` of one row by a
-/// scalar index may be among them, and a reshape that keeps rows and columns, or a column, as it is. So may `one_hot` of a
-/// column of ids, `pad` of the last axis, and `rope`/`rope_grad` over `[B, S, H, D]` seen as rows of H * D. A `sum_blocks` of
-/// rows may be among the results, if tasks begin with a block.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum KernelKind {
-    /// Row operations; `gather`/`packed_gather`/`positions` may produce rows, or one row for a scalar index.
-    /// Task t covers rows `t * rows_per_task ..`.
-    Rows {
-        /// Rows in all.
-        rows: usize,
-        /// Rows per task.
-        rows_per_task: usize,
-    },
-    /// One `packed_matmul`. Before it, row operations on its left operand (the prologue); after it elementwise operations
-    /// (the epilogue), which, if the weight has `parts` > 1, begin with slices into the parts and work on them. Values of the
-    /// epilogue may be joined along the last axis at its end. Or, after it, row operations on its rows and arguments (the row
-    /// epilogue): the weight then has one part and no scales, and a task all columns. Results may also be prologue values, and
-    /// other row operations of as many rows on arguments and prologue values. Tasks are row blocks, and within a row block column blocks
-    /// (`task = row_block * column_blocks + column_block`); prologue results are written by column block 0.
-    Matmul {
-        /// Rows of the left operand.
-        m: usize,
-        /// Columns of the result before slicing.
-        n: usize,
-        /// Inner size.
-        k: usize,
-        /// Rows per task.
-        rows_per_task: usize,
-        /// Panels (of `nr` columns) per task.
-        panels_per_task: usize,
-        /// Inner block size.
-        kc: usize,
-    },
-    /// `cache_update`s, with the chains that make their operands: slice of the last axis, reshape to heads, bias, `rope`.
-    /// The caches are single slots (`cache f32[1, B, T, H, D]`, slot 0). Task t covers `tokens_per_task` of the B*S tokens.
-    KvWrite {
-        /// Tokens (B*S).
-        tokens: usize,
-        /// Tokens per task.
-        tokens_per_task: usize,
-    },
-    /// One `attention`; k and v are views (`cache f32[B, T, G, D]`) or plain tensors `f32[B, T, G, D]`; q comes through a chain as in `KvWrite`.
-    /// Task = (batch, head, block of `q_rows` queries), the block innermost.
-    Attention {
-        /// Queries per task.
-        q_rows: usize,
-        /// Keys per step of the online softmax.
-        kv_block: usize,
-    },
-    /// One `attention` with S = 1, fused with the `cache_update`s of its k and v (single slots as in `KvWrite`) and the
-    /// chains of all three. Task = (batch, group).
-    DecodeAttention,
-    /// One `matmul` of two row-major operands, either transposed, of rank 2, or of rank 3 with a leading axis of `batch`: a
-    /// weight's gradient, `trans_a` with the tokens as inner size. After it elementwise operations (the epilogue), whose values may
-    /// be joined. Tasks are matrices of the batch times row blocks times column blocks (`task = (matrix * row_blocks + row_block)
-    /// * column_blocks + column_block`); a task packs pieces of both operands into its scratch.
-    Product {
-        /// Matrices.
-        #[serde(default = "one")]
-        batch: usize,
-        /// Rows of the result.
-        m: usize,
-        /// Columns of the result.
-        n: usize,
-        /// Inner size.
-        k: usize,
-        /// Rows per task.
-        rows_per_task: usize,
-        /// Columns per task.
-        columns_per_task: usize,
-        /// Inner block size.
-        kc: usize,
-    },
-    /// One `pack` of an f32 weight, perhaps of its `transpose`. Task t covers `panels_per_task` panels.
-    Pack {
-        /// Panels.
-        panels: usize,
-        /// Panels per task.
-        panels_per_task: usize,
-    },
-    /// `sum_to` one row of `[rows, columns]` tensors, of the same rows: the gradients of biases and norm weights. Before them
-    /// elementwise operations on such tensors, slices of the last axis of arguments, columns `[rows, 1]`, rows and scalars, after
-    /// them elementwise operations on the sums (the epilogue). Task t covers `columns_per_task` columns and all rows, in order.
-    Columns {
-        /// Rows.
-        rows: usize,
-        /// Columns.
-        columns: usize,
-        /// Columns per task.
-        columns_per_task: usize,
-    },
-    /// One `scatter_add`. Task t covers `rows_per_task` rows of the table, and all ids. The result may share the base's memory.
-    ScatterAdd {
-        /// Rows of the table.
-        rows: usize,
-        /// Rows per task.
-        rows_per_task: usize,
-    },
-    /// One `attention_grad`, of whose results each may go through `rope_grad` and a reshape, and several of them be joined along
-    /// the last axis. Task = (batch, group of heads): all of its queries and keys.
-    AttentionGrad {
-        /// Queries per block.
-        q_rows: usize,
-    },
-    /// Any single operation, as plain loops over the result. One task.
-    Generic,
-}
-
-/// Of kernels in artifacts from before there were batches.
-fn one() -> usize {
-    1
-}
-
-/// Whether among operations, in order, row operations follow a `packed_matmul` on its rows: its kernel has a row epilogue.
-pub fn has_row_epilogue(func: &Func, ops: &[OpId], anchor: OpId) -> bool {
-    let whole = func.ops[anchor].size("parts") <= 1;
-    let mut after = BTreeSet::from([func.ops[anchor].results[0]]);
-    let mut found = false;
-    for &op in ops {
-        let op = &func.ops[op];
-        if op.operands.iter().any(|v| after.contains(v)) {
-            after.extend(&op.results);
-            found |= !op.opcode.is_elementwise()
-                && match op.opcode {
-                    Opcode::Reshape | Opcode::Concat => false,
-                    Opcode::Slice => whole,
-                    _ => true,
-                };
+impl Piece {
+    /// How many rows it has.
+    pub fn height(&self) -> usize {
+        self.rows.1 - self.rows.0
+    }
+    /// Rows `start..end` of pieces stacked by rows.
+    pub fn rows_between(pieces: &[Piece], start: usize, end: usize) -> Vec<Piece> {
+        let mut at = 0;
+        let mut out = Vec::new();
+        for piece in pieces {
+            let (from, to) = (start.max(at), end.min(at + piece.height()));
+            if from < to {
+                out.push(Piece { rows: (piece.rows.0 + from - at, piece.rows.0 + to - at), ..piece.clone() });
+            }
+            at += piece.height();
         }
+        out
     }
-    found
-}
-
-/// A kernel.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Kernel {
-    /// Symbol name: `k` and its index, then what it does (`k3_matmul_f32_256x1024x384`).
-    pub name: String,
-    /// Its kind and tiles.
-    pub kind: KernelKind,
-    /// What it computes; arguments in launch order, results in launch order (linear results have no pointer).
-    pub func: Func,
-    /// Bytes from one row of the last axis to the next, of the pointers whose rows do not follow each other.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub pitches: BTreeMap<usize, usize>,
-    /// Number of tasks.
-    pub tasks: usize,
-    /// How they are handed out.
-    pub dispatch: Dispatch,
-    /// Bytes of scratch per thread.
-    pub scratch: usize,
-    /// Floating-point operations of one launch.
-    pub flops: u64,
-    /// Bytes of arguments and results that one launch must read or write.
-    pub bytes: u64,
-}
-
-/// A pointer of a kernel's calling convention.
-#[derive(Clone, Copy, Debug)]
-pub struct Pointer<'k> {
-    /// The type of the tensor.
-    pub ty: &'k Type,
-    /// Bytes from one row to the next, if rows do not follow each other.
-    pub pitch: Option<usize>,
-    /// Whether the kernel writes there: a result, or a single slot `[1, B, T, H, D]` of a cache in place.
-    pub written: bool,
-}
-
-impl Pointer<'_> {
-    /// The size of the tensor in memory.
-    pub fn bytes(&self) -> usize {
-        self.ty.bytes_at(self.pitch)
-    }
-}
-
-impl Kernel {
-    /// The pointers: arguments, then results that are not linear (such a result is its argument's memory).
-    pub fn pointers(&self) -> impl Iterator<Item = Pointer<'_>> {
-        let body = &self.func.regions[self.func.body];
-        let arguments = body.args.iter().map(|&v| self.func.ty(v)).map(|ty| (ty, ty.cache && ty.rank() == 5));
-        let results = body.yields.iter().map(|&v| self.func.ty(v)).filter(|ty| !ty.cache).map(|ty| (ty, true));
-        let all = arguments.chain(results).enumerate();
-        all.map(|(index, (ty, written))| Pointer { ty, pitch: self.pitches.get(&index).copied(), written })
-    }
-    /// Bytes from one row to the next of a pointer whose rows are so long.
-    pub fn pitch(&self, pointer: usize, row: usize) -> usize {
-        self.pitches.get(&pointer).copied().unwrap_or(row)
+    /// Columns `start..end` of pieces stacked by rows.
+    pub fn columns_between(pieces: &[Piece], start: usize, end: usize) -> Vec<Piece> {
+        let cut = |p: &Piece| Piece { cols: (p.cols.0 + start, p.cols.0 + end), ..p.clone() };
+        pieces.iter().map(cut).collect()
     }
 }
 
@@ -405,8 +229,8 @@ fn note_written(kernels: &[Kernel], steps: &[Step], written: &mut Vec<usize>) {
         match step {
             Step::Copy { dst: buffer, .. } | Step::Zero { buffer, .. } => written.push(*buffer),
             Step::Launch(launch) => {
-                let arguments = kernels.get(launch.kernel).map_or(0, |k| k.func.regions[k.func.body].args.len());
-                written.extend(launch.args.iter().skip(arguments).map(|arg| arg.buffer));
+                let results = kernels.get(launch.kernel).into_iter().flat_map(Kernel::results);
+                written.extend(results.filter_map(|result| launch.args.get(result)).map(|arg| arg.buffer));
             }
             Step::Loop(inner) => note_written(kernels, &inner.body, written),
         }

@@ -2,7 +2,7 @@
 //!
 //! In the body of a gradient (a function with a reverse loop) that is done only to what depends on parameters alone, and to
 //! reshapes, which cost nothing. There a second computation is meant: it spares keeping the first one's result until the
-//! reverse direction comes to it, see [`differentiate`](crate::differentiate::Remat).
+//! reverse direction comes to it, see [`Remat`](rdc_ir::training::Remat).
 use crate::analysis;
 use rdc_ir::{Attrs, Func, Module, Opcode, RegionId, ValueId};
 use std::collections::hash_map::Entry;

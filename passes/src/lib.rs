@@ -14,7 +14,9 @@ pub mod optimizer;
 pub mod options;
 pub mod pipeline;
 pub mod plan;
+mod rewrite;
 pub mod simplify;
+pub mod tile;
 
-pub use options::{Error, Options, Remat, Training, WeightType};
+pub use options::{Error, Options, Training, WeightType};
 pub use pipeline::{Observer, POINTS, Stage, TRAINING_POINTS, compile, optimise};

@@ -1,7 +1,9 @@
 //! What a caller can choose, and what can go wrong.
 use crate::optimizer;
+use crate::tile::Machine;
 use rdc_ir::Loc;
-use rdc_ir::program::Target;
+use rdc_ir::training::Remat;
+use std::sync::Arc;
 
 /// How weights are stored. Arithmetic is in f32 always.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -18,8 +20,10 @@ pub enum WeightType {
 /// Options of the pipeline.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The machine that code will be generated for: panel widths and tile sizes follow from it.
-    pub target: Target,
+    /// The name of the target, which the program keeps.
+    pub target: String,
+    /// The machine that code will be generated for.
+    pub machine: Arc<dyn Machine>,
     /// How weights are stored.
     pub dtype: WeightType,
     /// How often a loop is expected to run: work inside it weighs this many times as much as work outside.
@@ -28,34 +32,15 @@ pub struct Options {
     pub training: Option<Training>,
 }
 
-/// What is kept of the iterations with gradient for the way back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Remat {
-    /// Everything that is not an elementwise operation of what is kept.
-    None,
-    /// The carried state only.
-    Iteration,
-    /// What costs more to compute again than to keep, and of that as much as lets weights and the largest arena fit into that
-    /// many bytes.
-    Auto {
-        /// Bytes; without, there is no limit.
-        memory: Option<usize>,
-    },
-}
-
-impl Default for Remat {
-    fn default() -> Remat {
-        Remat::Auto { memory: None }
-    }
-}
-
 /// How a module is compiled for training: `grad.NAME` for each `loss.NAME`.
 #[derive(Clone, Debug)]
 pub struct Training {
     /// The largest number of iterations with gradient.
     pub max_grad_steps: usize,
-    /// What is kept for the way back.
+    /// What is kept for the backward pass.
     pub remat: Remat,
+    /// The bytes that weights and the largest arena may take with [`Remat::Auto`]; without, there is no limit.
+    pub memory: Option<usize>,
     /// The optimiser's functions, if they are wanted; they leave out `frozen` too.
     pub optimizer: Option<optimizer::Options>,
     /// Names of the parameters that get no gradient and are not updated.

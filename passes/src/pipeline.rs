@@ -1,8 +1,9 @@
 //! The order of the passes.
-use crate::differentiate::{self, Remat as Keep};
-use crate::options::{Error, Options, Remat, Training, WeightType};
+use crate::differentiate;
+use crate::options::{Error, Options, Training, WeightType};
 use crate::{cse, dce, expand, hoist, layout, optimizer, plan, simplify};
 use rdc_ir::program::Program;
+use rdc_ir::training::Remat;
 use rdc_ir::{Loc, Module};
 use std::time::{Duration, Instant};
 
@@ -34,8 +35,17 @@ pub const TRAINING_POINTS: &[&str] = &[
 /// Parts of what would be left for values that are kept, tried as budgets where they do not fit.
 const BUDGETS: &[f64] = &[1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.15];
 
+/// What is kept, and the bytes that [`Remat::Auto`] may keep.
+#[derive(Clone, Copy)]
+struct Keep {
+    remat: Remat,
+    budget: usize,
+}
+
 /// Keeps all that costs more to compute again.
-const WORTH_IT: Keep = Keep::Budget(usize::MAX);
+const WORTH_IT: Keep = Keep { remat: Remat::Auto, budget: usize::MAX };
+/// Keeps the least.
+const LEAST: Keep = Keep { remat: Remat::Iteration, budget: usize::MAX };
 
 /// What there is after a pass. What hoisting saves shows in `rdc_ir::cost::func_cost` at `lower` and `hoist`.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +92,7 @@ pub fn optimise(module: Module, options: &Options, observer: &mut Observer<'_>) 
     run.pass("cse", cse::run)?;
     run.pass("dce", dce::run)?;
     let Some(training) = &options.training else {
-        run.pass("layout", |m| layout::run(m, options.dtype, options.target.nr))?;
+        run.pass("layout", |m| layout::run(m, options.dtype, options.machine.panel()))?;
         run.pass("hoist2", hoist::run)?;
         run.pass("cse2", cse::run)?;
         run.pass("dce2", dce::run)?;
@@ -92,11 +102,9 @@ pub fn optimise(module: Module, options: &Options, observer: &mut Observer<'_>) 
         return Err(unsupported("training is in f32 only".into()));
     }
     run.pass("fuse_loss", expand::fuse_loss)?;
-    let keep = match training.remat {
-        Remat::None => Keep::None,
-        Remat::Iteration => Keep::Iteration,
-        Remat::Auto { memory: None } => WORTH_IT,
-        Remat::Auto { memory: Some(memory) } => what_fits(&run.module, options, training, memory)?,
+    let keep = match (training.remat, training.memory) {
+        (Remat::Auto, Some(memory)) => what_fits(&run.module, options, training, memory)?,
+        (remat, _) => Keep { remat, budget: usize::MAX },
     };
     run.train(options, training, keep)?;
     Ok(run.module)
@@ -133,7 +141,7 @@ impl Run<'_, '_> {
     }
     /// The passes of training from differentiation to the layout of weights.
     fn train(&mut self, options: &Options, training: &Training, keep: Keep) -> Result<(), Error> {
-        let of_gradients = gradients(&self.module, training, keep);
+        let of_gradients = gradients(&self.module, options, training, keep);
         self.try_pass("differentiate", |m| {
             differentiate::run(m, &of_gradients)?;
             if !training.losses {
@@ -147,11 +155,11 @@ impl Run<'_, '_> {
                 optimizer::add(m, &optimizer::Options { frozen, ..options.clone() });
             }
         })?;
-        self.pass("expand", expand::run)?;
+        self.pass("expand", |m| expand::run(m, &*options.machine))?;
         self.pass("cse2", cse::run)?;
         self.pass("hoist2", hoist::run)?;
         self.pass("dce2", dce::run)?;
-        self.pass("layout", |m| layout::run_for_training(m, options.target.nr))?;
+        self.pass("layout", |m| layout::run_for_training(m, options.machine.panel()))?;
         self.pass("hoist3", hoist::run)?;
         self.pass("cse3", cse::run)?;
         self.pass("dce3", dce::run)
@@ -160,13 +168,15 @@ impl Run<'_, '_> {
 
 /// Options of differentiation. One product over all iterations, instead of a sum in the loop, trades memory for time: where
 /// memory is no matter, up to a quarter of what the weights themselves take.
-fn gradients(module: &Module, training: &Training, remat: Keep) -> differentiate::Options {
+fn gradients(module: &Module, options: &Options, training: &Training, keep: Keep) -> differentiate::Options {
     let weights: usize = module.params.values().filter(|p| !p.state).map(|p| p.ty.bytes()).sum();
     differentiate::Options {
         max_grad_steps: training.max_grad_steps,
-        remat,
+        remat: keep.remat,
+        budget: keep.budget,
         frozen: training.frozen.clone(),
-        stack_weight_grads: (remat == Keep::None).then_some(weights / 4),
+        backward: options.machine.backward(),
+        stack_weight_grads: (keep.remat == Remat::None).then_some(weights / 4),
     }
 }
 
@@ -182,21 +192,21 @@ fn what_fits(module: &Module, options: &Options, training: &Training, memory: us
     if all <= memory {
         return Ok(WORTH_IT);
     }
-    let everything = gradients(module, training, WORTH_IT);
+    let everything = gradients(module, options, training, WORTH_IT);
     let losses = module.funcs.iter().filter(|f| differentiate::loss_suffix(&f.name).is_some());
     let kept = losses.map(|f| Ok(differentiate::kept(module, f, &everything)?.bytes()));
     let kept = kept.collect::<Result<Vec<usize>, Error>>()?.into_iter().max().unwrap_or(0);
     // What would remain for values that are kept if the rest took no less.
     let left = kept.saturating_sub(all - memory);
     for part in BUDGETS {
-        let keep = Keep::Budget((left as f64 * part) as usize);
+        let keep = Keep { budget: (left as f64 * part) as usize, ..WORTH_IT };
         if left > 0 && bytes(keep)? <= memory {
             return Ok(keep);
         }
     }
-    let least = bytes(Keep::Iteration)?;
+    let least = bytes(LEAST)?;
     if least <= memory {
-        return Ok(Keep::Iteration);
+        return Ok(LEAST);
     }
     let message =
         format!("a training step takes at least {least} bytes of weights and buffers, more than the {memory} allowed");

@@ -31,23 +31,23 @@ fn apply(pass: &str, mut module: Module, options: &Options) -> Module {
         "hoist" => hoist::run(&mut module),
         "cse" => cse::run(&mut module),
         "dce" => dce::run(&mut module),
-        "differentiate" => gradient(&mut module, differentiate::Remat::None),
-        "differentiate_iteration" => gradient(&mut module, differentiate::Remat::Iteration),
+        "differentiate" => gradient(&mut module, rdc_ir::training::Remat::None),
+        "differentiate_iteration" => gradient(&mut module, rdc_ir::training::Remat::Iteration),
         "fuse_loss" => {
             expand::fuse_loss(&mut module);
             dce::run(&mut module);
         }
         "expand" => {
-            expand::run(&mut module);
+            expand::run(&mut module, &*options.machine);
             cse::run(&mut module);
             dce::run(&mut module);
         }
         "layout" => {
-            layout::run(&mut module, options.dtype, options.target.nr);
+            layout::run(&mut module, options.dtype, options.machine.panel());
             dce::run(&mut module);
         }
         "layout_training" => {
-            layout::run_for_training(&mut module, options.target.nr);
+            layout::run_for_training(&mut module, options.machine.panel());
             dce::run(&mut module);
         }
         "pipeline" => module = optimise(module, options, &mut |_, _| {}).unwrap(),
@@ -57,7 +57,7 @@ fn apply(pass: &str, mut module: Module, options: &Options) -> Module {
 }
 
 /// The gradient without the loss function, for four steps with gradient at most.
-fn gradient(module: &mut Module, remat: differentiate::Remat) {
+fn gradient(module: &mut Module, remat: rdc_ir::training::Remat) {
     let options = differentiate::Options { max_grad_steps: 4, remat, ..Default::default() };
     differentiate::run(module, &options).unwrap();
     module.funcs.retain(|f| f.name.starts_with("grad"));

@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used)]
 use rdc_ir::interp::{Inputs, Real, Tensor, run};
 use rdc_ir::testing::Rng;
+use rdc_ir::training::OptimizerKind;
 use rdc_ir::{Module, OpId, Opcode, parse, verify::verify_text};
 use rdc_passes::fuse::{self, GroupKind, uses::Uses};
-use rdc_passes::optimizer::{self, Optimizer, Options};
+use rdc_passes::optimizer::{self, Options};
+use rdc_passes::tile::Cpu;
 use rdc_passes::{cse, dce};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -24,7 +26,7 @@ param "grad.w": f32[3, 4] = constant(0.0) state
 const TRAINED: [(&str, bool); 6] =
     [("scalar", true), ("one", false), ("norm", false), ("w", true), ("bias", false), ("column", true)];
 
-fn module(optimizer: Optimizer, accumulate: bool) -> Module {
+fn module(optimizer: OptimizerKind, accumulate: bool) -> Module {
     let mut module = parse(MODULE).unwrap();
     optimizer::add(&mut module, &Options { optimizer, frozen: vec!["stopped".into()], accumulate });
     assert_eq!(verify_text(&module), None);
@@ -101,7 +103,7 @@ fn step<T: Real>(module: &Module, hyper: &Hyper, t: i32, state: &mut State) -> f
 }
 
 /// The same step, written down again.
-fn expected(optimizer: Optimizer, hyper: &Hyper, t: i32, grads: &State, state: &mut State) -> f64 {
+fn expected(optimizer: OptimizerKind, hyper: &Hyper, t: i32, grads: &State, state: &mut State) -> f64 {
     let Hyper { lr, decay, betas: [b1, b2], eps, clip, grad_scale } = *hyper;
     let norm = grads.values().flatten().map(|g| (g * grad_scale).powi(2)).sum::<f64>().sqrt();
     let clip = (clip / (norm + 1e-6)).min(1.0);
@@ -112,16 +114,16 @@ fn expected(optimizer: Optimizer, hyper: &Hyper, t: i32, grads: &State, state: &
         let (c1, c2) = (1.0 - b1.powi(t), (1.0 - b2.powi(t)).sqrt());
         let mut lr = lr;
         for (i, g) in grads.iter().enumerate() {
-            if optimizer == Optimizer::EllisAdam && t == 1 {
+            if optimizer == OptimizerKind::EllisAdam && t == 1 {
                 (m[i], v[i]) = (*g, g * g);
             }
             m[i] = b1 * m[i] + (1.0 - b1) * g;
             v[i] = b2 * v[i] + (1.0 - b2) * g * g;
-            if optimizer == Optimizer::EllisAdam {
+            if optimizer == OptimizerKind::EllisAdam {
                 v[i] = v[i].max(eps * eps);
             }
         }
-        if optimizer == Optimizer::EllisAdam {
+        if optimizer == OptimizerKind::EllisAdam {
             let mean = grads.iter().zip(&v).map(|(g, v)| g * g / v).sum::<f64>() / grads.len() as f64;
             lr /= mean.sqrt().max(1.0);
         }
@@ -130,8 +132,8 @@ fn expected(optimizer: Optimizer, hyper: &Hyper, t: i32, grads: &State, state: &
                 p[i] *= 1.0 - decay;
             }
             p[i] -= match optimizer {
-                Optimizer::AdamW => lr / c1 * m[i] / (v[i].sqrt() / c2 + eps),
-                Optimizer::EllisAdam => lr / c1 * m[i].atan2(v[i].sqrt() / c2),
+                OptimizerKind::AdamW => lr / c1 * m[i] / (v[i].sqrt() / c2 + eps),
+                OptimizerKind::EllisAdam => lr / c1 * m[i].atan2(v[i].sqrt() / c2),
             };
         }
         for (prefix, values) in [("", p), ("exp_avg.", m), ("exp_avg_sq.", v)] {
@@ -155,7 +157,7 @@ fn difference(a: &State, b: &State) -> f64 {
 
 const HYPER: Hyper = Hyper { lr: 0.02, decay: 0.003, betas: [0.9, 0.95], eps: 1e-6, clip: 1.0, grad_scale: 0.25 };
 
-fn follows_the_formula<T: Real>(optimizer: Optimizer, tolerance: f64) {
+fn follows_the_formula<T: Real>(optimizer: OptimizerKind, tolerance: f64) {
     let module = module(optimizer, false);
     let mut rng = Rng::new(7);
     for clip in [1.0, f64::INFINITY] {
@@ -180,19 +182,19 @@ fn follows_the_formula<T: Real>(optimizer: Optimizer, tolerance: f64) {
 
 #[test]
 fn adamw_follows_the_formula() {
-    follows_the_formula::<f64>(Optimizer::AdamW, 1e-12);
-    follows_the_formula::<f32>(Optimizer::AdamW, 2e-5);
+    follows_the_formula::<f64>(OptimizerKind::AdamW, 1e-12);
+    follows_the_formula::<f32>(OptimizerKind::AdamW, 2e-5);
 }
 
 #[test]
 fn ellis_adam_follows_the_formula() {
-    follows_the_formula::<f64>(Optimizer::EllisAdam, 1e-12);
-    follows_the_formula::<f32>(Optimizer::EllisAdam, 2e-5);
+    follows_the_formula::<f64>(OptimizerKind::EllisAdam, 1e-12);
+    follows_the_formula::<f32>(OptimizerKind::EllisAdam, 2e-5);
 }
 
 #[test]
 fn first_steps_are_of_the_known_size() {
-    for (optimizer, size) in [(Optimizer::AdamW, 1.0), (Optimizer::EllisAdam, 10.0 * 0.05f64.sqrt().atan())] {
+    for (optimizer, size) in [(OptimizerKind::AdamW, 1.0), (OptimizerKind::EllisAdam, 10.0 * 0.05f64.sqrt().atan())] {
         let module = module(optimizer, false);
         let mut state = random_state(&module, &mut Rng::new(1));
         let before = state.clone();
@@ -212,7 +214,7 @@ fn first_steps_are_of_the_known_size() {
 #[test]
 fn only_trained_parameters_have_state() {
     for accumulate in [false, true] {
-        let module = module(Optimizer::AdamW, accumulate);
+        let module = module(OptimizerKind::AdamW, accumulate);
         let names: Vec<&str> = module.params.values().skip(7).map(|p| p.name.as_str()).collect();
         assert_eq!(names.len(), 6 * if accumulate { 4 } else { 3 });
         assert!(names.iter().all(|n| !n.contains("stopped") && !n.contains("grad.grad")), "{names:?}");
@@ -223,7 +225,7 @@ fn only_trained_parameters_have_state() {
 
 #[test]
 fn sums_of_gradients_are_what_is_used() {
-    let (summed, plain) = (module(Optimizer::AdamW, true), module(Optimizer::AdamW, false));
+    let (summed, plain) = (module(OptimizerKind::AdamW, true), module(OptimizerKind::AdamW, false));
     let mut rng = Rng::new(3);
     let mut state = random_state(&summed, &mut rng);
     let mut want = random_state(&plain, &mut Rng::new(3));
@@ -252,7 +254,7 @@ fn sums_of_gradients_are_what_is_used() {
 
 #[test]
 fn a_gradient_that_is_not_finite_changes_nothing() {
-    for optimizer in [Optimizer::AdamW, Optimizer::EllisAdam] {
+    for optimizer in [OptimizerKind::AdamW, OptimizerKind::EllisAdam] {
         let module = module(optimizer, false);
         let mut rng = Rng::new(5);
         let mut state = random_state(&module, &mut rng);
@@ -274,14 +276,15 @@ fn a_gradient_that_is_not_finite_changes_nothing() {
 
 #[test]
 fn a_tensor_takes_few_kernels() {
-    for (optimizer, kernels) in [(Optimizer::AdamW, 2), (Optimizer::EllisAdam, 3)] {
+    const CPU: Cpu = Cpu { lanes: 8, mr: 6, nr: 16, l1: 32 << 10, l2: 512 << 10 };
+    for (optimizer, kernels) in [(OptimizerKind::AdamW, 2), (OptimizerKind::EllisAdam, 3)] {
         let mut module = module(optimizer, false);
         cse::run(&mut module);
         dce::run(&mut module);
-        let func = fuse::normalise::normalise(module.func("update").unwrap(), 6);
+        let func = fuse::normalise::normalise(module.func("update").unwrap(), &CPU);
         let is_leaf = |&op: &OpId| matches!(func.ops[op].opcode, Opcode::Param | Opcode::Constant);
         let leaves: HashSet<OpId> = func.walk().into_iter().map(|(_, op)| op).filter(is_leaf).collect();
-        let groups = fuse::groups(&func, &Uses::new(&func), &leaves, func.body);
+        let groups = fuse::groups(&func, &Uses::new(&func), &leaves, func.body, &CPU);
         // Only "w" has three rows, and "bias" is the only one of four.
         for rows in [3, 4] {
             assert_eq!(groups.iter().filter(|g| g.kind == GroupKind::Rows(rows)).count(), kernels, "{optimizer:?}");

@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used)]
 use rdc_frontend::{LossSelection, compile};
 use rdc_ir::interp::{Inputs, Outputs, Tensor, run};
+use rdc_ir::training::OptimizerKind;
 use rdc_ir::{ArgRole, Func, Module, Type, verify::verify_text};
 use rdc_passes::differentiate;
-use rdc_passes::optimizer::{self, Optimizer};
+use rdc_passes::optimizer;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -43,7 +44,7 @@ fn fixture(name: &str) -> Tensors {
 }
 
 /// The functions `grad` and `update`.
-fn module(optimizer: Optimizer, decay_all: bool) -> Module {
+fn module(optimizer: OptimizerKind, decay_all: bool) -> Module {
     let options = rdc_frontend::Options {
         config: Some(json("config.json")),
         batch: BATCH,
@@ -57,8 +58,8 @@ fn module(optimizer: Optimizer, decay_all: bool) -> Module {
     for id in module.params.keys() {
         module.params[id].decay |= decay_all;
     }
-    let remat = differentiate::Remat::None;
-    let options = differentiate::Options { max_grad_steps: 3, remat, frozen: vec![], stack_weight_grads: None };
+    let remat = rdc_ir::training::Remat::None;
+    let options = differentiate::Options { max_grad_steps: 3, remat, ..Default::default() };
     differentiate::run(&mut module, &options).unwrap();
     optimizer::add(&mut module, &optimizer::Options { optimizer, ..Default::default() });
     assert_eq!(verify_text(&module), None);
@@ -135,7 +136,7 @@ fn apart(a: &Tensor<f64>, b: &Tensor<f64>) -> f64 {
 #[test]
 fn ellis_adam_takes_the_authors_steps() {
     let report = json("g_optim.json");
-    let module = module(Optimizer::EllisAdam, false);
+    let module = module(OptimizerKind::EllisAdam, false);
     let (params, steps) = train(&module, |t| {
         let lr = report["lrs"][t as usize - 1].as_f64().unwrap();
         let decay = lr / report["init_lr"].as_f64().unwrap() * report["weight_decay"].as_f64().unwrap();
@@ -174,7 +175,7 @@ fn ellis_adam_takes_the_authors_steps() {
 #[test]
 fn adamw_takes_the_steps_of_torch() {
     let report = &json("g_optim.json")["torch_adamw"];
-    let module = module(Optimizer::AdamW, true);
+    let module = module(OptimizerKind::AdamW, true);
     let (params, steps) = train(&module, |t| {
         let (lr, decay) = (report["lr"].as_f64().unwrap(), report["weight_decay"].as_f64().unwrap());
         vec![

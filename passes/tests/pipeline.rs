@@ -7,10 +7,9 @@ use rdc_ir::interp::{Inputs, Options, Outputs, Tensor, run};
 use rdc_ir::packing::{quantize, row_scale};
 use rdc_ir::program::WeightSource;
 use rdc_ir::testing::{max_difference, random_inputs};
+use rdc_ir::training::Remat;
 use rdc_ir::{Module, parse};
-use rdc_passes::{
-    Error, POINTS, Remat, TRAINING_POINTS, Training, WeightType, compile, differentiate, optimise, optimizer,
-};
+use rdc_passes::{Error, POINTS, TRAINING_POINTS, Training, WeightType, compile, differentiate, optimise, optimizer};
 use std::rc::Rc;
 
 fn model() -> Module {
@@ -110,7 +109,8 @@ fn loss() -> Module {
 
 fn training(remat: Remat) -> rdc_passes::Options {
     let optimizer = Some(optimizer::Options::default());
-    let training = Training { max_grad_steps: 4, remat, optimizer, frozen: vec!["unused".into()], losses: false };
+    let training =
+        Training { max_grad_steps: 4, remat, memory: None, optimizer, frozen: vec!["unused".into()], losses: false };
     rdc_passes::Options { training: Some(training), ..common::options(WeightType::F32) }
 }
 
@@ -149,17 +149,23 @@ fn training_keeps_the_gradients_of_differentiation() {
 
 #[test]
 fn auto_takes_the_first_policy_that_fits() {
-    let bytes = |remat| compile(loss(), &training(remat), &mut |_, _| {}).map(|(_, program)| program.memory(0));
+    let bytes_of = |options| compile(loss(), &options, &mut |_, _| {}).map(|(_, program)| program.memory(0));
+    let bytes = |remat| bytes_of(training(remat));
+    let within = |memory| {
+        let mut options = training(Remat::Auto);
+        options.training.as_mut().unwrap().memory = Some(memory);
+        bytes_of(options)
+    };
     let (all, least) = (bytes(Remat::None).unwrap(), bytes(Remat::Iteration).unwrap());
-    let worth_it = bytes(Remat::default()).unwrap();
+    let worth_it = bytes(Remat::Auto).unwrap();
     assert!(least < worth_it && worth_it < all);
     for memory in [all, worth_it] {
-        assert_eq!(bytes(Remat::Auto { memory: Some(memory) }), Ok(worth_it));
+        assert_eq!(within(memory), Ok(worth_it));
     }
     for memory in [(worth_it + least) / 2, least] {
-        assert!(bytes(Remat::Auto { memory: Some(memory) }).unwrap() <= memory);
+        assert!(within(memory).unwrap() <= memory);
     }
-    let Err(Error::Unsupported { message, .. }) = bytes(Remat::Auto { memory: Some(least / 2) }) else { panic!() };
+    let Err(Error::Unsupported { message, .. }) = within(least / 2) else { panic!() };
     assert!(message.contains(&format!("at least {least} bytes")), "{message}");
 }
 

@@ -6,6 +6,7 @@ use rdc_ir::interp::{Inputs, Options, Outputs, Tensor, run};
 use rdc_ir::testing::{Config, max_difference, random_inputs};
 use rdc_ir::verify::verify_text;
 use rdc_ir::{Module, Opcode};
+use rdc_passes::tile::Cpu;
 use rdc_passes::{WeightType, cse, dce, expand, hoist, layout, simplify};
 
 type Pass = fn(&mut Module);
@@ -21,12 +22,14 @@ const PASSES: &[(&str, Pass)] = &[
     ("dce2", dce::run),
 ];
 
+const CPU: Cpu = Cpu { lanes: 2, mr: 2, nr: 4, l1: 32 << 10, l2: 256 << 10 };
+
 /// The passes of training after differentiation, and the one before it.
 const TRAINING: &[(&str, Pass)] = &[
     ("simplify", |m| simplify::run(m, 8)),
     ("dce", dce::run),
     ("fuse_loss", expand::fuse_loss),
-    ("expand", expand::run),
+    ("expand", |m| expand::run(m, &CPU)),
     ("cse", cse::run),
     ("hoist", hoist::run),
     ("dce2", dce::run),

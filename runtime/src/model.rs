@@ -1,12 +1,12 @@
 //! A program with its code and its weights, ready to run.
 use crate::Error;
-use crate::artifact::{Artifact, Meta, WeightLayout, is_stored, weight_layout};
+use crate::artifact::{Artifact, Isa, Meta, WeightLayout, is_stored, weight_layout};
 use crate::code::{Code, KernelFn};
 use crate::memory::{Buffer, Shared};
 use crate::validate;
 use crate::weights::{self, DrawnSource, ParamSource};
 use memmap2::Mmap;
-use rdc_ir::program::{Program, Target};
+use rdc_ir::program::Program;
 use std::sync::Arc;
 
 /// A loaded model. Its weights are written by entries that update them, and by [`Model::weight_mut`].
@@ -135,27 +135,24 @@ fn memory(program: &Program) -> Result<(Buffer, WeightLayout), Error> {
     Ok((Buffer::zeroed(layout.total)?, layout))
 }
 
-/// Whether this machine can run code for a target.
+/// Whether this machine can run code of an instruction set, made for the target of that name.
 ///
 /// # Errors
 /// Says which architecture or CPU features are missing.
-pub fn check_target(target: &Target) -> Result<(), String> {
-    let architecture = target.triple.split('-').next().unwrap_or_default();
-    let architecture = if architecture == "arm64" { "aarch64" } else { architecture };
+pub fn check_isa(isa: &Isa, target: &str) -> Result<(), String> {
+    let architecture = &isa.architecture;
     if architecture != std::env::consts::ARCH {
         return Err(format!(
-            "compiled for {architecture} (target {}), but this machine is {}",
-            target.name,
+            "compiled for {architecture} (target {target}), but this machine is {}",
             std::env::consts::ARCH
         ));
     }
-    let missing: Vec<&str> = target.requires.iter().map(String::as_str).filter(|f| !has_feature(f)).collect();
+    let missing: Vec<&str> = isa.requires.iter().map(String::as_str).filter(|f| !has_feature(f)).collect();
     if missing.is_empty() {
         return Ok(());
     }
     Err(format!(
-        "compiled for target {}, which needs CPU features that this machine lacks: {}; compile for another --target",
-        target.name,
+        "compiled for target {target}, which needs CPU features that this machine lacks: {}; compile for another --target",
         missing.join(", ")
     ))
 }

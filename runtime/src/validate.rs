@@ -164,7 +164,7 @@ impl Checker<'_> {
         Ok(())
     }
     fn launch(&self, kernel: &Kernel, launch: &Launch, around: Option<&LoopStep>) -> Result<(), String> {
-        let pointers: Vec<Pointer> = kernel.pointers().collect();
+        let pointers = &kernel.pointers;
         if launch.args.len() != pointers.len() {
             return Err(format!(
                 "kernel {} takes {} pointers, a launch gives {}",
@@ -197,8 +197,8 @@ impl Checker<'_> {
         })
     }
     /// Checks that what a kernel addresses by a pointer lies in the buffer in every step of the loop around.
-    fn argument(&self, arg: &LaunchArg, pointer: Pointer, around: Option<&LoopStep>) -> Result<(), String> {
-        let Pointer { ty, pitch, .. } = pointer;
+    fn argument(&self, arg: &LaunchArg, pointer: &Pointer, around: Option<&LoopStep>) -> Result<(), String> {
+        let (ty, pitch) = (&pointer.ty, pointer.pitch);
         let buffer = self.buffer(arg.buffer)?;
         if buffer.pitch != pitch {
             return Err(format!("rows of buffer {} are not as far apart as a kernel takes them", buffer.name));

@@ -1,10 +1,12 @@
 //! `rdc compile`: an artifact, or a look at a stage of the way there.
 use crate::cli::{CompileArgs, Emit};
 use crate::files;
-use crate::pipeline::{self, Built, Shapes, Text};
+use crate::pipeline::build::{self, Built};
+use crate::pipeline::emit;
+use crate::pipeline::front::{self, Shapes, Text};
 use crate::progress::Progress;
 use crate::table::{self, Table};
-use crate::training;
+use crate::training::Training;
 use anyhow::{Context, Result, bail, ensure};
 use rdc_backend_cpu::Stage;
 use rdc_ir::Module;
@@ -31,29 +33,29 @@ pub fn run(args: &CompileArgs, quiet: bool) -> Result<()> {
     }
     let start = Instant::now();
     let mut times = vec![];
-    let training = args.train.then(|| training::of_flags(&args.training, None)).transpose()?;
+    let training = args.train.then(|| Training::of_flags(&args.training, None)).transpose()?;
     let shapes = Shapes { training, ..Shapes::default() };
-    let front = pipeline::front(Text::read(&args.model)?, &args.options, &shapes)?;
+    let front = front::lower(Text::read(&args.model)?, &args.options, &shapes)?;
     times.push(("front end".to_string(), start.elapsed()));
     progress.stage("optimising");
     let mut seen: Option<Module> = None;
-    let mut built = pipeline::build(front, &mut |point, stage| {
+    let mut built = build::program(front, &mut |point, stage| {
         if args.after.as_deref() == Some(point) {
             seen = Some(stage.module.clone());
         }
         times.push((point.to_string(), stage.elapsed));
     })?;
     match args.emit {
-        Some(emit) => {
+        Some(stage) => {
             drop(progress);
-            show(emit, &built, seen.as_ref(), args.output.as_deref())?;
+            show(stage, &built, seen.as_ref(), args.output.as_deref())?;
         }
         None => {
             let generating = Instant::now();
-            let image = pipeline::generate(&mut built, &progress)?;
+            let image = emit::code(&mut built, &progress)?;
             times.push(("code".to_string(), generating.elapsed()));
             let writing = Instant::now();
-            pipeline::write(&built, &image, &output, &progress)?;
+            emit::write(&built, &image, &output, &progress)?;
             times.push(("weights".to_string(), writing.elapsed()));
         }
     }
@@ -88,12 +90,12 @@ fn show(emit: Emit, built: &Built, seen: Option<&Module>, folder: Option<&Path>)
     let Some(folder) = folder else {
         ensure!(stage != Stage::Obj, "--emit obj needs -o FOLDER");
         for index in 0..built.meta.program.kernels.len() {
-            print(&rdc_backend_cpu::emit_stage(&built.meta.program, index, stage)?)?;
+            print(&rdc_backend_cpu::emit_stage(&built.meta.program, &built.target, index, stage)?)?;
         }
         return Ok(());
     };
     for (index, kernel) in built.meta.program.kernels.iter().enumerate() {
-        let bytes = rdc_backend_cpu::emit_stage(&built.meta.program, index, stage)?;
+        let bytes = rdc_backend_cpu::emit_stage(&built.meta.program, &built.target, index, stage)?;
         files::write(&file(folder, &kernel.name, extension)?, &bytes)?;
     }
     Ok(())

@@ -1,11 +1,12 @@
 //! `rdc eval`: what more iterations are worth: loss and accuracy at several r, and how the state settles.
 use crate::cli::EvalArgs;
+use crate::pipeline::load;
 use crate::plot::{Chart, Curve};
 use crate::progress::Progress;
 use crate::table::Table;
 use anyhow::{Context, Result, ensure};
 use rdc_ir::IGNORED_LABEL;
-use rdc_runtime::artifact::{Artifact, Verify};
+use rdc_runtime::artifact::Verify;
 use rdc_runtime::data::tasks::Task;
 use rdc_runtime::data::{Dataset, Generated};
 use rdc_runtime::model::Model;
@@ -54,7 +55,7 @@ pub fn run(args: &EvalArgs, quiet: bool) -> Result<()> {
     let sets = rows(args)?;
     let longest = sets.iter().map(|s| s.length).max().unwrap_or(1);
     let most = args.steps.iter().copied().max().unwrap_or(1);
-    let mut session = Session::new(Arc::new(load(args, longest, most, &progress)?), threads(args))?;
+    let mut session = Session::new(Arc::new(model(args, longest, most, &progress)?), threads(args))?;
     let model = session.model().meta();
     ensure!(
         model.context == 0 || longest <= model.context,
@@ -120,9 +121,9 @@ fn rows(args: &EvalArgs) -> Result<Vec<Rows>> {
 }
 
 #[cfg(feature = "compiler")]
-fn load(args: &EvalArgs, length: usize, steps: usize, progress: &Progress) -> Result<Model> {
-    use crate::pipeline::{self, Shapes, Text};
-    if !super::is_text(&args.file) {
+fn model(args: &EvalArgs, length: usize, steps: usize, progress: &Progress) -> Result<Model> {
+    use crate::pipeline::front::{Shapes, Text};
+    if !load::is_text(&args.file) {
         return artifact(args);
     }
     ensure!(
@@ -136,20 +137,19 @@ fn load(args: &EvalArgs, length: usize, steps: usize, progress: &Progress) -> Re
         readout: Some(None),
         training: None,
     };
-    pipeline::compile_in_memory(Text::read(&args.file)?, &options, &shapes, args.seed, progress)
+    crate::pipeline::text::model(Text::read(&args.file)?, &options, &shapes, args.seed, progress)
 }
 
 #[cfg(not(feature = "compiler"))]
-fn load(args: &EvalArgs, _: usize, _: usize, _: &Progress) -> Result<Model> {
-    if super::is_text(&args.file) {
-        return Err(super::no_compiler(&args.file));
+fn model(args: &EvalArgs, _: usize, _: usize, _: &Progress) -> Result<Model> {
+    if load::is_text(&args.file) {
+        return Err(load::no_compiler(&args.file));
     }
     artifact(args)
 }
 
 fn artifact(args: &EvalArgs) -> Result<Model> {
-    let artifact = Artifact::open(&args.file, Verify::Auto)?;
-    super::check_agreement(&args.options, artifact.meta())?;
+    let artifact = load::artifact(&args.file, &args.options, Verify::Auto)?;
     ensure!(
         artifact.meta().train.is_none(),
         "{} is compiled for training: measure its checkpoints with the model text and --hf",

@@ -1,8 +1,9 @@
 //! `rdc grad`: a loss and its gradient by every parameter.
 use crate::cli::{GradArgs, ModelArgs};
-use crate::pipeline::{self, Shapes, Text, Training};
+use crate::pipeline::front::{Shapes, Text};
+use crate::pipeline::text;
 use crate::progress::Progress;
-use crate::training;
+use crate::training::Training;
 use anyhow::{Context, Result, ensure};
 use rdc_ir::DType;
 use rdc_runtime::threads::default_threads;
@@ -37,7 +38,7 @@ pub fn run(args: &GradArgs, quiet: bool) -> Result<()> {
             seq: Some(ids.shape[1]),
             optimizer: None,
             evaluate: false,
-            ..training::of_flags(&args.training, Some(depth.grad))?
+            ..Training::of_flags(&args.training, Some(depth.grad))?
         }),
         ..Shapes::default()
     };
@@ -45,7 +46,7 @@ pub fn run(args: &GradArgs, quiet: bool) -> Result<()> {
     let options = ModelArgs { max_steps: args.options.max_steps.or(Some(deepest.max(1))), ..args.options.clone() };
     let seed = args.seed.unwrap_or(0);
     let threads = args.threads.unwrap_or_else(default_threads);
-    let mut trainer = pipeline::compile_trainer(Text::read(&args.model)?, &options, &shapes, seed, threads, &progress)?;
+    let mut trainer = text::trainer(Text::read(&args.model)?, &options, &shapes, seed, threads, &progress)?;
     progress.stage("running");
     let states = inputs
         .iter()

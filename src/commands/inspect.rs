@@ -1,12 +1,13 @@
 //! `rdc inspect`: what a model is, what it costs and where its memory goes.
 use crate::cli::InspectArgs;
 use crate::kv;
+use crate::pipeline::load;
 use crate::report::{Report, Work};
 use crate::table::{self, COUNT, SI, Table, grouped, percent, short};
 use anyhow::Result;
 use rdc_ir::ArgRole;
 use rdc_ir::program::{Entry, Kernel, KvPolicy, Launch, LoopStep, Offset, Step};
-use rdc_runtime::artifact::{Artifact, Meta, Verify};
+use rdc_runtime::artifact::{Meta, Verify};
 use serde::Serialize;
 
 /// Everything that is shown, ready for JSON.
@@ -71,7 +72,7 @@ struct KernelFacts {
 
 /// Runs the subcommand.
 pub fn run(args: &InspectArgs, quiet: bool) -> Result<()> {
-    let (meta, has_weights) = load(args, quiet)?;
+    let (meta, has_weights) = metadata(args, quiet)?;
     let steps = args.steps.unwrap_or(meta.default_steps);
     anyhow::ensure!(
         steps <= meta.max_steps,
@@ -87,26 +88,27 @@ pub fn run(args: &InspectArgs, quiet: bool) -> Result<()> {
     Ok(())
 }
 
-fn load(args: &InspectArgs, quiet: bool) -> Result<(Meta, Option<bool>)> {
-    if super::is_text(&args.file) {
+fn metadata(args: &InspectArgs, quiet: bool) -> Result<(Meta, Option<bool>)> {
+    if load::is_text(&args.file) {
         return text(args, quiet).map(|meta| (meta, None));
     }
-    let artifact = Artifact::open(&args.file, if args.verify { Verify::All } else { Verify::Fast })?;
-    super::check_agreement(&args.options, artifact.meta())?;
+    let verify = if args.verify { Verify::All } else { Verify::Fast };
+    let artifact = load::artifact(&args.file, &args.options, verify)?;
     Ok((artifact.meta().clone(), Some(artifact.has_weights())))
 }
 
 #[cfg(feature = "compiler")]
 fn text(args: &InspectArgs, quiet: bool) -> Result<Meta> {
-    use crate::pipeline::{self, Shapes, Text};
+    use crate::pipeline::build;
+    use crate::pipeline::front::{self, Shapes, Text};
     let _progress = crate::progress::Progress::start(quiet, "planning");
-    let front = pipeline::front(Text::read(&args.file)?, &args.options, &Shapes::default())?;
-    Ok(pipeline::build(front, &mut |_, _| ())?.meta)
+    let front = front::lower(Text::read(&args.file)?, &args.options, &Shapes::default())?;
+    Ok(build::program(front, &mut |_, _| ())?.meta)
 }
 
 #[cfg(not(feature = "compiler"))]
 fn text(args: &InspectArgs, _: bool) -> Result<Meta> {
-    Err(super::no_compiler(&args.file))
+    Err(load::no_compiler(&args.file))
 }
 
 fn facts(meta: &Meta, steps: usize, weights_in_artifact: Option<bool>) -> Facts {
@@ -118,8 +120,8 @@ fn facts(meta: &Meta, steps: usize, weights_in_artifact: Option<bool>) -> Facts 
     Facts {
         model: program.name.clone(),
         compiler: meta.compiler.clone(),
-        target: program.target.name.clone(),
-        requires: program.target.requires.clone(),
+        target: program.target.clone(),
+        requires: meta.isa.requires.clone(),
         dtype: meta.dtype.clone(),
         batch: meta.batch,
         context: meta.context,

@@ -1,12 +1,13 @@
 //! `rdc run`: tensors in, tensors out.
 use crate::cli::RunArgs;
+use crate::pipeline::load;
 use crate::progress::Progress;
 use crate::table::{self, SI, Table, percent, short};
 use anyhow::Result;
 #[cfg(feature = "compiler")]
 use anyhow::{Context, ensure};
 use rdc_ir::program::Program;
-use rdc_runtime::artifact::{Artifact, Verify};
+use rdc_runtime::artifact::Verify;
 use rdc_runtime::model::Model;
 use rdc_runtime::probe::Ceilings;
 use rdc_runtime::profile::{KernelTime, Profile};
@@ -19,7 +20,7 @@ use std::sync::Arc;
 pub fn run(args: &RunArgs, quiet: bool) -> Result<()> {
     let progress = Progress::start(quiet, "loading");
     let inputs = tensor::load(&args.input)?;
-    let model = load(args, &inputs, &progress)?;
+    let model = model(args, &inputs, &progress)?;
     let mut session = Session::new(Arc::new(model), args.threads.unwrap_or_else(default_threads))?;
     progress.stage("running");
     let options = RunOptions {
@@ -59,25 +60,23 @@ pub fn run(args: &RunArgs, quiet: bool) -> Result<()> {
     Ok(())
 }
 
-fn load(args: &RunArgs, inputs: &TensorMap, progress: &Progress) -> Result<Model> {
+fn model(args: &RunArgs, inputs: &TensorMap, progress: &Progress) -> Result<Model> {
     let seed = args.seed.unwrap_or(0);
-    if super::is_text(&args.file) {
+    if load::is_text(&args.file) {
         return text(args, inputs, progress);
     }
-    let artifact = Artifact::open(&args.file, verify(args))?;
-    super::check_agreement(&args.options, artifact.meta())?;
-    Ok(Model::load(&artifact, seed)?)
+    Ok(Model::load(&load::artifact(&args.file, &args.options, verify(args))?, seed)?)
 }
 
 fn verify(args: &RunArgs) -> Verify {
     if args.verify { Verify::All } else { Verify::Auto }
 }
 
-/// Compiles the text for the shapes of the inputs, or takes the artifact of an earlier run from the cache.
+/// Compiles the text for the shapes of the inputs.
 #[cfg(feature = "compiler")]
 fn text(args: &RunArgs, inputs: &TensorMap, progress: &Progress) -> Result<Model> {
-    use crate::pipeline::{self, Shapes, Text};
-    let seed = args.seed.unwrap_or(0);
+    use crate::pipeline::front::{Shapes, Text};
+    use crate::pipeline::text;
     let ids =
         inputs.get("input_ids").with_context(|| format!("{}: there is no input `input_ids`", args.input.display()))?;
     ensure!(ids.shape.len() == 2, "`input_ids` has shape {:?}; expected [batch, sequence]", ids.shape);
@@ -88,41 +87,16 @@ fn text(args: &RunArgs, inputs: &TensorMap, progress: &Progress) -> Result<Model
         readout: Some(args.readout.clone()),
         training: None,
     };
-    let entry = if args.no_cache { None } else { cache_key(args, &shapes)?.path() };
-    if let Some(entry) = entry.as_deref().filter(|e| e.exists()) {
-        // An entry that cannot be loaded (of another rdc, cut off by a full disk) is made anew.
-        if let Ok(model) = Artifact::open(entry, verify(args)).and_then(|a| Model::load(&a, seed)) {
-            crate::cache::touch(entry);
-            return Ok(model);
-        }
+    let seed = args.seed.unwrap_or(0);
+    if args.no_cache {
+        return text::model(Text::read(&args.file)?, &args.options, &shapes, seed, progress);
     }
-    if let Some(entry) = entry.filter(|e| crate::cache::prepare(e).is_ok()) {
-        pipeline::compile_to(Text::read(&args.file)?, &args.options, &shapes, &entry, progress)?;
-        crate::cache::trim(&entry);
-        return Ok(Model::load(&Artifact::open(&entry, Verify::Fast)?, seed)?);
-    }
-    pipeline::compile_in_memory(Text::read(&args.file)?, &args.options, &shapes, seed, progress)
-}
-
-#[cfg(feature = "compiler")]
-fn cache_key(args: &RunArgs, shapes: &crate::pipeline::Shapes) -> Result<crate::cache::Key> {
-    let mut key = crate::cache::Key::new();
-    key.add(crate::files::read_text(&args.file)?);
-    key.add(format!("{:?}\n{shapes:?}", args.options));
-    for path in args.options.hf.iter().chain(&args.options.weights) {
-        match path.parent() {
-            _ if path.is_dir() => key.add_folder(path),
-            // An index names files beside it.
-            Some(folder) if path.extension().is_some_and(|e| e == "json") => key.add_folder(folder),
-            _ => key.add_file(path),
-        }
-    }
-    Ok(key)
+    text::cached(&args.file, &args.options, &shapes, seed, verify(args), progress)
 }
 
 #[cfg(not(feature = "compiler"))]
 fn text(args: &RunArgs, _: &TensorMap, _: &Progress) -> Result<Model> {
-    Err(super::no_compiler(&args.file))
+    Err(load::no_compiler(&args.file))
 }
 
 fn write_trace(profile: &Profile, model: &Model, path: &Path) -> Result<()> {

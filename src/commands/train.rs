@@ -1,5 +1,6 @@
 //! `rdc train`: a run from a configuration.
 use crate::cli::TrainArgs;
+use crate::pipeline::load;
 use crate::plot::{Chart, Curve};
 use crate::progress::Progress;
 use crate::table::{self, SI, short};
@@ -90,9 +91,9 @@ fn config(args: &TrainArgs) -> Result<Config> {
     train.threads = args.threads.or(train.threads);
     train.accumulate = args.training.accumulate.unwrap_or(train.accumulate);
     train.memory = args.training.memory.or(train.memory);
-    train.remat = args.training.remat.map_or(train.remat, Into::into);
+    train.remat = args.training.remat.unwrap_or(train.remat);
     config.optimizer.lr = args.lr.unwrap_or(config.optimizer.lr);
-    config.optimizer.kind = args.training.optimizer.map_or(config.optimizer.kind, Into::into);
+    config.optimizer.kind = args.training.optimizer.unwrap_or(config.optimizer.kind);
     // A path on the command line is relative to where the command runs, one of the file to the file.
     let finetune = args.finetune.as_deref().map(std::path::absolute).transpose()?;
     let model = &mut config.model;
@@ -122,7 +123,7 @@ fn files(config: &Config, base: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
 fn trainer(args: &TrainArgs, config: &Config, base: &Path, progress: &Progress) -> Result<Trainer> {
     let threads = config.train.threads.unwrap_or_else(default_threads);
     let start = config.model.finetune.as_ref().map(|path| base.join(path));
-    if super::is_text(&args.file) {
+    if load::is_text(&args.file) {
         return compiled(args, config, start, threads, progress);
     }
     let artifact = Artifact::open(&args.file, Verify::Auto)?;
@@ -147,8 +148,8 @@ fn compiled(
     progress: &Progress,
 ) -> Result<Trainer> {
     use crate::cli::ModelArgs;
-    use crate::pipeline::{self, Shapes, Text};
-    let training = crate::training::of_config(config)?;
+    use crate::pipeline::front::{Shapes, Text};
+    let training = crate::training::Training::of_config(config)?;
     let validated = config.validate.steps.iter().copied().max().filter(|_| config.validate.every > 0);
     let deepest = config.recurrence.rarely_above().max(validated.unwrap_or(1));
     // The config.json beside a checkpoint says its sizes.
@@ -162,12 +163,12 @@ fn compiled(
         ..ModelArgs::default()
     };
     let shapes = Shapes { batch: Some(config.train.batch), training: Some(training), ..Shapes::default() };
-    pipeline::compile_trainer(Text::read(&args.file)?, &options, &shapes, config.train.seed, threads, progress)
+    crate::pipeline::text::trainer(Text::read(&args.file)?, &options, &shapes, config.train.seed, threads, progress)
 }
 
 #[cfg(not(feature = "compiler"))]
 fn compiled(args: &TrainArgs, _: &Config, _: Option<PathBuf>, _: usize, _: &Progress) -> Result<Trainer> {
-    Err(super::no_compiler(&args.file))
+    Err(load::no_compiler(&args.file))
 }
 
 /// A value of `[model] set` as `--set` takes it.

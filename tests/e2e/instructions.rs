@@ -36,6 +36,10 @@ fn count(artifact: &Path, kernel: &str, launches: u64) -> u64 {
 
 #[test]
 fn key_kernels_take_no_more_instructions() {
+    if !cfg!(target_arch = "x86_64") {
+        println!("this is no x86-64: instruction counts are not checked");
+        return;
+    }
     if Command::new("valgrind").arg("--version").output().is_err() {
         assert!(std::env::var_os("RDC_RUNTIME_ONLY").is_none(), "`make setup` installs valgrind");
         println!("valgrind is not installed: instruction counts are not checked");

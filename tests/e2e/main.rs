@@ -1,5 +1,6 @@
 //! End to end: runs the `rdc` binary and compares with what the authors' code gave (tests/fixtures/README.md).
 #![allow(clippy::unwrap_used)]
+mod aarch64;
 mod determinism;
 mod errors;
 mod gradients;

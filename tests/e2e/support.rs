@@ -129,7 +129,11 @@ pub fn rdc(args: &[&str]) -> Output {
 
 /// Any build of rdc.
 pub fn rdc_of(binary: &Path, args: &[&str]) -> Output {
-    Command::new(binary)
+    output(&mut Command::new(binary), args)
+}
+
+fn output(command: &mut Command, args: &[&str]) -> Output {
+    command
         .args(args)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .env("XDG_CACHE_HOME", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"))
@@ -140,7 +144,12 @@ pub fn rdc_of(binary: &Path, args: &[&str]) -> Output {
 /// Runs `rdc`, which must succeed; returns stdout.
 #[track_caller]
 pub fn ok(args: &[&str]) -> String {
-    let output = rdc(args);
+    succeeds(&mut Command::new(env!("CARGO_BIN_EXE_rdc")), args)
+}
+
+#[track_caller]
+fn succeeds(command: &mut Command, args: &[&str]) -> String {
+    let output = output(command, args);
     assert!(output.status.success(), "rdc {}\n{}", args.join(" "), String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
@@ -182,12 +191,18 @@ pub fn artifact(args: &[&str]) -> PathBuf {
 /// `rdc run FILE` on these inputs; returns the outputs.
 #[track_caller]
 pub fn run(file: &Path, inputs: &Tensors, args: &[&str]) -> Tensors {
+    run_by(&mut Command::new(env!("CARGO_BIN_EXE_rdc")), file, inputs, args)
+}
+
+/// As [`run`], by any command that takes rdc's arguments.
+#[track_caller]
+pub fn run_by(command: &mut Command, file: &Path, inputs: &Tensors, args: &[&str]) -> Tensors {
     let folder = folder();
     let (input, output) = (folder.path().join("in.safetensors"), folder.path().join("out.safetensors"));
     write(&input, inputs);
     let file = file.to_str().unwrap();
     let paths = ["run", file, "--input", input.to_str().unwrap(), "--output", output.to_str().unwrap()];
-    ok(&[&paths, args].concat());
+    succeeds(command, &[&paths, args].concat());
     read(&output)
 }
 

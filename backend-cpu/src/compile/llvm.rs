@@ -2,6 +2,7 @@
 //!
 //! `unsafe` here: calls of the C API on instructions of a live module, which inkwell does not wrap.
 use super::Failure;
+use crate::Isa;
 use inkwell::{
     OptimizationLevel,
     attributes::AttributeLoc,
@@ -12,7 +13,6 @@ use inkwell::{
     },
     values::AsValueRef,
 };
-use rdc_ir::program::Target;
 use std::sync::Once;
 
 /// Kernels are emitted in vector form with their loops as they shall run, so nothing is left to vectorise or unroll. Loop
@@ -30,23 +30,23 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// The machine of a target.
-    pub fn new(target: &Target) -> Result<Machine, Failure> {
+    /// The machine of an instruction set.
+    pub fn new(isa: &Isa) -> Result<Machine, Failure> {
         static ONCE: Once = Once::new();
         ONCE.call_once(|| {
             LlvmTarget::initialize_x86(&InitializationConfig::default());
             LlvmTarget::initialize_aarch64(&InitializationConfig::default());
         });
-        let triple = TargetTriple::create(&target.triple);
+        let triple = TargetTriple::create(&isa.triple);
         let fail = |message: String| ("creating the target machine", message);
         let llvm = LlvmTarget::from_triple(&triple).map_err(|e| fail(e.to_string()))?;
         // Features are listed in full: the base processor must not add any.
-        let base = if target.triple.starts_with("x86_64") { "x86-64" } else { "generic" };
+        let base = if isa.triple.starts_with("x86_64") { "x86-64" } else { "generic" };
         let level = OptimizationLevel::Aggressive;
         let machine = llvm
-            .create_target_machine(&triple, base, &target.features, level, RelocMode::PIC, CodeModel::Small)
-            .ok_or_else(|| fail(format!("LLVM does not know {}", target.triple)))?;
-        Ok(Machine { machine, tune: target.cpu.clone() })
+            .create_target_machine(&triple, base, &isa.features, level, RelocMode::PIC, CodeModel::Small)
+            .ok_or_else(|| fail(format!("LLVM does not know {}", isa.triple)))?;
+        Ok(Machine { machine, tune: isa.cpu.clone() })
     }
 
     /// Sets the target's attributes and fast-math flags, then runs the passes.

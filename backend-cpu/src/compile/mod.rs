@@ -3,9 +3,9 @@ mod image;
 mod llvm;
 mod mlir;
 
-use crate::{Error, kernels};
+use crate::{Error, Isa, Target, kernels};
 use rayon::prelude::*;
-use rdc_ir::program::{Kernel, Program, Target};
+use rdc_ir::program::{Kernel, Program};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use image::{CodeImage, Symbol};
@@ -42,21 +42,22 @@ pub struct Options<'a> {
 }
 
 /// Compiles every kernel of a program, in parallel on rayon's current pool, into one image, and sets the scratch of each
-/// kernel ([`Kernel::scratch`]) to what its code needs. The image depends on the program only.
+/// kernel ([`Kernel::scratch`]) to what its code needs. The image depends on the program and the target, which
+/// must be the one whose machine the program was made for, only.
 ///
 /// # Errors
 /// [`Error::Emit`] for a kernel that no family has code for, [`Error::Lowering`] and [`Error::Layout`] for mistakes of
 /// this back end.
-pub fn compile(program: &mut Program, options: &Options) -> Result<CodeImage, Error> {
+pub fn compile(program: &mut Program, target: &Target, options: &Options) -> Result<CodeImage, Error> {
     for kernel in &mut program.kernels {
-        kernel.scratch = kernels::scratch_bytes(kernel, &program.target);
+        kernel.scratch = kernels::scratch_bytes(kernel, &target.machine);
     }
     let done = AtomicUsize::new(0);
     let objects = program
         .kernels
         .par_iter()
         .map(|kernel| {
-            let object = stage(&program.target, kernel, Stage::Obj)?;
+            let object = stage(target, kernel, Stage::Obj)?;
             if let Some(progress) = options.progress {
                 let done = done.fetch_add(1, Ordering::Relaxed) + 1;
                 progress(Progress { done, total: program.kernels.len(), kernel: &kernel.name });
@@ -71,28 +72,43 @@ pub fn compile(program: &mut Program, options: &Options) -> Result<CodeImage, Er
 ///
 /// # Errors
 /// As [`compile`], and [`Error::NoSuchKernel`].
-pub fn emit_stage(program: &Program, kernel: usize, at: Stage) -> Result<Vec<u8>, Error> {
+pub fn emit_stage(program: &Program, target: &Target, kernel: usize, at: Stage) -> Result<Vec<u8>, Error> {
     let Some(k) = program.kernels.get(kernel) else {
         return Err(Error::NoSuchKernel { index: kernel, count: program.kernels.len() });
     };
-    stage(&program.target, k, at)
+    stage(target, k, at)
 }
 
 fn stage(target: &Target, kernel: &Kernel, at: Stage) -> Result<Vec<u8>, Error> {
-    let text = kernels::mlir(target, kernel)?;
+    let text = kernels::mlir(&target.machine, kernel)?;
     if at == Stage::Mlir {
         return Ok(text.into_bytes());
     }
-    lower(target, &text, at).map_err(|(stage, message)| Error::Lowering { kernel: kernel.name.clone(), stage, message })
+    lower(&target.isa, &text, at).map_err(|(stage, message)| Error::Lowering {
+        kernel: kernel.name.clone(),
+        stage,
+        message,
+    })
+}
+
+/// An image of one function in MLIR text, for a named target.
+#[cfg(any(test, feature = "testing"))]
+pub(crate) fn assemble(target: &str, name: &str, text: &str) -> Result<CodeImage, Error> {
+    let object = lower(&crate::target(target)?.isa, text, Stage::Obj).map_err(|(stage, message)| Error::Lowering {
+        kernel: name.into(),
+        stage,
+        message,
+    })?;
+    image::layout(std::iter::once((name, object.as_slice())))
 }
 
 /// Which step failed, and what the library said.
 type Failure = (&'static str, String);
 
-fn lower(target: &Target, text: &str, at: Stage) -> Result<Vec<u8>, Failure> {
+fn lower(isa: &Isa, text: &str, at: Stage) -> Result<Vec<u8>, Failure> {
     let context = inkwell::context::Context::create();
     let module = mlir::translate(text, &context)?;
-    let machine = llvm::Machine::new(target)?;
+    let machine = llvm::Machine::new(isa)?;
     machine.optimise(&module)?;
     match at {
         Stage::Mlir | Stage::Llvm => Ok(module.print_to_string().to_string().into_bytes()),
@@ -126,23 +142,24 @@ mod tests {
     }
 
     fn object(name: &str, text: &str) -> Vec<u8> {
-        lower(&target(name).unwrap(), text, Stage::Obj).unwrap()
+        lower(&target(name).unwrap().isa, text, Stage::Obj).unwrap()
     }
 
     #[test]
     fn images_run_and_constants_are_found() {
         let target = target("native").unwrap();
-        let text = add_ramp(target.lanes, |e| e.arg(0));
+        let text = add_ramp(target.machine.lanes, |e| e.arg(0));
         let object = object("native", &text);
         // Two objects, so that sections of the second are moved.
         let other = self::object("native", &text.replace("@ramp", "@other"));
         let image = image::layout([("other", other.as_slice()), ("ramp", object.as_slice())].into_iter()).unwrap();
         let loaded = Loaded::load(&image).unwrap();
         for name in ["ramp", "other"] {
-            let mut args = [Aligned::from_f32(&vec![0.5; target.lanes]), Aligned::new(4 * target.lanes)];
+            let mut args =
+                [Aligned::from_f32(&vec![0.5; target.machine.lanes]), Aligned::new(4 * target.machine.lanes)];
             // SAFETY: two buffers of one vector each.
             unsafe { loaded.run(image.offset(name).unwrap(), &mut args, 0..1, &mut Aligned::new(0)) };
-            let want: Vec<f32> = (0..target.lanes).map(|i| if i % 2 == 0 { 1.5 } else { 2.5 }).collect();
+            let want: Vec<f32> = (0..target.machine.lanes).map(|i| if i % 2 == 0 { 1.5 } else { 2.5 }).collect();
             assert_eq!(args[1].to_f32(), want);
         }
     }
@@ -150,7 +167,7 @@ mod tests {
     #[test]
     fn every_target_assembles() {
         for name in crate::TARGETS {
-            let lanes = target(name).unwrap().lanes;
+            let lanes = target(name).unwrap().machine.lanes;
             let object = object(name, &add_ramp(lanes, |e| e.arg(0)));
             assert!(image::layout([("ramp", object.as_slice())].into_iter()).is_ok(), "{name}");
         }
@@ -192,7 +209,7 @@ mod tests {
     #[test]
     fn mistakes_are_reported_with_their_reason() {
         let target = target("native").unwrap();
-        let (stage, message) = lower(&target, "module { arith.nonsense }", Stage::Obj).unwrap_err();
+        let (stage, message) = lower(&target.isa, "module { arith.nonsense }", Stage::Obj).unwrap_err();
         assert_eq!(stage, "parsing MLIR");
         assert!(message.contains("nonsense"), "{message}");
     }

@@ -1,9 +1,10 @@
 //! Sums over all rows of elementwise operations, and elementwise operations on the sums.
 use super::row::{Chunk, Row, store};
-use super::rowgraph::{Graph, Kind, NodeId};
-use super::{Emitter, Error, Ty, Val};
+use super::rowgraph::Graph;
+use super::{Emitter, Ty, Val};
 use rdc_ir::program::Kernel;
-use rdc_ir::{OpId, Opcode, Type, ValueId};
+use rdc_ir::program::body::Columns;
+use rdc_ir::program::rows::NodeId;
 
 /// Rows taken together, so that as many streams are read and sums are loaded and stored once for them.
 const ROWS: usize = 4;
@@ -13,7 +14,7 @@ pub struct ColumnProgram<'k> {
     /// Of the terms, over all rows.
     terms: Graph<'k>,
     /// What is summed.
-    nodes: Vec<NodeId>,
+    nodes: &'k [NodeId],
     /// Of the results, over one row; the sums are given.
     after: Graph<'k>,
     /// Results and the pointer arguments of their memory.
@@ -21,55 +22,17 @@ pub struct ColumnProgram<'k> {
     rows: usize,
 }
 
-/// Whether `to` is `from` summed over leading axes of `rows` elements.
-fn is_column_sum(from: &Type, to: &Type, rows: usize) -> bool {
-    let ones = vec![1; from.rank().saturating_sub(to.rank())];
-    let to = [&ones[..], &to.shape[..]].concat();
-    let kept = |axes: usize| to[..axes].iter().all(|&n| n == 1) && from.shape[axes..] == to[axes..];
-    (0..=from.rank()).any(|axes| kept(axes) && from.shape[..axes].iter().product::<usize>() == rows)
-}
-
 impl<'k> ColumnProgram<'k> {
-    /// Plans a kernel of `sum_to`s over `rows` rows of `columns` columns. `results` pairs each result, of `columns` elements,
-    /// with the index of its pointer argument.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] if anything but elementwise operations comes before or after the sums.
-    pub fn new(
-        kernel: &'k Kernel,
-        (rows, columns): (usize, usize),
-        results: &[(ValueId, usize)],
-    ) -> Result<ColumnProgram<'k>, Error> {
-        let func = &kernel.func;
-        let is_sum = |op: &&OpId| func.ops[**op].opcode == Opcode::SumTo;
-        let sums: Vec<OpId> = func.regions[func.body].ops.iter().filter(is_sum).copied().collect();
-        let given: Vec<ValueId> = sums.iter().map(|&op| func.ops[op].results[0]).collect();
-        let (mut terms, mut after) = (Graph::new(kernel, rows, &[]), Graph::new(kernel, 1, &given));
-        let mut nodes = Vec::new();
-        for (&op, &sum) in sums.iter().zip(&given) {
-            let term = func.ops[op].operands[0];
-            let (from, to) = (func.ty(term), func.ty(sum));
-            if to.elements() != columns || !is_column_sum(from, to, rows) {
-                return Err(Error::unsupported(&kernel.name, format!("a sum of {from} to {to} as column sums")));
-            }
-            nodes.push(terms.result(term)?);
+    /// Plans a kernel.
+    pub fn new(kernel: &'k Kernel, columns: &'k Columns) -> ColumnProgram<'k> {
+        let Columns { terms, sums, epilogue, .. } = columns;
+        ColumnProgram {
+            terms: Graph::new(kernel, terms),
+            nodes: sums,
+            after: Graph::new(kernel, &epilogue.graph),
+            results: epilogue.results.iter().map(|stored| (stored.node, stored.pointer)).collect(),
+            rows: terms.rows,
         }
-        let mut stored = Vec::new();
-        for &(value, pointer) in results {
-            if func.ty(value).elements() != columns {
-                let what = format!("a result of {} beside sums of {columns} columns", func.ty(value));
-                return Err(Error::unsupported(&kernel.name, what));
-            }
-            stored.push((after.result(value)?, pointer));
-        }
-        for n in terms.nodes.iter().chain(&after.nodes) {
-            match n.kind {
-                Kind::Arg(_) | Kind::Given(_) | Kind::Constant(_) | Kind::Positions { .. } | Kind::Gather { .. } => {}
-                Kind::Alias(_) | Kind::Elementwise { .. } | Kind::Slice { .. } | Kind::OneHot { .. } => {}
-                _ => return Err(Error::unsupported(&kernel.name, format!("{:?} among column sums", n.kind))),
-            }
-        }
-        Ok(ColumnProgram { terms, nodes, after, results: stored, rows })
     }
 
     /// Bytes of scratch for sums of `columns` columns.

@@ -1,11 +1,11 @@
 //! Elementwise operations of the op table on values in registers.
 use super::{Cmp, Elem, Emitter, Ty, Val, math};
-use rdc_ir::{DType, Op, Opcode};
+use rdc_ir::{DType, Opcode};
 
-/// The result of an elementwise operation on operands of equal lanes; `from` is the first operand's tensor type.
-/// `None` if the opcode is not elementwise.
-pub fn apply(e: &mut Emitter, op: &Op, from: DType, a: &[Val]) -> Option<Val> {
-    Some(match (op.opcode, a) {
+/// The result of an elementwise operation on operands of equal lanes; `from` and `to` are the element types of the first operand's
+/// tensor and of the result's. `None` if the opcode is not elementwise.
+pub fn apply(e: &mut Emitter, opcode: Opcode, (from, to): (DType, DType), a: &[Val]) -> Option<Val> {
+    Some(match (opcode, a) {
         (Opcode::Add, &[x, y]) => e.add(x, y),
         (Opcode::Sub, &[x, y]) => e.sub(x, y),
         (Opcode::Mul, &[x, y]) => e.mul(x, y),
@@ -40,7 +40,7 @@ pub fn apply(e: &mut Emitter, op: &Op, from: DType, a: &[Val]) -> Option<Val> {
         (Opcode::Gelu, &[x]) => math::gelu(e, x),
         (Opcode::GeluTanh, &[x]) => math::gelu_tanh(e, x),
         (Opcode::StopGradient, &[x]) => x,
-        (Opcode::Cast, &[x]) => cast(e, x, from, op.attr("dtype").as_dtype()),
+        (Opcode::Cast, &[x]) => cast(e, x, from, to),
         _ => return None,
     })
 }

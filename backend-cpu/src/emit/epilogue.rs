@@ -1,12 +1,14 @@
 //! Elementwise operations on the accumulators of a matmul, while they are in registers.
 use super::row::{Chunk, Row};
-use super::rowgraph::{Class, Graph, Kind, NodeId};
-use super::{Emitter, Error, Val};
+use super::rowgraph::Graph;
+use super::{Emitter, Val};
 use rdc_ir::program::Kernel;
-use rdc_ir::{Func, OpId, Opcode, ValueId};
+use rdc_ir::program::body::Rows;
+use rdc_ir::program::rows::{Class, NodeId, NodeKind};
+use std::collections::HashMap;
 
 /// Elementwise operations after a matmul, on accumulators still in registers.
-pub struct Epilogue<'k> {
+pub struct ElementEpilogue<'k> {
     graph: Graph<'k>,
     results: Vec<Stored>,
     columns: usize,
@@ -34,61 +36,22 @@ impl Stored {
     }
 }
 
-impl<'k> Epilogue<'k> {
-    /// Plans the epilogue of `matmul`, a `matmul` or a `packed_matmul` of `rows` rows with a weight of `parts` parts.
-    /// `results` pairs each value to store, of shape `[.., n / parts]` or several such values joined along the last axis, with
-    /// the index of its pointer argument.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] if a result is anything but elementwise operations on parts of the matmul and arguments, or such
-    /// values joined.
-    pub fn new(
-        kernel: &'k Kernel,
-        rows: usize,
-        matmul: OpId,
-        results: &[(ValueId, usize)],
-    ) -> Result<Epilogue<'k>, Error> {
-        let func = &kernel.func;
-        let op = &func.ops[matmul];
-        let parts = if op.opcode == Opcode::PackedMatmul { op.size("parts").max(1) } else { 1 };
-        let columns = func.ty(op.results[0]).last() / parts;
-        let mut graph = Graph::new(kernel, rows, &op.results);
-        let mut nodes = Vec::new();
-        for &(value, pointer) in results {
-            let (joined, ty) = (joined(func, value), func.ty(value));
-            let width = if joined.is_some() { ty.last() } else { columns };
-            let pitch = kernel.pitch(pointer, width * ty.dtype.bytes());
-            let mut first = 0;
-            for &part in joined.unwrap_or(&[value]) {
-                let node = graph.result(part)?;
-                if graph.nodes[node].class.width().unwrap_or(1) != columns {
-                    let what = format!("a result of {} after a matmul of {columns} columns", func.ty(part));
-                    return Err(Error::unsupported(&kernel.name, what));
-                }
-                nodes.push(Stored { node, pointer, first, pitch });
-                first += columns;
-            }
+impl<'k> ElementEpilogue<'k> {
+    /// The elementwise operations after a product with parts of `columns` columns each.
+    pub fn new(kernel: &'k Kernel, rows: &'k Rows, columns: usize) -> ElementEpilogue<'k> {
+        let graph = Graph::new(kernel, &rows.graph);
+        // Results side by side in one are a row of it.
+        let mut widths: HashMap<usize, usize> = HashMap::new();
+        for stored in &rows.results {
+            *widths.entry(stored.pointer).or_default() += columns * graph.nodes[stored.node].dtype.bytes();
         }
-        let epilogue = Epilogue { graph, results: nodes, columns };
-        for (id, n) in epilogue.graph.nodes.iter().enumerate() {
-            let fits = match &n.kind {
-                Kind::Arg(_) | Kind::Constant(_) | Kind::Positions { .. } | Kind::Gather { .. } => true,
-                Kind::Alias(_) | Kind::OneHot { .. } => true,
-                Kind::Elementwise { operands, .. } => {
-                    parts == 1 || operands.iter().all(|&o| !matches!(epilogue.graph.nodes[o].kind, Kind::Given(_)))
-                }
-                Kind::Slice { x, start } => {
-                    let of_matmul = matches!(epilogue.graph.nodes[*x].kind, Kind::Given(_));
-                    !of_matmul || (start % columns == 0 && n.class.width().unwrap_or(1) == columns)
-                }
-                Kind::Given(_) => parts == 1 || !epilogue.results.iter().any(|r| r.node == id),
-                _ => false,
-            };
-            if !fits {
-                return Err(Error::unsupported(&kernel.name, format!("{:?} after a matmul", n.kind)));
-            }
-        }
-        Ok(epilogue)
+        let results = rows.results.iter().map(|stored| Stored {
+            node: stored.node,
+            pointer: stored.pointer,
+            first: stored.first,
+            pitch: kernel.pitch(stored.pointer, widths[&stored.pointer]),
+        });
+        ElementEpilogue { graph, results: results.collect(), columns }
     }
 
     /// The arguments and results: their pointers, and the bytes between rows.
@@ -99,7 +62,7 @@ impl<'k> Epilogue<'k> {
     /// The arguments that are read row by row, and the results.
     fn touched(&self) -> impl Iterator<Item = Stored> {
         let read = self.graph.nodes.iter().enumerate().filter_map(|(node, n)| match (&n.kind, n.class) {
-            (&Kind::Arg(pointer), Class::Rows(_)) => {
+            (&NodeKind::Arg(pointer), Class::Rows(_)) => {
                 Some(Stored { node, pointer, first: 0, pitch: self.graph.pitch(pointer, n) })
             }
             _ => None,
@@ -146,11 +109,4 @@ impl<'k> Epilogue<'k> {
             e.store(place, self.graph.nodes[stored.node].dtype, value);
         }
     }
-}
-
-/// The values that a value joins along the last axis.
-fn joined(func: &Func, value: ValueId) -> Option<&[ValueId]> {
-    let op = &func.ops[func.def_op(value)?];
-    let along_rows = op.opcode == Opcode::Concat && op.size("axis") + 1 == func.ty(value).rank();
-    along_rows.then_some(&op.operands)
 }

@@ -1,15 +1,16 @@
 //! Elementary functions against f64.
-use crate::testing::{Runner, kernel};
-use rdc_ir::program::{KernelKind, Target};
+use crate::testing::{self, Runner, kernel};
+use rdc_ir::program::Tiling;
 use rdc_ir::{ArgRole, Builder, Func, Opcode, Type};
+use rdc_passes::fuse::body::Family;
 
 // SAFETY of the calls: `erf` of the C library is a pure function of one double.
 unsafe extern "C" {
     fn erf(x: f64) -> f64;
 }
 
-/// Lanes to test, since some functions go another way on wide vectors; two registers hold 16 where they are narrower.
-const LANES: [usize; 2] = [8, 16];
+/// Lanes to test, since some functions go another way on wide vectors; several registers hold what is wider than one.
+const LANES: [usize; 3] = [4, 8, 16];
 
 /// Each input and what comes of it, on vectors of one width after the other.
 fn run(opcode: Opcode, inputs: &[f32]) -> Vec<(f32, f32)> {
@@ -22,8 +23,9 @@ fn run_on(lanes: usize, opcode: Opcode, inputs: &[f32]) -> Vec<f32> {
     let x = b.arg("x", ArgRole::Input, Type::f32([1, inputs.len()]));
     let y = b.op(opcode, &[x], vec![]);
     b.output("y", y, false);
-    let target = Target { lanes, ..crate::target("x86-64-v3").unwrap() };
-    let kernel = kernel("k", KernelKind::Rows { rows: 1, rows_per_task: 1 }, func, 1);
+    let mut target = testing::target("x86-64-v3");
+    target.machine.lanes = lanes;
+    let kernel = kernel("k", (Family::Rows(1), Tiling::Rows { rows_per_task: 1 }), func, 1);
     let mut runner = Runner::new(&target, &kernel).unwrap();
     runner.args[0] = crate::testing::Aligned::from_f32(inputs);
     runner.run(0..1);
@@ -87,8 +89,8 @@ fn softmax_of_two() {
     let x = b.arg("x", ArgRole::Input, Type::f32([inputs.len(), 2]));
     let y = b.op(Opcode::Softmax, &[x], vec![]);
     b.output("y", y, false);
-    let kind = KernelKind::Rows { rows: inputs.len(), rows_per_task: inputs.len() };
-    let mut runner = Runner::new(&crate::target("x86-64-v3").unwrap(), &kernel("k", kind, func, 1)).unwrap();
+    let kind = (Family::Rows(inputs.len()), Tiling::Rows { rows_per_task: inputs.len() });
+    let mut runner = Runner::new(&testing::target("x86-64-v3"), &kernel("k", kind, func, 1)).unwrap();
     let pairs: Vec<f32> = inputs.iter().flat_map(|&x| [x, 0.0]).collect();
     runner.args[0] = crate::testing::Aligned::from_f32(&pairs);
     runner.run(0..1);

@@ -10,11 +10,12 @@ pub mod rope;
 mod row;
 mod rowgraph;
 pub mod rowops;
+pub mod vectors;
 
 pub use columns::ColumnProgram;
 pub use emitter::{Cmp, Elem, Emitter, Ty, Val};
-pub use epilogue::Epilogue;
-pub use rowops::RowProgram;
+pub use epilogue::ElementEpilogue;
+pub use rowops::{RowProgram, RowTarget};
 
 /// Why no code could be generated for a kernel.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,8 +1,10 @@
 //! One row while its code is being emitted: what is known of it, and the evaluation of expressions at a chunk of
 //! columns.
-use super::rowgraph::{Class, Graph, Kind, NodeId, Packed, Rotation};
-use super::{Cmp, Elem, Emitter, Ty, Val, elementwise};
+use super::rowgraph::Graph;
+use super::{Cmp, Elem, Emitter, Ty, Val, elementwise, rope};
 use rdc_ir::DType;
+use rdc_ir::packing::Packing;
+use rdc_ir::program::rows::{Class, NodeId, NodeKind as Kind, Rotation};
 use std::collections::HashMap;
 
 /// Where the rows of a value are kept.
@@ -102,16 +104,22 @@ pub(super) fn store(e: &mut Emitter, base: Val, dtype: DType, chunk: Chunk, valu
     e.store(pointer, dtype, value);
 }
 
-/// Copies row `id` of a packed table to `to`.
-pub(super) fn packed_row(e: &mut Emitter, w: Val, scale: Option<Val>, id: Val, packed: &Packed, to: Val) {
-    let Packed { n, k, parts, nr, kp, dtype } = *packed;
+/// Copies row `id` of a packed table of an element type to `to`.
+pub(super) fn packed_row(
+    e: &mut Emitter,
+    (table, dtype, packing): (Val, DType, &Packing),
+    scale: Option<Val>,
+    id: Val,
+    to: Val,
+) {
+    let Packing { n, k, nr, parts, kp } = *packing;
     let id = e.index(id, n);
     let (part_rows, part_width) = (n / parts, nr / parts);
     let (part, within) = e.div_rem(id, part_rows);
     let (panel, lane) = e.div_rem(within, part_width);
     let first = e.mul_const(part, part_width);
     let column = e.add(first, lane);
-    let base = e.at(w, panel, k.div_ceil(kp) * nr * kp * dtype.bytes());
+    let base = e.at(table, panel, packing.panel_elements() * dtype.bytes());
     let base = e.at(base, column, kp * dtype.bytes());
     let factor = scale.map(|s| {
         let place = e.at(s, id, 4);
@@ -133,18 +141,17 @@ pub(super) fn packed_row(e: &mut Emitter, w: Val, scale: Option<Val>, id: Val, p
     (0..k % kp).for_each(|j| copy(e, last, j));
 }
 
-/// Rotates the heads of row `row` at `from` into `to`; `table` and `pos` are the addresses of the op's operands.
-pub(super) fn rotate_row(e: &mut Emitter, row: Val, (table, pos): (Val, Val), rope: &Rotation, from: Val, to: Val) {
-    let Rotation { steps, heads, table_rows, turn } = *rope;
-    let (batch, step) = e.div_rem(row, steps);
-    let place = e.at(pos, batch, 4);
+/// Rotates the heads of row `row` at `from` into `to`.
+pub(super) fn rotate_row(e: &mut Emitter, row: Val, rope: &Rotation, from: Val, to: Val) {
+    let (batch, step) = e.div_rem(row, rope.steps);
+    let place = e.at(e.arg(rope.pos), batch, 4);
     let first = e.load(place, DType::I32, 1);
     let first = e.extsi(first, Elem::I64);
     let position = e.add(first, step);
-    let position = e.index(position, table_rows);
-    let table = e.at(table, position, turn.dim * 4);
-    e.repeat(heads, |e, head| {
-        let (from, to) = (e.at(from, head, turn.dim * 4), e.at(to, head, turn.dim * 4));
+    let position = e.index(position, rope.table_rows);
+    let table = e.at(e.arg(rope.table), position, rope.dim * 4);
+    e.repeat(rope.heads, |e, head| {
+        let (from, to) = (e.at(from, head, rope.dim * 4), e.at(to, head, rope.dim * 4));
         let read = |e: &mut Emitter, column: usize, lanes: usize| {
             let place = e.offset_const(from, column * 4);
             e.load_raw(place, Ty::f32(lanes))
@@ -153,7 +160,7 @@ pub(super) fn rotate_row(e: &mut Emitter, row: Val, (table, pos): (Val, Val), ro
             let place = e.offset_const(to, column * 4);
             e.store_raw(place, value);
         };
-        turn.emit(e, table, read, write);
+        rope::rotate(e, rope, table, read, write);
     });
 }
 
@@ -180,7 +187,7 @@ impl Graph<'_> {
                 let place = if n.class == Class::Column { e.at(base, ctx.index, n.dtype.bytes()) } else { base };
                 e.load(place, n.dtype, 1)
             }
-            Kind::Constant(value) => elementwise::constant(e, *value, n.dtype, 1),
+            Kind::Constant(value) => elementwise::constant(e, value.0, n.dtype, 1),
             Kind::Positions { pos, len } => {
                 let (batch, step) = e.div_rem(ctx.index, *len);
                 let place = e.at(e.arg(*pos), batch, 4);
@@ -188,9 +195,9 @@ impl Graph<'_> {
                 let step = e.trunci(step, Elem::I32);
                 e.add(first, step)
             }
-            Kind::Elementwise { op, from, operands } => {
+            Kind::Elementwise { opcode, from, operands } => {
                 let values: Vec<Val> = operands.iter().map(|&o| self.column(e, ctx, o)).collect();
-                elementwise::apply(e, &self.func.ops[*op], *from, &values).unwrap_or(values[0])
+                elementwise::apply(e, *opcode, (*from, n.dtype), &values).unwrap_or(values[0])
             }
             Kind::Alias(x) => self.column(e, ctx, *x),
             Kind::Reduce { max, .. } => ctx.stats[&if *max { Stat::Max(node) } else { Stat::Sum(node) }],
@@ -294,11 +301,11 @@ impl Graph<'_> {
             }
             Kind::Alias(x) => inner(e, ctx, *x, chunk),
             Kind::Slice { x, start } => inner(e, ctx, *x, Chunk { offset: chunk.offset + start, ..chunk }),
-            Kind::Elementwise { op, from, operands } => {
+            Kind::Elementwise { opcode, from, operands } => {
                 let values: Vec<Val> = operands.iter().map(|&o| inner(e, ctx, o, chunk)).collect();
-                elementwise::apply(e, &self.func.ops[*op], *from, &values).unwrap_or(values[0])
+                elementwise::apply(e, *opcode, (*from, n.dtype), &values).unwrap_or(values[0])
             }
-            Kind::Constant(value) => elementwise::constant(e, *value, n.dtype, chunk.lanes),
+            Kind::Constant(value) => elementwise::constant(e, value.0, n.dtype, chunk.lanes),
             Kind::OneHot { ids } => {
                 let id = self.column(e, ctx, *ids);
                 let first = e.add_const(chunk.col, chunk.offset);

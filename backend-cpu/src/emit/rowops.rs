@@ -7,41 +7,30 @@
 //! lanes, then vectors of falling powers of two for the rest of the row. Reductions keep up to four accumulators and
 //! fold them in an order that depends on the row's length only.
 use super::row::{Chunk, Place, Row, Stat, load, packed_row, rotate_row, store};
-use super::rowgraph::{Graph, Kind, NodeId};
-use super::{Cmp, Emitter, Error, Val, math};
+use super::rowgraph::{Graph, is_buffered};
+use super::vectors::{all_pieces, pieces};
+use super::{Cmp, Emitter, Val, math};
+use rdc_ir::DType;
 use rdc_ir::program::Kernel;
-use rdc_ir::{DType, Opcode, ValueId};
+use rdc_ir::program::rows::{NodeId, NodeKind as Kind, RowGraph, Stored};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Independent accumulators of a reduction: enough to hide the latency of an addition.
 const ACCUMULATORS: usize = 4;
 
-/// Pieces of `width` columns: full vectors of `lanes`, and (start, lanes) of the rest in falling powers of two.
-pub fn pieces(width: usize, lanes: usize) -> (usize, Vec<(usize, usize)>) {
-    let full = width / lanes;
-    let (mut start, mut tail, mut size) = (full * lanes, Vec::new(), lanes / 2);
-    while start < width {
-        if start + size <= width {
-            tail.push((start, size));
-            start += size;
-        }
-        size /= 2;
-    }
-    (full, tail)
-}
-
-/// (start, lanes) of every piece of a row.
-pub fn all_pieces(width: usize, lanes: usize) -> Vec<(usize, usize)> {
-    let (full, tail) = pieces(width, lanes);
-    (0..full).map(|i| (i * lanes, lanes)).chain(tail).collect()
-}
-
 /// A value that a program computes.
 #[derive(Clone, Copy, Debug)]
-struct Target {
-    node: NodeId,
+pub struct RowTarget {
+    /// The value.
+    pub node: NodeId,
     /// If it is sums over blocks of so many rows: the node is what is summed.
-    block: Option<usize>,
+    pub block: Option<usize>,
+}
+
+impl From<&Stored> for RowTarget {
+    fn from(stored: &Stored) -> RowTarget {
+        RowTarget { node: stored.node, block: stored.block }
+    }
 }
 
 /// One pass over the columns.
@@ -55,7 +44,9 @@ struct Sweep {
 /// A plan for computing rows; see the module documentation.
 pub struct RowProgram<'k> {
     graph: Graph<'k>,
-    targets: Vec<Target>,
+    /// The nodes that targets are computed from.
+    reached: BTreeSet<NodeId>,
+    targets: Vec<RowTarget>,
     sweeps: BTreeMap<(usize, usize), Sweep>,
     places: HashMap<NodeId, Place>,
     marked: BTreeSet<(NodeId, usize)>,
@@ -65,40 +56,13 @@ pub struct RowProgram<'k> {
 }
 
 impl<'k> RowProgram<'k> {
-    /// Plans the computation of one row of each target, of a kernel of `rows` rows. A target is a value of shape
-    /// `[.., D]` with `rows` rows, one with an element for each row, or sums over blocks of rows; these are complete after the rows of
-    /// a block, which must be computed in order.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] if the targets depend on anything but row operations.
-    pub fn new(kernel: &'k Kernel, rows: usize, targets: &[ValueId]) -> Result<RowProgram<'k>, Error> {
-        Self::after(kernel, rows, &[], targets)
-    }
-
-    /// As [`RowProgram::new`], of targets made of a value whose rows are in memory: [`RowProgram::emit_after`] is given them.
-    ///
-    /// # Errors
-    /// As [`RowProgram::new`].
-    pub fn after(
-        kernel: &'k Kernel,
-        rows: usize,
-        given: &[ValueId],
-        targets: &[ValueId],
-    ) -> Result<RowProgram<'k>, Error> {
-        let (mut graph, func) = (Graph::new(kernel, rows, given), &kernel.func);
-        let target = |&value: &ValueId| {
-            let sums = func.defined_by(value, Opcode::SumBlocks);
-            let Some(op) = sums else { return Ok(Target { node: graph.result(value)?, block: None }) };
-            let ty = func.ty(op.operands[0]);
-            if ty.rows() != rows || ty.last() < 2 {
-                return Err(graph.error(format!("sums of blocks of {ty} over {rows} rows")));
-            }
-            Ok(Target { node: graph.result(op.operands[0])?, block: Some(op.size("rows")) })
-        };
-        let targets = targets.iter().map(target).collect::<Result<Vec<_>, _>>()?;
+    /// Plans the computation of one row of each target of a kernel. Sums over blocks of rows are complete after the rows of a block,
+    /// which must be computed in order.
+    pub fn new(kernel: &'k Kernel, graph: &'k RowGraph, targets: &[RowTarget]) -> RowProgram<'k> {
         let mut program = RowProgram {
-            graph,
-            targets,
+            graph: Graph::new(kernel, graph),
+            reached: graph.reached(targets.iter().map(|target| target.node)),
+            targets: targets.to_vec(),
             sweeps: BTreeMap::new(),
             places: HashMap::new(),
             marked: BTreeSet::new(),
@@ -106,7 +70,7 @@ impl<'k> RowProgram<'k> {
             scratch: 0,
         };
         program.plan();
-        Ok(program)
+        program
     }
 
     /// Bytes of scratch that [`RowProgram::emit`] uses.
@@ -125,18 +89,6 @@ impl<'k> RowProgram<'k> {
         self.graph.pitch(pointer, &self.graph.nodes[self.targets[target].node])
     }
 
-    /// Checks that tasks of so many rows begin with a block of every target that sums them.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] if they do not.
-    pub fn in_tasks(self, rows_per_task: usize) -> Result<RowProgram<'k>, Error> {
-        let cut = self.targets.iter().filter_map(|t| t.block).find(|&block| !rows_per_task.is_multiple_of(block));
-        match cut.filter(|_| rows_per_task < self.graph.rows()) {
-            Some(block) => Err(self.graph.error(format!("sums of {block} rows in tasks of {rows_per_task}"))),
-            None => Ok(self),
-        }
-    }
-
     /// Rows of the blocks that a target sums, if it does.
     pub fn block(&self, target: usize) -> Option<usize> {
         self.targets[target].block
@@ -150,14 +102,14 @@ impl<'k> RowProgram<'k> {
                 self.places.entry(target.node).or_insert(Place::Target(index));
             }
         }
-        for (index, Target { node, block }) in self.targets.clone().into_iter().enumerate() {
+        for (index, RowTarget { node, block }) in self.targets.clone().into_iter().enumerate() {
             let n = &self.graph.nodes[node];
             let level = n.level;
             if let Some(width) = n.class.width().filter(|_| block.is_some()) {
                 self.sweeps.entry((level, width)).or_default().stores.push((node, Place::Sums(index), 0));
             } else if let Some(width) = n.class.width() {
                 let first = matches!(self.places.get(&node), Some(Place::Target(i)) if *i == index);
-                if !(first && n.is_buffered()) {
+                if !(first && is_buffered(&n.kind)) {
                     self.sweeps.entry((level, width)).or_default().stores.push((node, Place::Target(index), 0));
                     self.stored.insert(node);
                 }
@@ -276,15 +228,15 @@ impl<'k> RowProgram<'k> {
             }
         }
         // A target may have the memory of a column.
-        for (node, n) in self.graph.nodes.iter().enumerate() {
-            if let (Kind::Arg(_), None) = (&n.kind, n.class.width()) {
+        for &node in &self.reached {
+            if let (Kind::Arg(_), None) = (&self.graph.nodes[node].kind, self.graph.nodes[node].class.width()) {
                 self.graph.column(e, &mut ctx, node);
             }
         }
-        let last = self.graph.nodes.iter().map(|n| n.level).max().unwrap_or(0);
+        let last = self.reached.iter().map(|&node| self.graph.nodes[node].level).max().unwrap_or(0);
         for level in 0..=last {
             ctx.level = level;
-            for (index, &Target { node, .. }) in self.targets.iter().enumerate() {
+            for (index, &RowTarget { node, .. }) in self.targets.iter().enumerate() {
                 let n = &self.graph.nodes[node];
                 if n.level == level && n.class.width().is_none() {
                     let value = self.graph.column(e, &mut ctx, node);
@@ -294,15 +246,15 @@ impl<'k> RowProgram<'k> {
             for (id, n) in self.graph.nodes.iter().enumerate() {
                 let Some(&place) = self.places.get(&id).filter(|_| n.level == level) else { continue };
                 match &n.kind {
-                    Kind::PackedGather { w, scale, ids, packed } => {
+                    Kind::PackedGather { table, scale, ids, packing, dtype } => {
                         let ids = self.graph.column(e, &mut ctx, *ids);
                         let to = ctx.place(e, place);
-                        packed_row(e, e.arg(*w), scale.map(|s| e.arg(s)), ids, packed, to);
+                        packed_row(e, (e.arg(*table), *dtype, packing), scale.map(|s| e.arg(s)), ids, to);
                     }
-                    Kind::Rope { x, table, pos, rope } => {
+                    Kind::Rope { x, rope } => {
                         let from = self.address(e, &mut ctx, *x);
                         let to = ctx.place(e, place);
-                        rotate_row(e, row, (e.arg(*table), e.arg(*pos)), rope, from, to);
+                        rotate_row(e, row, rope, from, to);
                     }
                     _ => {}
                 }
@@ -405,11 +357,11 @@ impl<'k> RowProgram<'k> {
         match stat {
             Stat::SumOfSquares(node) | Stat::CentredSquares(node) => {
                 let eps = match self.graph.nodes[node].kind {
-                    Kind::RmsNorm { eps, .. } | Kind::LayerNorm { eps, .. } => eps,
+                    Kind::RmsNorm { eps, .. } | Kind::LayerNorm { eps, .. } => eps.0,
                     _ => 0.0,
                 };
                 let mean = mean(e);
-                let eps = e.f32(eps, 1);
+                let eps = e.f32(eps as f32, 1);
                 let sum = e.add(mean, eps);
                 math::rsqrt(e, sum)
             }
@@ -495,7 +447,7 @@ impl<'k> RowProgram<'k> {
 
     fn is_loaded(&self, ctx: &Row, node: NodeId) -> bool {
         let n = &self.graph.nodes[node];
-        self.places.contains_key(&node) && (n.is_buffered() || n.level < ctx.level)
+        self.places.contains_key(&node) && (is_buffered(&n.kind) || n.level < ctx.level)
     }
 
     /// The value of a node at a chunk.

@@ -14,11 +14,14 @@
 //! on one Zen 3 thread, causal, S = 128, 256, 512, counting visible pairs only, in percent of the multiply-add peak: tiles
 //! (96, 128) 48, 55, 57 for D = 32 and 57, 66, 66 for D = 64 (72 if not causal); tiles (48, 64) 44, 50, 54 and 54, 62, 64.
 use super::attention_tile::{Block, Left, Scratch, Seen, Tile, load, scale_row, store};
-use super::heads::{Attend, Token, prefetch_row};
+use super::heads::{Token, later, make_head, prefetch_operands, prefetch_row, slab};
 use super::panels::Strip;
+use super::unsupported;
 use crate::emit::rowops::clear_row;
 use crate::emit::{Cmp, Emitter, Error, Ty, Val, math};
-use rdc_ir::program::{Kernel, KernelKind, Target};
+use rdc_ir::program::body::Attention;
+use rdc_ir::program::{Kernel, Tiling};
+use rdc_passes::tile::Cpu;
 
 /// Sizes, and byte offsets into scratch.
 struct Layout {
@@ -42,19 +45,16 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(kernel: &Kernel, a: &Attend, lanes: usize) -> Result<Layout, Error> {
-        let KernelKind::Attention { q_rows, kv_block } = kernel.kind else {
-            return Err(Error::unsupported(&kernel.name, "a kernel of another kind than attention"));
+    fn new(kernel: &Kernel, a: &Attention, lanes: usize) -> Result<Layout, Error> {
+        let Tiling::Queries { q_rows: q_rows @ 1.., kv_block: kv_block @ 1.. } = kernel.tiling else {
+            return unsupported(kernel, "an attention that is cut otherwise than into queries");
         };
-        if q_rows == 0 || kv_block == 0 {
-            return Err(Error::unsupported(&kernel.name, "an empty tile"));
-        }
         let tile = Tile::new(lanes);
-        let q_rows = q_rows.min(a.inputs.steps);
-        let kv_block = kv_block.min(a.inputs.context).next_multiple_of(tile.width);
+        let q_rows = q_rows.min(a.heads.steps);
+        let kv_block = kv_block.min(a.heads.context).next_multiple_of(tile.width);
         let rows = q_rows.next_multiple_of(tile.rows);
         let stride = tile.score_stride(kv_block, lanes);
-        let dim = a.inputs.query.dim;
+        let dim = a.heads.query.dim;
         let mut scratch = Scratch::default();
         let mut take = |floats| scratch.take(floats);
         Ok(Layout {
@@ -77,40 +77,36 @@ impl Layout {
 }
 
 /// Bytes of scratch per thread.
-pub fn scratch(kernel: &Kernel, target: &Target) -> usize {
-    Attend::new(kernel).and_then(|a| Ok(Layout::new(kernel, &a, target.lanes)?.bytes)).unwrap_or(0)
+pub fn scratch(kernel: &Kernel, a: &Attention, cpu: &Cpu) -> Result<usize, Error> {
+    Ok(Layout::new(kernel, a, cpu.lanes)?.bytes)
 }
 
 /// The kernel's MLIR module.
-pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
-    let a = Attend::new(kernel)?;
-    if !a.updates.is_empty() {
-        return Err(Error::unsupported(&kernel.name, "cache updates with an attention of several tokens"));
-    }
-    let layout = Layout::new(kernel, &a, target.lanes)?;
-    let mut e = Emitter::new(&kernel.name, a.pointers, target.lanes);
-    let blocks = a.inputs.steps.div_ceil(layout.q_rows);
+pub fn emit(cpu: &Cpu, kernel: &Kernel, a: &Attention) -> Result<String, Error> {
+    let layout = Layout::new(kernel, a, cpu.lanes)?;
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), cpu.lanes);
+    let blocks = a.heads.steps.div_ceil(layout.q_rows);
     e.tasks(|e, task| {
         let (slab, block) = e.div_rem(task, blocks);
-        let (batch, head) = e.div_rem(slab, a.inputs.query.heads);
+        let (batch, head) = e.div_rem(slab, a.heads.query.heads);
         let first = e.mul_const(block, layout.q_rows);
-        block_of_queries(e, &a, &layout, (batch, head, first));
+        block_of_queries(e, a, &layout, (batch, head, first));
     });
     Ok(e.finish())
 }
 
 /// Queries `first ..` of one head.
-fn block_of_queries(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, first): (Val, Val, Val)) {
+fn block_of_queries(e: &mut Emitter, a: &Attention, l: &Layout, (batch, head, first): (Val, Val, Val)) {
     let [queries, keys, scores, sums] = [l.queries, l.keys, l.scores, l.sums].map(|o| e.offset_const(e.scratch, o));
     let [maxima, totals] = [l.maxima, l.totals].map(|o| e.offset_const(e.scratch, o));
-    let (zero, all, most) = (e.i64(0), e.i64(a.inputs.steps), e.i64(l.q_rows));
+    let (zero, all, most) = (e.i64(0), e.i64(a.heads.steps), e.i64(l.q_rows));
     let left = e.sub(all, first);
     let count = e.min(left, most);
     e.each(zero, count, |e, row| {
         let step = e.add(first, row);
-        let token = Token::of(e, batch, step, a.inputs.steps);
+        let token = Token::of(e, batch, step, a.heads.steps);
         let to = e.at(queries, row, l.dim * 4);
-        a.inputs.query.emit(e, token, head, Some(a.inputs.scale), to);
+        make_head(e, &a.heads.query, token, head, Some(a.heads.scale.0), to);
         let sums = e.at(sums, row, l.dim * 4);
         clear_row(e, l.dim, sums);
         let (minus_inf, none) = (e.f32(f32::NEG_INFINITY, 1), e.f32(0.0, 1));
@@ -120,16 +116,16 @@ fn block_of_queries(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, first
         }
     });
     let token = Token { index: first, batch, step: first };
-    let position = a.inputs.causal.then(|| token.position(e, a.inputs.pos));
-    let block = Block::new(e, l.tile, count, position, a.inputs.context);
-    let group = e.div_rem(head, a.inputs.heads_per_group()).0;
-    let (key_slab, value_slab) = (a.inputs.keys.slab(e, batch, group), a.inputs.values.slab(e, batch, group));
+    let position = a.heads.causal.then(|| token.position(e, a.heads.pos));
+    let block = Block::new(e, l.tile, count, position, a.heads.context);
+    let group = e.div_rem(head, a.heads.heads_per_group()).0;
+    let (key_slab, value_slab) = (slab(e, &a.heads.keys, batch, group), slab(e, &a.heads.values, batch, group));
     let query = first;
     e.for_range(zero, block.limit, l.kv_block, &[], |e, key, _| {
         let block = block.beginning_at(e, key, l.kv_block);
         let begins = e.cmp(Cmp::Eq, key, zero);
         let end = e.add(key, block.limit);
-        l.tile.transpose(e, (key_slab, a.inputs.keys, a.inputs.context), (key, end), l.dim, keys);
+        l.tile.transpose(e, (key_slab, a.heads.keys, a.heads.context), (key, end), l.dim, keys);
         block.scores(e, l.tile, l.dim, (queries, keys), (scores, l.stride));
         let first = block.first_row(e, l.tile, zero);
         Seen::each(e, (first, count), &block, |e, row, seen| {
@@ -142,7 +138,7 @@ fn block_of_queries(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, first
                 }
             });
         });
-        let value_rows = e.at(value_slab, key, a.inputs.values.stride * 4);
+        let value_rows = e.at(value_slab, key, a.heads.values.stride * 4);
         add_values(e, a, l, &block, value_rows);
         vec![]
     });
@@ -152,8 +148,8 @@ fn block_of_queries(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, first
         let one = e.f32(1.0, 1);
         let inverse = e.div(one, total);
         let step = e.add(first, row);
-        let token = Token::of(e, batch, step, a.inputs.steps);
-        let slab = e.mul_const(token.index, a.inputs.query.heads);
+        let token = Token::of(e, batch, step, a.heads.steps);
+        let slab = e.mul_const(token.index, a.heads.query.heads);
         let slab = e.add(slab, head);
         let to = e.at(e.arg(a.result), slab, l.dim * 4);
         let from = e.at(sums, row, l.dim * 4);
@@ -163,10 +159,10 @@ fn block_of_queries(e: &mut Emitter, a: &Attend, l: &Layout, (batch, head, first
 
 /// Asks memory for the rows at token `step` of the head after this one, which the thread takes next: they lie too far apart for the
 /// machine to see them coming.
-fn ask_for_next(e: &mut Emitter, a: &Attend, l: &Layout, here: (Val, Val, Val)) {
-    let (token, head) = a.inputs.later(e, here, 1);
-    a.inputs.prefetch(e, token, head);
-    let slab = e.mul_const(token.index, a.inputs.query.heads);
+fn ask_for_next(e: &mut Emitter, a: &Attention, l: &Layout, here: (Val, Val, Val)) {
+    let (token, head) = later(e, &a.heads, here, 1);
+    prefetch_operands(e, &a.heads, token, head);
+    let slab = e.mul_const(token.index, a.heads.query.heads);
     let slab = e.add(slab, head);
     let row = e.at(e.arg(a.result), slab, l.dim * 4);
     prefetch_row(e, l.dim, row);
@@ -223,13 +219,13 @@ fn online_softmax(e: &mut Emitter, l: &Layout, row: Val, seen: &Seen) {
 
 /// `sums = sums * factors + weights . values` for the rows that see a key of the block. Panels of values go outside, so that
 /// one stays in the first-level cache while the row tiles stream past.
-fn add_values(e: &mut Emitter, a: &Attend, l: &Layout, block: &Block, value_rows: Val) {
+fn add_values(e: &mut Emitter, a: &Attention, l: &Layout, block: &Block, value_rows: Val) {
     let [scores, values, sums, factors] = [l.scores, l.values, l.sums, l.factors].map(|o| e.offset_const(e.scratch, o));
     let zero = e.i64(0);
     let first = block.first_row(e, l.tile, zero);
     l.tile.panels(e, l.dim, |e, panel| {
         let from = e.at(value_rows, panel.first, 4);
-        let strip = Strip { from, stride: a.inputs.values.stride * 4, transpose: false, columns: panel.width };
+        let strip = Strip { from, stride: a.heads.values.stride * 4, transpose: false, columns: panel.width };
         let right = e.at(values, panel.first, l.kv_block * 4);
         strip.copy(e, block.limit, right, panel.width);
         let out = e.at(sums, panel.first, 4);

@@ -15,11 +15,14 @@
 //! only: 59, 66, 68 % of the multiply-add peak for D = 32, 65, 73, 73 % for D = 64; about 61 % for S = 4096, whose scratch
 //! of 6.5 MB leaves the second-level cache. Blocks of 96 do the same within the noise.
 use super::attention_tile::{Block, Left, Scratch, Seen, Tile, load, scale_row, store};
-use super::heads::{AttendGrad, HeadTarget, Token};
+use super::heads::{Token, later, make_head, prefetch_head, prefetch_operands, prefetch_target, put_head, slab};
 use super::panels::Strip;
+use super::unsupported;
 use crate::emit::rowops::clear_row;
 use crate::emit::{Emitter, Error, Ty, Val, math};
-use rdc_ir::program::{Kernel, KernelKind, Target};
+use rdc_ir::program::body::{AttentionGrad, HeadTarget};
+use rdc_ir::program::{Kernel, Tiling};
+use rdc_passes::tile::Cpu;
 
 /// Keys of an inner block of `ds . k`: a panel of them stays in the first-level cache.
 const INNER_KEYS: usize = 128;
@@ -53,20 +56,17 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(kernel: &Kernel, a: &AttendGrad, lanes: usize) -> Result<Layout, Error> {
-        let KernelKind::AttentionGrad { q_rows } = kernel.kind else {
-            return Err(Error::unsupported(&kernel.name, "a kernel of another kind than attention_grad"));
+    fn new(kernel: &Kernel, a: &AttentionGrad, lanes: usize) -> Result<Layout, Error> {
+        let Tiling::Queries { q_rows: q_rows @ 1.., .. } = kernel.tiling else {
+            return unsupported(kernel, "the derivative of an attention that is cut otherwise than into queries");
         };
-        if q_rows == 0 {
-            return Err(Error::unsupported(&kernel.name, "an empty tile"));
-        }
         let tile = Tile::new(lanes);
-        let q_rows = q_rows.min(a.inputs.steps);
+        let q_rows = q_rows.min(a.heads.steps);
         let rows = q_rows.next_multiple_of(tile.rows);
-        let dim = a.inputs.query.dim;
-        let stride = tile.score_stride(a.inputs.context, lanes);
-        let positions = a.inputs.context.next_multiple_of(tile.rows);
-        let transposed = a.inputs.context.next_multiple_of(tile.width) * dim;
+        let dim = a.heads.query.dim;
+        let stride = tile.score_stride(a.heads.context, lanes);
+        let positions = a.heads.context.next_multiple_of(tile.rows);
+        let transposed = a.heads.context.next_multiple_of(tile.width) * dim;
         let mut scratch = Scratch::default();
         let mut take = |floats| scratch.take(floats);
         Ok(Layout {
@@ -76,7 +76,7 @@ impl Layout {
             stride,
             keys_t: take(transposed),
             values_t: take(transposed),
-            keys: take(a.inputs.context * dim),
+            keys: take(a.heads.context * dim),
             queries: take(rows * dim),
             douts: take(rows * dim),
             dqueries: take(rows * dim),
@@ -91,26 +91,25 @@ impl Layout {
 }
 
 /// Bytes of scratch per thread.
-pub fn scratch(kernel: &Kernel, target: &Target) -> usize {
-    AttendGrad::new(kernel).and_then(|a| Ok(Layout::new(kernel, &a, target.lanes)?.bytes)).unwrap_or(0)
+pub fn scratch(kernel: &Kernel, a: &AttentionGrad, cpu: &Cpu) -> Result<usize, Error> {
+    Ok(Layout::new(kernel, a, cpu.lanes)?.bytes)
 }
 
 /// The kernel's MLIR module.
-pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
-    let a = AttendGrad::new(kernel)?;
-    let l = Layout::new(kernel, &a, target.lanes)?;
-    let mut e = Emitter::new(&kernel.name, a.pointers, target.lanes);
+pub fn emit(cpu: &Cpu, kernel: &Kernel, a: &AttentionGrad) -> Result<String, Error> {
+    let l = Layout::new(kernel, a, cpu.lanes)?;
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), cpu.lanes);
     e.tasks(|e, task| {
-        let (batch, group) = e.div_rem(task, a.inputs.groups);
-        let context = e.i64(a.inputs.context);
+        let (batch, group) = e.div_rem(task, a.heads.groups);
+        let context = e.i64(a.heads.context);
         let [keys_t, values_t, keys] = [l.keys_t, l.values_t, l.keys].map(|o| e.offset_const(e.scratch, o));
-        let (key_slab, value_slab) = (a.inputs.keys.slab(e, batch, group), a.inputs.values.slab(e, batch, group));
+        let (key_slab, value_slab) = (slab(e, &a.heads.keys, batch, group), slab(e, &a.heads.values, batch, group));
         let zero = e.i64(0);
-        l.tile.transpose(e, (key_slab, a.inputs.keys, a.inputs.context), (zero, context), l.dim, keys_t);
-        l.tile.transpose(e, (value_slab, a.inputs.values, a.inputs.context), (zero, context), l.dim, values_t);
+        l.tile.transpose(e, (key_slab, a.heads.keys, a.heads.context), (zero, context), l.dim, keys_t);
+        l.tile.transpose(e, (value_slab, a.heads.values, a.heads.context), (zero, context), l.dim, values_t);
         l.tile.panels(e, l.dim, |e, panel| {
-            let (from, to) = (e.at(key_slab, panel.first, 4), e.at(keys, panel.first, a.inputs.context * 4));
-            let strip = Strip { from, stride: a.inputs.keys.stride * 4, transpose: false, columns: panel.width };
+            let (from, to) = (e.at(key_slab, panel.first, 4), e.at(keys, panel.first, a.heads.context * 4));
+            let strip = Strip { from, stride: a.heads.keys.stride * 4, transpose: false, columns: panel.width };
             strip.copy(e, context, to, panel.width);
         });
         let sums = e.offset_const(e.scratch, l.dkeys);
@@ -120,22 +119,23 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
             store(e, sums, at, none);
             vec![]
         });
-        e.repeat(a.inputs.heads_per_group(), |e, h| {
-            let head = e.mul_const(group, a.inputs.heads_per_group());
+        e.repeat(a.heads.heads_per_group(), |e, h| {
+            let head = e.mul_const(group, a.heads.heads_per_group());
             let head = e.add(head, h);
-            let steps = e.i64(a.inputs.steps);
+            let steps = e.i64(a.heads.steps);
             e.for_range(zero, steps, l.q_rows, &[], |e, first, _| {
-                block_of_queries(e, &a, &l, (batch, head, first));
+                block_of_queries(e, a, &l, (batch, head, first));
                 vec![]
             });
         });
-        for (target, from) in [(&a.dkeys, l.dkeys), (&a.dvalues, l.dvalues)] {
+        let [_, dkeys, dvalues] = &a.targets;
+        for (target, from) in [(dkeys, l.dkeys), (dvalues, l.dvalues)] {
             let Some(target) = target else { continue };
             let from = e.offset_const(e.scratch, from);
             e.each(zero, context, |e, step| {
-                let token = Token::of(e, batch, step, a.inputs.context);
+                let token = Token::of(e, batch, step, a.heads.context);
                 let from = e.at(from, step, l.dim * 4);
-                target.emit(e, token, group, from, None);
+                put_head(e, target, token, group, from, None);
             });
         }
     });
@@ -143,23 +143,23 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
 }
 
 /// Adds the shares of queries `first ..` of one head to the sums, and writes their `dq`.
-fn block_of_queries(e: &mut Emitter, a: &AttendGrad, l: &Layout, (batch, head, first): (Val, Val, Val)) {
-    let (zero, steps, most) = (e.i64(0), e.i64(a.inputs.steps), e.i64(l.q_rows));
+fn block_of_queries(e: &mut Emitter, a: &AttentionGrad, l: &Layout, (batch, head, first): (Val, Val, Val)) {
+    let (zero, steps, most) = (e.i64(0), e.i64(a.heads.steps), e.i64(l.q_rows));
     let left = e.sub(steps, first);
     let count = e.min(left, most);
     let token = Token { index: first, batch, step: first };
-    let position = a.inputs.causal.then(|| token.position(e, a.inputs.pos));
-    let block = Block::new(e, l.tile, count, position, a.inputs.context);
+    let position = a.heads.causal.then(|| token.position(e, a.heads.pos));
+    let block = Block::new(e, l.tile, count, position, a.heads.context);
     let [queries, douts, dqueries] = [l.queries, l.douts, l.dqueries].map(|o| e.offset_const(e.scratch, o));
     let [scores, dscores] = [l.scores, l.dscores].map(|o| e.offset_const(e.scratch, o));
     let [keys_t, values_t] = [l.keys_t, l.values_t].map(|o| e.offset_const(e.scratch, o));
     e.each(zero, count, |e, row| {
         let step = e.add(first, row);
-        let token = Token::of(e, batch, step, a.inputs.steps);
+        let token = Token::of(e, batch, step, a.heads.steps);
         let to = e.at(queries, row, l.dim * 4);
-        a.inputs.query.emit(e, token, head, Some(a.inputs.scale), to);
+        make_head(e, &a.heads.query, token, head, Some(a.heads.scale.0), to);
         let to = e.at(douts, row, l.dim * 4);
-        a.dout.emit(e, token, head, None, to);
+        make_head(e, &a.dout, token, head, None, to);
         let to = e.at(dqueries, row, l.dim * 4);
         clear_row(e, l.dim, to);
     });
@@ -167,7 +167,7 @@ fn block_of_queries(e: &mut Emitter, a: &AttendGrad, l: &Layout, (batch, head, f
     block.scores(e, l.tile, l.dim, (douts, values_t), (dscores, l.stride));
     let inverses = e.offset_const(e.scratch, l.inverses);
     // No query sees beyond the block's limit, and a constant bound leaves a register free.
-    let bounded = Block { limit: e.i64(a.inputs.context), ..block };
+    let bounded = Block { limit: e.i64(a.heads.context), ..block };
     Seen::each(e, (zero, count), &bounded, |e, row, seen| {
         let rows: Vec<Val> = (0..seen.rows()).map(|i| e.add_const(row, i)).collect();
         let lines =
@@ -187,34 +187,35 @@ fn block_of_queries(e: &mut Emitter, a: &AttendGrad, l: &Layout, (batch, head, f
     });
     add_to_positions(e, l, &block);
     add_to_queries(e, a, l, &block);
-    let Some(target) = &a.dqueries else { return };
+    let Some(target) = &a.targets[0] else { return };
     e.each(zero, count, |e, row| {
         let step = e.add(first, row);
-        let token = Token::of(e, batch, step, a.inputs.steps);
+        let token = Token::of(e, batch, step, a.heads.steps);
         let from = e.at(dqueries, row, l.dim * 4);
         let place = e.at(inverses, row, 4);
         let inverse = e.load_raw(place, Ty::f32(1));
-        let scale = e.f32(a.inputs.scale, 1);
+        let scale = e.f32(a.heads.scale.0 as f32, 1);
         let factor = e.mul(inverse, scale);
-        target.emit(e, token, head, from, Some(factor));
+        put_head(e, target, token, head, from, Some(factor));
     });
 }
 
 /// Asks memory for the rows at token `step` that the head in this one's place in the next task reads and writes: they lie too far
 /// apart for the machine to see them coming.
-fn ask_for_next(e: &mut Emitter, a: &AttendGrad, here: (Val, Val, Val)) {
-    let (token, head) = a.inputs.later(e, here, a.inputs.heads_per_group());
-    a.inputs.prefetch(e, token, head);
-    a.dout.prefetch(e, token, head);
+fn ask_for_next(e: &mut Emitter, a: &AttentionGrad, here: (Val, Val, Val)) {
+    let (token, head) = later(e, &a.heads, here, a.heads.heads_per_group());
+    prefetch_operands(e, &a.heads, token, head);
+    prefetch_head(e, &a.dout, token, head);
     let ask = |e: &mut Emitter, target: &Option<HeadTarget>, head: Val| {
         if let Some(target) = target {
-            target.prefetch(e, token, head);
+            prefetch_target(e, target, token, head);
         }
     };
-    ask(e, &a.dqueries, head);
-    let group = e.div_rem(head, a.inputs.heads_per_group()).0;
-    ask(e, &a.dkeys, group);
-    ask(e, &a.dvalues, group);
+    let [dqueries, dkeys, dvalues] = &a.targets;
+    ask(e, dqueries, head);
+    let group = e.div_rem(head, a.heads.heads_per_group()).0;
+    ask(e, dkeys, group);
+    ask(e, dvalues, group);
 }
 
 /// Turns rows of scores s into `p = e^(s - max)` and rows dp into `p (dp - delta)`, for the keys seen, and zeros for the hidden ones
@@ -294,14 +295,14 @@ fn add_to_positions(e: &mut Emitter, l: &Layout, block: &Block) {
 }
 
 /// `dq += ds . k`: tiles of queries by columns, the inner index a key that one of the queries sees.
-fn add_to_queries(e: &mut Emitter, a: &AttendGrad, l: &Layout, block: &Block) {
+fn add_to_queries(e: &mut Emitter, a: &AttentionGrad, l: &Layout, block: &Block) {
     let zero = e.i64(0);
     let [dscores, keys, dqueries] = [l.dscores, l.keys, l.dqueries].map(|o| e.offset_const(e.scratch, o));
     e.for_range(zero, block.limit, INNER_KEYS, &[], |e, key, _| {
         let block = block.beginning_at(e, key, INNER_KEYS);
         let first = block.first_row(e, l.tile, zero);
         l.tile.panels(e, l.dim, |e, panel| {
-            let right = e.at(keys, panel.first, a.inputs.context * 4);
+            let right = e.at(keys, panel.first, a.heads.context * 4);
             let right = e.at(right, key, panel.width * 4);
             let sums = e.at(dqueries, panel.first, 4);
             e.for_range(first, block.rows, l.tile.rows, &[], |e, row, _| {

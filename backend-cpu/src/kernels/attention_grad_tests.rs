@@ -1,7 +1,12 @@
 //! Derivatives of attention against the interpreter.
 use super::attention_tests::Size;
 use super::oracle::Case;
-use rdc_ir::program::KernelKind;
+use rdc_ir::program::Tiling;
+use rdc_passes::fuse::body::Family;
+
+fn kind(q_rows: usize) -> (Family, Tiling) {
+    (Family::AttentionGrad, Tiling::Queries { q_rows, kv_block: 128 })
+}
 
 fn grad(z: Size, pos: &[i32], causal: bool, q_rows: usize, results: &[&str]) -> Case {
     let Size { b, s, h, g, d, t } = z;
@@ -13,7 +18,7 @@ fn grad(z: Size, pos: &[i32], causal: bool, q_rows: usize, results: &[&str]) -> 
         %dq, %dk, %dv = attention_grad %q, %k, %v, %pos, %dout {{causal = {causal}, scale = 0.7}} : {q}, {k}, {k}
         yield {yields} }}"#
     );
-    Case { tolerance: 4e-6, ..Case::new(&text, KernelKind::AttentionGrad { q_rows }, b * g).int("pos", pos) }
+    Case { tolerance: 4e-6, ..Case::new(&text, kind(q_rows), b * g).int("pos", pos) }
 }
 
 const ALL: &[&str] = &["dq", "dk", "dv"];
@@ -97,7 +102,7 @@ fn operands_that_are_columns_of_a_projection() {
         h * d,
         h * d
     );
-    let case = Case::new(&text, KernelKind::AttentionGrad { q_rows: 12 }, b * g).int("pos", &[0, 0]);
+    let case = Case::new(&text, kind(12), b * g).int("pos", &[0, 0]);
     Case { tolerance: 4e-6, ..case }.check();
 }
 
@@ -138,14 +143,13 @@ fn derivatives_turned_back_and_in_joined_rows() {
                 rows("rv", "dv", g),
             )
         };
-        let kind = || KernelKind::AttentionGrad { q_rows: 12 };
         let pos = if b == 2 { &[0, 3][..] } else { &[0] };
         for join in ["%rq, %rk, %rv", "%rv, %rq, %rk"] {
             let text = text(&format!("%y = concat {join} {{axis = 2}} : f32[{b}, {s}, {width}]"), r#""y" = %y"#);
-            Case { tolerance: 4e-6, ..Case::new(&text, kind(), b * g).int("pos", pos) }.check();
+            Case { tolerance: 4e-6, ..Case::new(&text, kind(12), b * g).int("pos", pos) }.check();
         }
         let text = text("", r#""k" = %tk, "v" = %rv, "q" = %rq"#);
-        let case = Case { tolerance: 4e-6, ..Case::new(&text, kind(), b * g).int("pos", pos) };
+        let case = Case { tolerance: 4e-6, ..Case::new(&text, kind(12), b * g).int("pos", pos) };
         case.check();
         case.compile_elsewhere();
     }

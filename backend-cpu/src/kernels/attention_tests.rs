@@ -1,6 +1,7 @@
 //! Attention kernels against the interpreter.
 use super::oracle::Case;
-use rdc_ir::program::KernelKind;
+use rdc_ir::program::Tiling;
+use rdc_passes::fuse::body::Family;
 
 /// Sizes of an attention.
 #[derive(Clone, Copy)]
@@ -61,7 +62,7 @@ fn kv_write(z: Size, layout: Option<&str>, pos: &[i32]) -> Case {
             yield "ck" = %ck1, "cv" = %cv1 }}"#
         );
     let tokens = b * s;
-    let kind = KernelKind::KvWrite { tokens, tokens_per_task: 2 };
+    let kind = (Family::KvWrite, Tiling::Rows { rows_per_task: 2 });
     Case::new(&text, kind, tokens.div_ceil(2)).int("pos", pos)
 }
 
@@ -97,7 +98,7 @@ fn decode(z: Size, layout: Option<&str>, pos: &[i32], causal: bool) -> Case {
             h * d,
             h * d
         );
-    Case::new(&text, KernelKind::DecodeAttention, b * g).int("pos", pos)
+    Case::new(&text, (Family::DecodeAttention, Tiling::Whole), b * g).int("pos", pos)
 }
 
 #[test]
@@ -125,7 +126,7 @@ fn prefill(z: Size, layout: Option<&str>, pos: &[i32], causal: bool, q_rows: usi
             yield "a" = %a }}"#
         );
     let tasks = b * h * s.div_ceil(q_rows);
-    let kind = KernelKind::Attention { q_rows, kv_block };
+    let kind = (Family::Attention, Tiling::Queries { q_rows, kv_block });
     Case::new(&text, kind, tasks).int("pos", pos).view("k").view("v")
 }
 
@@ -160,7 +161,7 @@ fn plain(z: Size, joined: bool, pos: &[i32], causal: bool, q_rows: usize, kv_blo
             if joined { "%kj, %vj" } else { "%ka, %va" }
         );
     let tasks = b * h * s.div_ceil(q_rows);
-    Case::new(&text, KernelKind::Attention { q_rows, kv_block }, tasks).int("pos", pos)
+    Case::new(&text, (Family::Attention, Tiling::Queries { q_rows, kv_block }), tasks).int("pos", pos)
 }
 
 #[test]

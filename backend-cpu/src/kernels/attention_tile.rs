@@ -1,7 +1,8 @@
 //! What the attention kernels are made of: register tiles, panels of keys and values, rows of scores.
-use super::heads::{HeadRows, all_pieces};
+use super::heads::all_pieces;
 use super::panels::Strip;
 use crate::emit::{Cmp, Elem, Emitter, Ty, Val};
+use rdc_ir::program::body::HeadRows;
 
 /// Steps of the inner size per iteration.
 const UNROLL: usize = 4;

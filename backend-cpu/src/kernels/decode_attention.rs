@@ -5,9 +5,11 @@
 //! scores, takes the softmax of each head, and streams the values once for the sums. Tiling: keys go by fours, whose
 //! dot products fold their lanes together; values are summed in a register block of [`HEADS`] heads by a few vectors
 //! of columns. Bound: memory, the bytes of keys and values up to the position; scores never leave the cache.
-use super::heads::{Attend, Token, all_pieces};
+use super::heads::{Token, all_pieces, make_head, slab, write_cache};
 use crate::emit::{Emitter, Error, Ty, Val, math};
-use rdc_ir::program::{Kernel, Target};
+use rdc_ir::program::Kernel;
+use rdc_ir::program::body::Attention;
+use rdc_passes::tile::Cpu;
 
 /// Keys whose dot products are folded together.
 const KEYS: usize = 4;
@@ -26,60 +28,53 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(a: &Attend, lanes: usize) -> Layout {
-        let heads = a.inputs.heads_per_group();
-        let scores = (heads * a.inputs.query.dim * 4).next_multiple_of(64);
-        let score_stride = ((a.inputs.context + 2 * lanes) * 4).next_multiple_of(64);
+    fn new(a: &Attention, lanes: usize) -> Layout {
+        let heads = a.heads.heads_per_group();
+        let scores = (heads * a.heads.query.dim * 4).next_multiple_of(64);
+        let score_stride = ((a.heads.context + 2 * lanes) * 4).next_multiple_of(64);
         Layout { score_stride, scores, bytes: scores + heads * score_stride }
     }
 }
 
 /// Bytes of scratch per thread.
-pub fn scratch(kernel: &Kernel, target: &Target) -> usize {
-    Attend::new(kernel).map_or(0, |a| Layout::new(&a, target.lanes).bytes)
+pub fn scratch(a: &Attention, cpu: &Cpu) -> usize {
+    Layout::new(a, cpu.lanes).bytes
 }
 
 /// The kernel's MLIR module.
-pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
-    let a = Attend::new(kernel)?;
-    if a.inputs.steps != 1 {
-        return Err(Error::unsupported(&kernel.name, "a decode attention of several tokens"));
-    }
-    if [a.inputs.keys, a.inputs.values].iter().any(|rows| rows.stride != a.inputs.query.dim) {
-        return Err(Error::unsupported(&kernel.name, "a decode attention over keys of several heads side by side"));
-    }
-    let layout = Layout::new(&a, target.lanes);
-    let mut e = Emitter::new(&kernel.name, a.pointers, target.lanes);
-    e.tasks(|e, task| group(e, &a, &layout, task));
+pub fn emit(cpu: &Cpu, kernel: &Kernel, a: &Attention) -> Result<String, Error> {
+    let layout = Layout::new(a, cpu.lanes);
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), cpu.lanes);
+    e.tasks(|e, task| group(e, a, &layout, task));
     Ok(e.finish())
 }
 
-fn group(e: &mut Emitter, a: &Attend, layout: &Layout, task: Val) {
-    let (heads, dim) = (a.inputs.heads_per_group(), a.inputs.query.dim);
-    let (batch, group) = e.div_rem(task, a.inputs.groups);
+fn group(e: &mut Emitter, a: &Attention, layout: &Layout, task: Val) {
+    let (heads, dim) = (a.heads.heads_per_group(), a.heads.query.dim);
+    let (batch, group) = e.div_rem(task, a.heads.groups);
     let zero = e.i64(0);
     let token = Token { index: batch, batch, step: zero };
     let next = e.add_const(group, 1);
-    for update in &a.updates {
-        update.emit(e, token, (group, next));
+    for write in &a.writes {
+        write_cache(e, write, token, (group, next));
     }
     let first_head = e.mul_const(group, heads);
     e.repeat(heads, |e, h| {
         let head = e.add(first_head, h);
         let to = e.at(e.scratch, h, dim * 4);
-        a.inputs.query.emit(e, token, head, Some(a.inputs.scale), to);
+        make_head(e, &a.heads.query, token, head, Some(a.heads.scale.0), to);
     });
     // Keys that the token sees: 1..=T of them.
-    let count = if a.inputs.causal {
-        let position = token.position(e, a.inputs.pos);
-        let (one, context) = (e.i64(1), e.i64(a.inputs.context));
+    let count = if a.heads.causal {
+        let position = token.position(e, a.heads.pos);
+        let (one, context) = (e.i64(1), e.i64(a.heads.context));
         let seen = e.add(position, one);
         let seen = e.max(seen, one);
         e.min(seen, context)
     } else {
-        e.i64(a.inputs.context)
+        e.i64(a.heads.context)
     };
-    let (keys, values) = (a.inputs.keys.slab(e, batch, group), a.inputs.values.slab(e, batch, group));
+    let (keys, values) = (slab(e, &a.heads.keys, batch, group), slab(e, &a.heads.values, batch, group));
     let scores = e.offset_const(e.scratch, layout.scores);
     score(e, a, layout, keys, scores, count);
     e.repeat(heads, |e, h| {
@@ -91,8 +86,8 @@ fn group(e: &mut Emitter, a: &Attend, layout: &Layout, task: Val) {
 }
 
 /// `scores[h][j] = q[h] . k[j]` for all heads and `count` keys.
-fn score(e: &mut Emitter, a: &Attend, layout: &Layout, keys: Val, scores: Val, count: Val) {
-    let (heads, dim) = (a.inputs.heads_per_group(), a.inputs.query.dim);
+fn score(e: &mut Emitter, a: &Attention, layout: &Layout, keys: Val, scores: Val, count: Val) {
+    let (heads, dim) = (a.heads.heads_per_group(), a.heads.query.dim);
     let (zero, width) = (e.i64(0), e.i64(KEYS));
     let rest = e.rem(count, width);
     let whole = e.sub(count, rest);
@@ -180,12 +175,12 @@ fn dots(e: &mut Emitter, dim: usize, query: Val, key: Val, n: usize) -> Val {
 }
 
 /// Index in a row of scores where the reciprocal of the sum is kept.
-fn inverse_at(a: &Attend, lanes: usize) -> usize {
-    a.inputs.context + lanes
+fn inverse_at(a: &Attention, lanes: usize) -> usize {
+    a.heads.context + lanes
 }
 
 /// Replaces `count` scores by `e^(score - max)`, and keeps the reciprocal of their sum.
-fn softmax(e: &mut Emitter, a: &Attend, row: Val, count: Val) {
+fn softmax(e: &mut Emitter, a: &Attention, row: Val, count: Val) {
     let lanes = e.lanes;
     // Padding makes whole vectors.
     let minus_inf = e.f32(f32::NEG_INFINITY, lanes);
@@ -216,8 +211,8 @@ fn softmax(e: &mut Emitter, a: &Attend, row: Val, count: Val) {
 }
 
 /// `out[h] = sum over j of weight[h][j] * v[j]`, over the sum of the weights.
-fn weigh(e: &mut Emitter, a: &Attend, layout: &Layout, (values, weights): (Val, Val), count: Val, out: Val) {
-    let (heads, dim) = (a.inputs.heads_per_group(), a.inputs.query.dim);
+fn weigh(e: &mut Emitter, a: &Attention, layout: &Layout, (values, weights): (Val, Val), count: Val, out: Val) {
+    let (heads, dim) = (a.heads.heads_per_group(), a.heads.query.dim);
     let block = heads.min(HEADS);
     for first in (0..heads).step_by(block) {
         let block = block.min(heads - first);

@@ -1,4 +1,4 @@
-//! Matmuls of at most 4 rows: bound by reading the weight, once, in the order in which it lies.
+//! Matmuls of few rows: bound by reading the weight, once, in the order in which it lies.
 //!
 //! The left operand is computed once per call. A task is a range of panels; each panel is one contiguous stream. Sums stay
 //! in registers, in several chains per column vector so that additions need not wait for each other; the chain of an
@@ -6,9 +6,12 @@
 use super::matmul_form::Form;
 use super::matmul_rowops::{Finish, Prologue, Rows};
 use super::matmul_weights::bf16_pair;
+use super::unsupported;
 use crate::emit::{Cmp, Emitter, Error, Ty, Val};
 use rdc_ir::DType;
-use rdc_ir::program::{Kernel, Target};
+use rdc_ir::program::Kernel;
+use rdc_ir::program::body::{Epilogue, Matmul};
+use rdc_passes::tile::Cpu;
 
 /// Inner steps per iteration.
 const UNROLL: usize = 4;
@@ -38,21 +41,21 @@ fn layout(form: &Form, prologue: &Prologue) -> Scratch {
 }
 
 /// Bytes of scratch.
-pub fn scratch(kernel: &Kernel, target: &Target) -> Result<usize, Error> {
-    let form = Form::new(target, kernel)?;
+pub fn scratch(kernel: &Kernel, body: &Matmul, cpu: &Cpu) -> Result<usize, Error> {
+    let form = Form::new(kernel, body, cpu.lanes)?;
     Ok(layout(&form, &Prologue::new(&form)?).bytes)
 }
 
 /// The kernel's module.
-pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
-    let form = Form::new(target, kernel)?;
-    if form.rows_per_task < form.m {
-        return Err(Error::unsupported(&form.kernel.name, "a matmul of few rows cut into row blocks"));
+pub fn emit(cpu: &Cpu, kernel: &Kernel, body: &Matmul) -> Result<String, Error> {
+    let form = Form::new(kernel, body, cpu.lanes)?;
+    if matches!(body.epilogue, Epilogue::Rows(_)) {
+        return unsupported(kernel, "row operations after a matmul of few rows");
     }
     let prologue = Prologue::new(&form)?;
-    let finish = Finish::new(&form)?;
+    let finish = Finish::new(&form);
     let scratch = layout(&form, &prologue);
-    let mut e = Emitter::new(&form.kernel.name, form.pointers(), target.lanes);
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), cpu.lanes);
     let (left, stride) = match form.x_in_place() {
         Some((x, stride)) => (e.arg(x), stride),
         None => (e.offset_const(e.scratch, scratch.left), form.left_stride()),

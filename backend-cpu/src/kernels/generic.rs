@@ -3,37 +3,32 @@
 //! Algorithm: plain loops over the result, one element at a time, by the op table's definition; operations over the
 //! last axis go to [`RowProgram`]. Tiling: none. Bound: none worth naming; the passes keep such operations out of hot
 //! paths.
-use super::anchor::pointer;
 use super::generic_view::{View, fold, nest, with};
-use crate::emit::{Cmp, Elem, Emitter, Error, RowProgram, Ty, Val, elementwise, math};
+use super::rows;
+use crate::emit::{Cmp, Elem, Emitter, Error, Ty, Val, elementwise, math};
 use rdc_ir::program::Kernel;
-use rdc_ir::{DType, Op, Opcode, Type, ValueId};
+use rdc_ir::program::body::Generic;
+use rdc_ir::{DType, Op, Opcode, Type, ValueDef, ValueId};
+use rdc_passes::tile::Cpu;
 
 /// Bytes of scratch per thread.
-pub fn scratch(kernel: &Kernel) -> usize {
-    let Ok(anchor) = Anchor::new(kernel) else { return 0 };
-    match anchor.op.opcode {
-        Opcode::Attention => anchor.ty(anchor.op.operands[1]).shape[1] * 4,
-        _ => anchor.row_program().map_or(0, |p| p.map_or(0, |p| p.scratch())),
+pub fn scratch(kernel: &Kernel, body: &Generic) -> usize {
+    let op = &kernel.func.ops[body.op];
+    match (&body.rows, op.opcode) {
+        (Some(row_operations), _) => rows::program(kernel, row_operations).scratch(),
+        (None, Opcode::Attention) => kernel.func.ty(op.operands[1]).shape[1] * 4,
+        _ => 0,
     }
 }
 
 /// The kernel's MLIR module.
-pub fn emit(target: &rdc_ir::program::Target, kernel: &Kernel) -> Result<String, Error> {
-    let anchor = Anchor::new(kernel)?;
-    let row_program = anchor.row_program()?;
-    anchor.check()?;
-    let mut e = Emitter::new(&kernel.name, anchor.pointers, target.lanes);
-    e.tasks(|e, _| match &row_program {
-        Some(program) => {
-            let rows = anchor.ty(anchor.op.results[0]).rows();
-            e.repeat(rows, |e, row| {
-                let to = program.row_of(e, 0, anchor.first_result, row);
-                program.emit(e, row, &[to], e.scratch);
-            });
-        }
-        None => anchor.emit(e),
-    });
+pub fn emit(cpu: &Cpu, kernel: &Kernel, body: &Generic) -> Result<String, Error> {
+    if let Some(row_operations) = &body.rows {
+        return rows::emit(cpu, kernel, row_operations);
+    }
+    let anchor = Anchor { kernel, op: &kernel.func.ops[body.op], first_result: kernel.func.args.len() };
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), cpu.lanes);
+    e.tasks(|e, _| anchor.emit(e));
     Ok(e.finish())
 }
 
@@ -42,80 +37,21 @@ struct Anchor<'k> {
     kernel: &'k Kernel,
     op: &'k Op,
     first_result: usize,
-    pointers: usize,
 }
 
 impl<'k> Anchor<'k> {
-    fn new(kernel: &'k Kernel) -> Result<Anchor<'k>, Error> {
-        let func = &kernel.func;
-        let body = &func.regions[func.body];
-        let fail = |what: &str| Error::unsupported(&kernel.name, what);
-        let mut ops = body.ops.iter().map(|&o| &func.ops[o]).filter(|o| o.opcode != Opcode::Constant);
-        let op = match (ops.next(), ops.next(), &body.ops[..]) {
-            (Some(op), None, _) => op,
-            (None, _, &[constant]) => &func.ops[constant],
-            _ => return Err(fail("a generic kernel of several operations")),
-        };
-        if !body.yields.iter().all(|v| op.results.contains(v)) || body.yields.is_empty() {
-            return Err(fail("a generic kernel with results of another operation"));
-        }
-        let first_result = func.args.len();
-        let pointers = first_result + body.yields.iter().filter(|&&v| !func.ty(v).cache).count();
-        Ok(Anchor { kernel, op, first_result, pointers })
-    }
-
     fn ty(&self, value: ValueId) -> &'k Type {
         self.kernel.func.ty(value)
     }
 
-    fn fail<T>(&self, what: &str) -> Result<T, Error> {
-        Err(Error::unsupported(&self.kernel.name, format!("{} {what}", self.op.opcode.info().mnemonic)))
-    }
-
-    /// For operations over the last axis.
-    fn row_program(&self) -> Result<Option<RowProgram<'k>>, Error> {
-        use Opcode::{LayerNorm, PackedGather, RmsNorm, Softmax};
-        if !matches!(self.op.opcode, LayerNorm | PackedGather | RmsNorm | Softmax) {
-            return Ok(None);
-        }
-        let rows = self.ty(self.op.results[0]).rows();
-        RowProgram::new(self.kernel, rows, &self.op.results).map(Some)
-    }
-
-    /// Whether [`Anchor::emit`] has code for the operation.
-    fn check(&self) -> Result<(), Error> {
-        let func = &self.kernel.func;
-        let constant = |v: ValueId| func.defined_by(v, Opcode::Constant).is_some();
-        if !self.op.operands.iter().all(|&v| pointer(func, v).is_some() || constant(v)) {
-            return self.fail("of values from elsewhere");
-        }
-        // A result without a pointer cannot be written, so that the rest must be yielded, each once and in order.
-        let written: Vec<ValueId> = func.regions[func.body].yields.clone();
-        let wanted: Vec<ValueId> = match self.op.opcode {
-            Opcode::CacheUpdate => vec![self.op.results[0]],
-            _ => self.op.results.clone(),
-        };
-        if written != wanted {
-            return self.fail("with results left out, repeated or out of order");
-        }
-        match self.op.opcode {
-            Opcode::Param | Opcode::Loop | Opcode::RopeTable | Opcode::SinusoidTable => self.fail("in a kernel"),
-            Opcode::Pack if self.ty(self.op.operands[0]).cache => self.fail("of a cache"),
-            _ => Ok(()),
-        }
-    }
-
     fn view(&self, e: &Emitter, value: ValueId) -> View {
         let func = &self.kernel.func;
-        let base = match (pointer(func, value), func.def_op(value)) {
-            (Some(index), _) => Ok(e.arg(index)),
-            (None, Some(op)) if func.ops[op].opcode == Opcode::Constant && op_is_not(self.op, value) => {
-                Err(func.ops[op].float("value"))
-            }
-            _ => {
-                let index = self.op.results.iter().position(|&r| r == value).unwrap_or(0);
-                Ok(e.arg(self.first_result + index))
-            }
+        let base = match func.values[value].def {
+            ValueDef::Arg(_, index) => Ok(e.arg(index)),
+            ValueDef::Result(..) => match self.op.results.iter().position(|&result| result == value) {
+                Some(index) => Ok(e.arg(self.first_result + index)),
+                None => Err(func.defined_by(value, Opcode::Constant).map_or(0.0, |constant| constant.float("value"))),
+            },
         };
         View::new(base, self.ty(value))
     }
@@ -226,7 +162,7 @@ impl<'k> Anchor<'k> {
             // Elementwise operations; `check` and `row_program` have dealt with the rest.
             _ => nest(e, &shape, &mut |e, index| {
                 let values: Vec<Val> = operands.iter().map(|v| v.broadcast(e, index)).collect();
-                if let Some(value) = elementwise::apply(e, op, from, &values) {
+                if let Some(value) = elementwise::apply(e, op.opcode, (from, out.dtype), &values) {
                     out.store(e, index, value);
                 }
             }),
@@ -532,8 +468,4 @@ impl<'k> Anchor<'k> {
             e.store_raw(place, value[0]);
         });
     }
-}
-
-fn op_is_not(op: &Op, result: ValueId) -> bool {
-    !op.results.contains(&result)
 }

@@ -1,11 +1,14 @@
 //! Generic kernels against the interpreter, one operation each.
 use super::oracle::Case;
-use rdc_ir::program::KernelKind;
+use rdc_ir::program::Tiling;
+use rdc_passes::fuse::body::Family;
+
+const GENERIC: (Family, Tiling) = (Family::Generic, Tiling::Whole);
 
 #[track_caller]
 fn op(args: &str, body: &str) -> Case {
     let text = format!("func \"f\"({args}) {{\n%y = {body}\nyield \"y\" = %y }}");
-    Case::new(&text, KernelKind::Generic, 1)
+    Case::new(&text, GENERIC, 1)
 }
 
 #[test]
@@ -101,7 +104,7 @@ fn weights() {
     let text = r#"func "f"("w" input = %w: f32[7, 9]) {
         %q, %s = quantize %w : i8[7, 9], f32[7]
         yield "q" = %q, "s" = %s }"#;
-    Case::new(text, KernelKind::Generic, 1).check();
+    Case::new(text, GENERIC, 1).check();
 }
 
 #[test]
@@ -127,17 +130,17 @@ fn attention() {
     let text = r#"func "f"("c" cache = %c: cache f32[3, 2, 5, 2, 4], "x" input = %x: f32[2, 2, 2, 4], "p" position = %p: i32[2], "s" input = %s: i32[]) {
         %d, %v = cache_update %c, %x, %p, %s : cache f32[3, 2, 5, 2, 4], f32[2, 5, 2, 4]
         yield "c" = %d }"#;
-    Case::new(text, KernelKind::Generic, 1).int("p", &[1, 4]).int("s", &[2]).check();
+    Case::new(text, GENERIC, 1).int("p", &[1, 4]).int("s", &[2]).check();
 }
 
 #[test]
-fn what_is_refused() {
-    let case = Case::new(
-        "func \"f\"() {\n%y = rope_table {len = 4, dim = 4, base = 10.0} : f32[4, 2, 2]\nyield \"y\" = %y }",
-        KernelKind::Generic,
-        1,
-    );
-    let kernel = crate::testing::kernel("k", case.kind, case.func, 1);
-    let error = super::mlir(&crate::target("x86-64-v3").unwrap(), &kernel).unwrap_err();
-    assert_eq!(error.to_string(), "kernel k: rope_table in a kernel is not supported on this target");
+fn rows_of_one_element() {
+    for op in ["softmax %x", "rms_norm %x, %w {eps = 1e-3}", "layer_norm %x, %w, %w {eps = 1e-3}"] {
+        let text = format!(
+            r#"func "f"("x" input = %x: f32[2, 3, 1], "w" input = %w: f32[1]) {{
+            %y = {op} : f32[2, 3, 1]
+            yield "y" = %y }}"#
+        );
+        Case::new(&text, GENERIC, 1).check();
+    }
 }

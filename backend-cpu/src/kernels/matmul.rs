@@ -1,4 +1,4 @@
-//! Matmuls of more than 4 rows: bound by arithmetic.
+//! Matmuls of many rows: bound by arithmetic.
 //!
 //! A task is a block of rows times a range of panels, taken a few panels at a time. For each block of `kc` of the inner
 //! size (whose piece of the left operand stays in the second-level cache), for each panel, the micro-kernel multiplies `mr`
@@ -18,10 +18,9 @@ use super::micro::{Ahead, Micro, Share};
 use super::panels::{copy_floats, widths};
 use crate::emit::{Cmp, Emitter, Error, Val};
 use rdc_ir::DType;
-use rdc_ir::program::{Kernel, Target};
-
-/// Row blocks from which the rows of the next one are asked for: those of the first are not.
-const ROW_BLOCKS: usize = 16;
+use rdc_ir::program::Kernel;
+use rdc_ir::program::body::Matmul;
+use rdc_passes::tile::Cpu;
 
 /// Cache lines of the next piece that are asked for per micro-kernel, at most.
 const LINES_AHEAD: usize = 32;
@@ -57,22 +56,22 @@ fn tile_bytes(form: &Form) -> usize {
 }
 
 /// Bytes of scratch.
-pub fn scratch(kernel: &Kernel, target: &Target) -> Result<usize, Error> {
-    let form = Form::new(target, kernel)?;
+pub fn scratch(kernel: &Kernel, body: &Matmul, cpu: &Cpu) -> Result<usize, Error> {
+    let form = Form::new(kernel, body, cpu.lanes)?;
     Ok(layout(&form, &Prologue::new(&form)?, RowEpilogue::new(&form)?.as_ref()).bytes)
 }
 
 /// The kernel's module.
-pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
-    let form = Form::new(target, kernel)?;
+pub fn emit(cpu: &Cpu, kernel: &Kernel, body: &Matmul) -> Result<String, Error> {
+    let form = Form::new(kernel, body, cpu.lanes)?;
     let prologue = Prologue::new(&form)?;
-    let finish = Finish::new(&form)?;
+    let finish = Finish::new(&form);
     let after = RowEpilogue::new(&form)?;
-    let mut e = Emitter::new(&form.kernel.name, form.pointers(), target.lanes);
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), cpu.lanes);
     let scratch = layout(&form, &prologue, after.as_ref());
     let rows_at = scratch.rows;
-    let ahead = rows_ahead(&form, target, &finish, after.as_ref());
-    let gemm = Gemm { form: &form, mr: target.mr, finish: &finish, after: after.as_ref(), ahead, scratch };
+    let ahead = rows_ahead(&form, &finish, after.as_ref());
+    let gemm = Gemm { form: &form, mr: cpu.mr, finish: &finish, after: after.as_ref(), ahead, scratch };
     e.tasks(|e, task| {
         let (row_block, column_block) = e.div_rem(task, form.column_blocks);
         let first = e.mul_const(row_block, form.rows_per_task);
@@ -110,19 +109,13 @@ pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
 }
 
 /// The rows that are asked for ahead as a whole: of the task those that a row epilogue writes, or of the next one what it needs around
-/// its product, if there are many row blocks and two fit into a half of the second-level cache.
-fn rows_ahead(
-    form: &Form,
-    target: &Target,
-    finish: &Finish,
-    after: Option<&RowEpilogue>,
-) -> Option<(Whose, RowsAhead)> {
+/// its product, if the tiling allows as much.
+fn rows_ahead(form: &Form, finish: &Finish, after: Option<&RowEpilogue>) -> Option<(Whose, RowsAhead)> {
     if let Some(after) = after {
         return Some((Whose::Own, after.written()));
     }
     let rows = finish.around();
-    let many = form.m.div_ceil(form.rows_per_task) >= ROW_BLOCKS && form.column_blocks == 1;
-    (many && form.k <= form.kc && 4 * rows.bytes() <= target.l2).then_some((Whose::Next, rows))
+    (form.prefetch > 0 && rows.bytes() <= form.prefetch).then_some((Whose::Next, rows))
 }
 
 /// `ceil(a / b)`.

@@ -1,7 +1,11 @@
 //! What surrounds a matmul: the row operations that make its left operand, and the epilogue on its result.
 use super::matmul_form::Form;
-use crate::emit::{Cmp, Emitter, Epilogue, Error, RowProgram, Ty, Val, rowops};
-use rdc_ir::{DType, ValueId};
+use super::{unsupported, whole_blocks};
+use crate::emit::{Cmp, ElementEpilogue, Emitter, Error, RowProgram, RowTarget, Ty, Val, vectors};
+use rdc_ir::DType;
+use rdc_ir::program::Tiling;
+use rdc_ir::program::body::{Epilogue, Matmul};
+use rdc_ir::program::rows::Stored;
 
 /// The rows of a block: `count` from `first` (both `i64`), and its left operand in memory.
 #[derive(Clone, Copy)]
@@ -28,18 +32,18 @@ pub struct Prologue<'k> {
 
 impl<'k> Prologue<'k> {
     /// Plans the prologue of a kernel.
-    pub fn new(form: &'k Form<'k>) -> Result<Prologue<'k>, Error> {
-        let left: Vec<ValueId> = form.x_in_place().map_or(vec![form.x], |_| vec![]);
-        let results = form.prologue_results();
-        let program = |targets: &[ValueId]| match targets {
-            [] => Ok(None),
-            _ => RowProgram::new(form.kernel, form.m, targets)?.in_tasks(form.rows_per_task).map(Some),
+    pub fn new(form: &Form<'k>) -> Result<Prologue<'k>, Error> {
+        let Matmul { before, left, kept, .. } = form.body;
+        whole_blocks(form.kernel, kept, (form.rows_per_task, form.m))?;
+        let left: Vec<RowTarget> = match form.x_in_place() {
+            Some(_) => vec![],
+            None => vec![RowTarget { node: *left, block: None }],
         };
-        let bare = program(&left)?;
-        let all: Vec<ValueId> = left.iter().copied().chain(results.iter().map(|r| r.0)).collect();
-        let storing = if results.is_empty() { None } else { program(&all)? };
-        let results = results.into_iter().map(|r| r.1).collect();
-        Ok(Prologue { bare, storing, results })
+        let program =
+            |targets: &[RowTarget]| (!targets.is_empty()).then(|| RowProgram::new(form.kernel, before, targets));
+        let all: Vec<RowTarget> = left.iter().copied().chain(kept.iter().map(RowTarget::from)).collect();
+        let storing = if kept.is_empty() { None } else { program(&all) };
+        Ok(Prologue { bare: program(&left), storing, results: kept.iter().map(|stored| stored.pointer).collect() })
     }
 
     /// Bytes of scratch for intermediate rows.
@@ -129,23 +133,22 @@ impl RowsAhead {
 
 /// The row operations after a matmul, on its complete rows.
 pub struct RowEpilogue<'k> {
-    form: &'k Form<'k>,
     program: RowProgram<'k>,
-    results: Vec<(ValueId, usize)>,
+    results: &'k [Stored],
+    rows_per_task: usize,
 }
 
 impl<'k> RowEpilogue<'k> {
     /// Plans the row epilogue of a kernel that has one.
-    pub fn new(form: &'k Form<'k>) -> Result<Option<RowEpilogue<'k>>, Error> {
-        if !form.has_row_epilogue() {
-            return Ok(None);
+    pub fn new(form: &Form<'k>) -> Result<Option<RowEpilogue<'k>>, Error> {
+        let Epilogue::Rows(rows) = &form.body.epilogue else { return Ok(None) };
+        if form.column_blocks != 1 || matches!(form.kernel.tiling, Tiling::Panels { .. }) {
+            return unsupported(form.kernel, "row operations after a matmul but on whole rows");
         }
-        let results = form.epilogue_results();
-        let targets: Vec<ValueId> = results.iter().map(|r| r.0).collect();
-        let product = form.func.ops[form.anchor].results[0];
-        let program = RowProgram::after(form.kernel, form.m, &[product], &targets)?;
-        let program = program.in_tasks(form.rows_per_task)?;
-        Ok(Some(RowEpilogue { form, program, results }))
+        whole_blocks(form.kernel, &rows.results, (form.rows_per_task, form.m))?;
+        let targets: Vec<RowTarget> = rows.results.iter().map(RowTarget::from).collect();
+        let program = RowProgram::new(form.kernel, &rows.graph, &targets);
+        Ok(Some(RowEpilogue { program, results: &rows.results, rows_per_task: form.rows_per_task }))
     }
 
     /// Bytes of scratch for intermediate rows.
@@ -156,8 +159,8 @@ impl<'k> RowEpilogue<'k> {
     /// The results that have a row for each row, to be asked for as they are computed.
     pub fn written(&self) -> RowsAhead {
         let written = self.results.iter().enumerate().filter(|(target, _)| self.program.block(*target).is_none());
-        let rows = written.map(|(target, &(_, pointer))| (pointer, self.program.pitch(target, pointer)));
-        RowsAhead::new(rows, self.form.rows_per_task)
+        let rows = written.map(|(target, stored)| (stored.pointer, self.program.pitch(target, stored.pointer)));
+        RowsAhead::new(rows, self.rows_per_task)
     }
 
     /// Applies them to `count` rows (`i64`) from `first` on, which lie at `from`, `stride` bytes apart.
@@ -167,7 +170,8 @@ impl<'k> RowEpilogue<'k> {
             let row = e.add(first, i);
             let given = e.at(from, i, stride);
             let places = self.results.iter().enumerate();
-            let targets: Vec<Val> = places.map(|(target, r)| self.program.row_of(e, target, r.1, row)).collect();
+            let targets: Vec<Val> =
+                places.map(|(target, stored)| self.program.row_of(e, target, stored.pointer, row)).collect();
             self.program.emit_after(e, row, Some(given), &targets, scratch);
         });
     }
@@ -176,15 +180,17 @@ impl<'k> RowEpilogue<'k> {
 /// What follows a matmul: int8 scales, then elementwise operations and stores.
 pub struct Finish<'k> {
     form: &'k Form<'k>,
-    epilogue: Epilogue<'k>,
+    epilogue: Option<ElementEpilogue<'k>>,
 }
 
 impl<'k> Finish<'k> {
     /// Plans the epilogue of a kernel.
-    pub fn new(form: &'k Form<'k>) -> Result<Finish<'k>, Error> {
-        let results = if form.has_row_epilogue() { vec![] } else { form.epilogue_results() };
-        let epilogue = Epilogue::new(form.kernel, form.m, form.anchor, &results)?;
-        Ok(Finish { form, epilogue })
+    pub fn new(form: &'k Form<'k>) -> Finish<'k> {
+        let epilogue = match &form.body.epilogue {
+            Epilogue::Elements(rows) => Some(ElementEpilogue::new(form.kernel, rows, form.n / form.parts)),
+            Epilogue::Rows(_) => None,
+        };
+        Finish { form, epilogue }
     }
 
     /// Finishes a row of a panel, whose sums lie at `sums`: `f32[nr]`. The last panel may be ragged.
@@ -212,21 +218,22 @@ impl<'k> Finish<'k> {
     /// What the epilogue of a whole row block reads and writes, the left operand too if it is read where it lies.
     pub fn around(&self) -> RowsAhead {
         let left = self.form.x_in_place();
-        RowsAhead::new(self.epilogue.rows().chain(left), self.form.rows_per_task)
+        let around = self.epilogue.iter().flat_map(ElementEpilogue::rows).chain(left);
+        RowsAhead::new(around, self.form.rows_per_task)
     }
 
     /// Asks for one of the parts of what [`Finish::row`] reads and writes, or for another address if it is not due.
     pub fn prefetch(&self, e: &mut Emitter, row: Val, panel: Val, part: (usize, usize), due: (Val, Val)) {
         let width = self.form.nr / self.form.parts;
         let column = e.mul_const(panel, width);
-        self.epilogue.prefetch(e, row, (column, width), part, due);
+        self.epilogue.iter().for_each(|epilogue| epilogue.prefetch(e, row, (column, width), part, due));
     }
 
     fn columns(&self, e: &mut Emitter, row: Val, panel: Val, sums: Val, columns: usize) {
         let form = self.form;
         let (part, width) = (form.n / form.parts, form.nr / form.parts);
         let first = e.mul_const(panel, width);
-        let (full, tail) = rowops::pieces(columns / form.parts, e.lanes);
+        let (full, tail) = vectors::pieces(columns / form.parts, e.lanes);
         let full = (0..full).map(|v| (v * e.lanes, e.lanes)).collect::<Vec<_>>();
         for (start, lanes) in full.into_iter().chain(tail) {
             let column = e.add_const(first, start);
@@ -234,14 +241,14 @@ impl<'k> Finish<'k> {
                 .map(|p| {
                     let from = e.offset_const(sums, (p * width + start) * 4);
                     let sum = e.load_raw(from, Ty::f32(lanes));
-                    let Some(scale) = form.scale else { return sum };
+                    let Some(scale) = form.body.scale else { return sum };
                     let from = e.at(e.arg(scale), column, 4);
                     let from = e.offset_const(from, p * part * 4);
                     let scale = e.load(from, DType::F32, lanes);
                     e.mul(sum, scale)
                 })
                 .collect();
-            self.epilogue.emit(e, row, column, &product);
+            self.epilogue.iter().for_each(|epilogue| epilogue.emit(e, row, column, &product));
         }
     }
 }

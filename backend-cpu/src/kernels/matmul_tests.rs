@@ -1,9 +1,10 @@
 //! Matmul kernels against plain loops in f64, with every prologue and epilogue that matters, in ragged shapes.
 use crate::testing::{Aligned, Runner, kernel, pack, quantise, random, via_bf16};
-use crate::{Options, compile, target, testing};
+use crate::{Options, Target, compile, target, testing};
 use proptest::prelude::*;
-use rdc_ir::program::{Kernel, KernelKind, Target};
+use rdc_ir::program::{Kernel, Tiling};
 use rdc_ir::{ArgRole, Attr, Builder, DType, Func, Opcode, Type, ValueId};
+use rdc_passes::fuse::body::Family;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Before {
@@ -52,15 +53,27 @@ struct Case {
     rows_per_task: usize,
     panels_per_task: usize,
     kc: usize,
+    prefetch: usize,
 }
 
 impl Case {
     /// `n` is rounded up where the weight has parts. Rows that are normed have more than one element, as fusion
     /// sees to.
     fn new(target: &Target, (m, n, k): (usize, usize, usize), dtype: DType, before: Before, after: After) -> Case {
-        let n = if after.parts() > 1 { n.next_multiple_of(target.nr) } else { n };
+        let n = if after.parts() > 1 { n.next_multiple_of(target.machine.nr) } else { n };
         let k = if before == Before::Reshape { k } else { k.max(2) };
-        Case { m, n, k, dtype, before, after, rows_per_task: 2 * target.mr, panels_per_task: 2, kc: 64 }
+        Case {
+            m,
+            n,
+            k,
+            dtype,
+            before,
+            after,
+            rows_per_task: 2 * target.machine.mr,
+            panels_per_task: 2,
+            kc: 64,
+            prefetch: 0,
+        }
     }
 
     fn kernel(&self, target: &Target) -> Kernel {
@@ -72,7 +85,8 @@ impl Case {
         let x_shape = if self.before == Before::Reshape { vec![1, m, k] } else { vec![m, k] };
         let x = input(&mut b, "x", Type::f32(x_shape));
         let (inner, pair) = if self.dtype == DType::BF16 { (k.div_ceil(2), 2) } else { (k, 1) };
-        let w = input(&mut b, "w", Type::new(self.dtype, [n.div_ceil(target.nr), inner, target.nr, pair]));
+        let w =
+            input(&mut b, "w", Type::new(self.dtype, [n.div_ceil(target.machine.nr), inner, target.machine.nr, pair]));
         let scale = input(&mut b, "scale", Type::f32([n]));
         let norm = input(&mut b, "norm", Type::f32([k]));
         let x2 = input(&mut b, "x2", Type::f32([m, k]));
@@ -80,7 +94,7 @@ impl Case {
         let scalar = input(&mut b, "scalar", Type::f32([]));
         let residual = input(&mut b, "residual", Type::f32([m, n]));
         let column = input(&mut b, "column", Type::f32([m, 1]));
-        let eps = || vec![Attr::Float(1e-5)];
+        let eps = || vec![Attr::float(1e-5)];
         let mut h = None;
         let left = match self.before {
             Before::Reshape => b.op(Opcode::Reshape, &[x], vec![ints(&[m, k])]),
@@ -136,10 +150,18 @@ impl Case {
         for (i, &value) in h.iter().chain(&out).enumerate() {
             b.output(format!("out{i}"), value, false);
         }
-        let Case { rows_per_task, panels_per_task, kc, .. } = *self;
-        let rows_per_task = if m <= super::GEMV_ROWS { m } else { rows_per_task };
-        let kind = KernelKind::Matmul { m, n, k, rows_per_task, panels_per_task, kc };
-        kernel("k", kind, func, m.div_ceil(rows_per_task) * n.div_ceil(target.nr).div_ceil(panels_per_task))
+        let Case { rows_per_task, panels_per_task, kc, prefetch, .. } = *self;
+        // Of few rows, but not of few enough for sums in registers.
+        let tiling = match m <= 4 {
+            true => Tiling::Panels { panels_per_task },
+            false => {
+                let panels_together = if k > kc { panels_per_task } else { 1 };
+                Tiling::PanelBlocks { rows_per_task, panels_per_task, kc, panels_together, prefetch }
+            }
+        };
+        let row_blocks = m.div_ceil(tiling.rows_per_task(m));
+        let tasks = row_blocks * n.div_ceil(target.machine.nr).div_ceil(panels_per_task);
+        kernel("k", (Family::Matmul, tiling), func, tasks)
     }
 
     /// Runs the kernel, all tasks in `calls` calls, and compares each result with f64 loops.
@@ -157,7 +179,7 @@ impl Case {
             DType::I8 => (weights, scales) = quantise(&weights, k),
             _ => {}
         }
-        let packed = pack(&weights, (n, k), self.dtype, target.nr, self.after.parts());
+        let packed = pack(&weights, (n, k), self.dtype, target.machine.nr, self.after.parts());
         assert_eq!(runner.args[1].bytes().len(), packed.len());
         let inputs = [&x, &vec![], &scales, &norm, &x2, &bias, &vec![0.5], &residual, &column];
         for (i, values) in inputs.into_iter().enumerate() {
@@ -240,12 +262,12 @@ impl Case {
 
 /// This machine with the vector and tile shapes of each family of targets: LLVM splits vectors that are too wide.
 fn shapes() -> Vec<Target> {
-    let native = target("native").unwrap();
+    let native = testing::target("native");
     let mut out = vec![native.clone()];
     for name in ["x86-64-v3", "x86-64-v4", "aarch64"] {
-        let Target { lanes, mr, nr, .. } = target(name).unwrap();
-        if lanes != native.lanes {
-            out.push(Target { lanes, mr, nr, ..native.clone() });
+        let machine = target(name).unwrap().machine;
+        if machine.lanes != native.machine.lanes {
+            out.push(Target { machine, ..native.clone() });
         }
     }
     out
@@ -283,7 +305,7 @@ fn rows_that_would_fall_into_one_set_of_the_cache() {
 
 #[test]
 fn prologues_and_epilogues() {
-    let target = target("native").unwrap();
+    let target = testing::target("native");
     for m in [2, 27] {
         for before in BEFORE {
             for after in AFTER {
@@ -297,7 +319,7 @@ fn prologues_and_epilogues() {
 
 #[test]
 fn results_do_not_depend_on_how_tasks_are_cut() {
-    let target = target("native").unwrap();
+    let target = testing::target("native");
     for m in [3, 40] {
         let mut results = Vec::new();
         for (rows_per_task, panels_per_task, calls) in [(12, 1, 1), (7, 3, 2), (40, 9, 1), (13, 2, 5)] {
@@ -331,10 +353,10 @@ fn every_target_compiles_to_the_same_bytes_each_time() {
                 kernel
             })
             .collect();
-        let mut program = testing::program(&target, kernels);
-        let image = compile(&mut program, &Options::default()).unwrap();
+        let mut program = testing::program(kernels);
+        let image = compile(&mut program, &target, &Options::default()).unwrap();
         assert_eq!(image.symbols.len(), 6, "{name}");
-        assert_eq!(image, compile(&mut program, &Options::default()).unwrap(), "{name}");
+        assert_eq!(image, compile(&mut program, &target, &Options::default()).unwrap(), "{name}");
     }
 }
 
@@ -345,10 +367,10 @@ proptest! {
         (m, n, k) in (1usize..60, 1usize..90, 1usize..200),
         (dtype, before, after) in (0usize..3, 0usize..4, 0usize..7),
         (rows_per_task, panels_per_task, kc) in (1usize..40, 1usize..5, 1usize..100),
-        (calls, machine) in (1usize..4, 0usize..3),
+        (calls, machine, prefetch) in (1usize..4, 0usize..3, 0usize..2),
     ) {
         let target = shapes().swap_remove(machine);
         let case = Case::new(&target, (m, n, k), DTYPES[dtype], BEFORE[before], AFTER[after]);
-        Case { rows_per_task, panels_per_task, kc, ..case }.check(&target, calls);
+        Case { rows_per_task, panels_per_task, kc, prefetch: prefetch << 20, ..case }.check(&target, calls);
     }
 }

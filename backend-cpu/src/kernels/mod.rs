@@ -1,5 +1,4 @@
 //! Code generation, one file per kernel family of [`KernelKind`].
-mod anchor;
 mod attention;
 mod attention_grad;
 #[cfg(test)]
@@ -42,44 +41,58 @@ mod scatter_add;
 mod training_tests;
 
 use crate::emit::Error;
-use rdc_ir::program::{Kernel, KernelKind, Target};
-
-/// Rows up to which a matmul is bound by reading its weight and goes to [`gemv`].
-const GEMV_ROWS: usize = 4;
+use rdc_ir::program::rows::Stored;
+use rdc_ir::program::{Kernel, KernelKind, Tiling};
+use rdc_passes::tile::Cpu;
 
 /// The MLIR module of a kernel: one function of the kernel's name, in the calling convention of [`rdc_ir::program`].
 ///
 /// # Errors
-/// [`Error::Unsupported`] if the kernel has a form that its family has no code for.
-pub fn mlir(target: &Target, kernel: &Kernel) -> Result<String, Error> {
-    match kernel.kind {
-        KernelKind::Matmul { m, .. } if m <= GEMV_ROWS => gemv::emit(target, kernel),
-        KernelKind::Matmul { .. } => matmul::emit(target, kernel),
-        KernelKind::Rows { .. } => rows::emit(target, kernel),
-        KernelKind::KvWrite { .. } => kv_write::emit(target, kernel),
-        KernelKind::Attention { .. } => attention::emit(target, kernel),
-        KernelKind::AttentionGrad { .. } => attention_grad::emit(target, kernel),
-        KernelKind::DecodeAttention => decode_attention::emit(target, kernel),
-        KernelKind::Generic => generic::emit(target, kernel),
-        KernelKind::Product { .. } => product::emit(target, kernel),
-        KernelKind::Pack { .. } => pack::emit(target, kernel),
-        KernelKind::Columns { .. } => columns::emit(target, kernel),
-        KernelKind::ScatterAdd { .. } => scatter_add::emit(target, kernel),
+/// [`Error::Unsupported`] if the kernel has a form or a tiling that its family has no code for.
+pub fn mlir(cpu: &Cpu, kernel: &Kernel) -> Result<String, Error> {
+    match &kernel.kind {
+        KernelKind::Matmul(body) if matches!(kernel.tiling, Tiling::Panels { .. }) => gemv::emit(cpu, kernel, body),
+        KernelKind::Matmul(body) => matmul::emit(cpu, kernel, body),
+        KernelKind::Rows(body) => rows::emit(cpu, kernel, body),
+        KernelKind::KvWrite(body) => kv_write::emit(cpu, kernel, body),
+        KernelKind::Attention(body) => attention::emit(cpu, kernel, body),
+        KernelKind::AttentionGrad(body) => attention_grad::emit(cpu, kernel, body),
+        KernelKind::DecodeAttention(body) => decode_attention::emit(cpu, kernel, body),
+        KernelKind::Generic(body) => generic::emit(cpu, kernel, body),
+        KernelKind::Product(body) => product::emit(cpu, kernel, body),
+        KernelKind::Pack(body) => pack::emit(cpu, kernel, body),
+        KernelKind::Columns(body) => columns::emit(cpu, kernel, body),
+        KernelKind::ScatterAdd(body) => scatter_add::emit(cpu, kernel, body),
     }
 }
 
 /// Bytes of scratch that a thread needs for a kernel ([`Kernel::scratch`]); 0 for one that [`mlir`] refuses.
-pub fn scratch_bytes(kernel: &Kernel, target: &Target) -> usize {
-    match kernel.kind {
-        KernelKind::Matmul { m, .. } if m <= GEMV_ROWS => gemv::scratch(kernel, target).unwrap_or(0),
-        KernelKind::Matmul { .. } => matmul::scratch(kernel, target).unwrap_or(0),
-        KernelKind::Rows { .. } => rows::scratch(kernel),
-        KernelKind::Attention { .. } => attention::scratch(kernel, target),
-        KernelKind::AttentionGrad { .. } => attention_grad::scratch(kernel, target),
-        KernelKind::DecodeAttention => decode_attention::scratch(kernel, target),
-        KernelKind::Generic => generic::scratch(kernel),
-        KernelKind::Product { .. } => product::scratch(kernel, target).unwrap_or(0),
-        KernelKind::Columns { .. } => columns::scratch(kernel).unwrap_or(0),
-        KernelKind::Pack { .. } | KernelKind::ScatterAdd { .. } | KernelKind::KvWrite { .. } => 0,
+pub fn scratch_bytes(kernel: &Kernel, cpu: &Cpu) -> usize {
+    let bytes = match &kernel.kind {
+        KernelKind::Matmul(body) if matches!(kernel.tiling, Tiling::Panels { .. }) => gemv::scratch(kernel, body, cpu),
+        KernelKind::Matmul(body) => matmul::scratch(kernel, body, cpu),
+        KernelKind::Rows(body) => Ok(rows::program(kernel, body).scratch()),
+        KernelKind::Attention(body) => attention::scratch(kernel, body, cpu),
+        KernelKind::AttentionGrad(body) => attention_grad::scratch(kernel, body, cpu),
+        KernelKind::DecodeAttention(body) => Ok(decode_attention::scratch(body, cpu)),
+        KernelKind::Generic(body) => Ok(generic::scratch(kernel, body)),
+        KernelKind::Product(body) => product::scratch(kernel, body, cpu),
+        KernelKind::Columns(body) => columns::scratch(kernel, body),
+        KernelKind::Pack(_) | KernelKind::ScatterAdd(_) | KernelKind::KvWrite(_) => Ok(0),
+    };
+    bytes.unwrap_or(0)
+}
+
+/// That there is no code for a kernel.
+fn unsupported<T>(kernel: &Kernel, what: &str) -> Result<T, Error> {
+    Err(Error::unsupported(&kernel.name, what))
+}
+
+/// Checks that tasks of so many of `rows` rows begin with a block of every result that sums blocks.
+fn whole_blocks(kernel: &Kernel, results: &[Stored], (rows_per_task, rows): (usize, usize)) -> Result<(), Error> {
+    let cut = results.iter().filter_map(|stored| stored.block).find(|&block| !rows_per_task.is_multiple_of(block));
+    match cut.filter(|_| rows_per_task < rows) {
+        Some(block) => unsupported(kernel, &format!("sums of {block} rows in tasks of {rows_per_task}")),
+        None => Ok(()),
     }
 }

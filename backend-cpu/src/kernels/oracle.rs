@@ -1,8 +1,9 @@
 //! Compares kernels with the reference interpreter in f64.
-use crate::testing::{Aligned, Runner, kernel, program, random};
+use crate::testing::{self, Aligned, Runner, kernel, program, random};
 use rdc_ir::interp::{self, Data, Inputs, Tensor};
-use rdc_ir::program::{Kernel, KernelKind, Reach};
+use rdc_ir::program::{Kernel, Reach, Tiling};
 use rdc_ir::{DType, Func, Module, Opcode, Type, ValueId};
+use rdc_passes::fuse::body::Family;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Rc;
@@ -11,8 +12,8 @@ use std::rc::Rc;
 pub struct Case {
     /// What it computes, as the interpreter runs it.
     pub func: Func,
-    /// Its kind.
-    pub kind: KernelKind,
+    /// Its kind and tiling.
+    pub kind: (Family, Tiling),
     /// Its number of tasks.
     pub tasks: usize,
     /// Largest error, relative to the largest element of a result.
@@ -30,7 +31,7 @@ pub struct Case {
 impl Case {
     /// A kernel of a function in IR text.
     #[track_caller]
-    pub fn new(text: &str, kind: KernelKind, tasks: usize) -> Case {
+    pub fn new(text: &str, kind: (Family, Tiling), tasks: usize) -> Case {
         let func = rdc_ir::parse::parse_func(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
         let (ints, views, in_place, pitches) = (vec![], vec![], vec![], vec![]);
         Case { func, kind, tasks, tolerance: 2e-6, ints, views, in_place, pitches }
@@ -63,8 +64,8 @@ impl Case {
     pub fn compile_elsewhere(&self) {
         for name in ["x86-64-v4", "aarch64"] {
             let target = crate::target(name).unwrap();
-            let mut program = program(&target, vec![kernel("k", self.kind.clone(), self.kernel_func(), self.tasks)]);
-            crate::compile(&mut program, &crate::Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let mut program = program(vec![kernel("k", self.kind, self.kernel_func(), self.tasks)]);
+            crate::compile(&mut program, &target, &crate::Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
         }
     }
 
@@ -109,13 +110,13 @@ impl Case {
         }
         let module = Module { name: "test".into(), funcs: vec![self.func.clone()], ..Module::default() };
         let outputs = interp::run(&module, &self.func.name, &inputs, &mut interp::Options::default()).unwrap();
-        let target = crate::target("x86-64-v3").unwrap();
-        let mut kernel = kernel("k", self.kind.clone(), kernel_func, self.tasks);
+        let target = testing::target("x86-64-v3");
+        let mut kernel = kernel("k", self.kind, kernel_func, self.tasks);
         let pointers = self.pointers(&kernel.func);
         for &(name, bytes) in &self.pitches {
             let argument = kernel.func.args.iter().position(|a| a.name == name);
             let result = kernel.func.outputs.iter().position(|o| o.name == name).map(|o| pointers[o]);
-            kernel.pitches.insert(argument.or(result).unwrap(), bytes);
+            kernel.pointers[argument.or(result).unwrap()].pitch = Some(bytes);
         }
         let mut runner = Runner::new(&target, &kernel).unwrap_or_else(|e| panic!("{e}"));
         for &(result, argument) in &self.in_place {
@@ -125,7 +126,7 @@ impl Case {
         }
         let set = |runner: &mut Runner| {
             for (i, (&value, tensor)) in args.iter().zip(&tensors).enumerate() {
-                runner.args[i] = memory(kernel.func.ty(value), kernel.pitches.get(&i).copied(), tensor);
+                runner.args[i] = memory(kernel.func.ty(value), kernel.pointers[i].pitch, tensor);
             }
             // Results that are not written must show.
             for result in &mut runner.args[args.len()..] {
@@ -148,7 +149,7 @@ impl Case {
             outputs.tensors.iter().zip(kernel.func.regions[kernel.func.body].yields.iter().zip(pointers))
         {
             let pointer = runner.shared.iter().find(|s| s.0 == pointer).map_or(pointer, |s| s.1);
-            let got = numbers(kernel.func.ty(value), kernel.pitches.get(&pointer).copied(), &whole[pointer]);
+            let got = numbers(kernel.func.ty(value), kernel.pointers[pointer].pitch, &whole[pointer]);
             compare(name, &got, &want.to_f64(), self.tolerance);
         }
     }
@@ -184,7 +185,8 @@ fn check_reaches(kernel: &Kernel, runner: &mut Runner, whole: &[Aligned]) {
     let memory = |pointer: usize| shared.iter().find(|s| s.0 == pointer).map_or(pointer, |s| s.1);
     let mut image: Vec<Aligned> = runner.args.clone();
     let pointers: Vec<(usize, bool, Reach)> = kernel
-        .pointers()
+        .pointers
+        .iter()
         .zip(kernel.reaches())
         .enumerate()
         .map(|(index, (pointer, reach))| (memory(index), pointer.written, reach))

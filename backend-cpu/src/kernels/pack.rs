@@ -2,17 +2,19 @@
 //!
 //! Algorithm: a task is a range of panels; the columns of a panel are rows of the weight, copied by squares of vectors that
 //! are transposed in registers, or columns of it if what is packed is its transpose. Bound: memory.
-use super::anchor::pointer;
 use super::matmul::bounded;
 use super::panels::{Strip, clear, copy_floats};
+use super::unsupported;
 use crate::emit::{Cmp, Emitter, Error, Val};
-use rdc_ir::program::{Kernel, KernelKind, Target};
-use rdc_ir::{DType, Opcode};
+use rdc_ir::packing::Packing;
+use rdc_ir::program::body::Pack;
+use rdc_ir::program::{Kernel, Tiling};
+use rdc_passes::tile::Cpu;
 
 /// Panels that are copied side by side where their columns are the weight's, so that long pieces of its rows are read.
 const GROUP: usize = 4;
 
-/// A kernel taken apart; sizes are in elements.
+/// A kernel with its tiles; sizes are in elements.
 struct Form {
     /// Pointer argument of the weight.
     weight: usize,
@@ -27,30 +29,13 @@ struct Form {
 }
 
 impl Form {
-    fn new(kernel: &Kernel) -> Result<Form, Error> {
-        let func = &kernel.func;
-        let fail = |what: &str| Err(Error::unsupported(&kernel.name, what));
-        let KernelKind::Pack { panels, panels_per_task } = kernel.kind else {
-            return fail("a kernel of another kind than pack");
+    fn new(kernel: &Kernel, body: &Pack) -> Result<Form, Error> {
+        let Tiling::Panels { panels_per_task: panels_per_task @ 1.. } = kernel.tiling else {
+            return unsupported(kernel, "a pack that is cut otherwise than into panels");
         };
-        let body = &func.regions[func.body];
-        let &[result] = &body.yields[..] else { return fail("a pack of several results") };
-        let Some(op) = func.defined_by(func.through_reshapes(result), Opcode::Pack) else {
-            return fail("a result that is not packed");
-        };
-        let w = func.through_reshapes(op.operands[0]);
-        let transpose = func.defined_by(w, Opcode::Transpose).filter(|t| t.ints("perm") == [1, 0]);
-        let source = transpose.map_or(w, |t| func.through_reshapes(t.operands[0]));
-        let Some(weight) = pointer(func, source) else { return fail("a pack of what is computed") };
-        let (ty, nr, parts) = (func.ty(op.operands[0]), op.size("nr"), op.size("parts").max(1));
-        if ty.dtype != DType::F32 || ty.rank() != 2 {
-            return fail("a pack of another type than f32");
-        }
-        let (n, k) = (ty.shape[0], ty.shape[1]);
-        if panels != n.div_ceil(nr) || panels_per_task == 0 || nr % parts != 0 {
-            return fail("a pack of other panels than its kind says");
-        }
-        Ok(Form { weight, flipped: transpose.is_some(), n, k, nr, parts, panels, panels_per_task })
+        let Packing { n, k, nr, parts, .. } = body.packing;
+        let panels = body.packing.panels();
+        Ok(Form { weight: body.weight, flipped: body.flipped, n, k, nr, parts, panels, panels_per_task })
     }
 
     /// The columns of a part of a panel.
@@ -95,10 +80,9 @@ impl Form {
 }
 
 /// The kernel's MLIR module.
-pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
-    let form = Form::new(kernel)?;
-    let result = kernel.func.args.len();
-    let mut e = Emitter::new(&kernel.name, result + 1, target.lanes);
+pub fn emit(cpu: &Cpu, kernel: &Kernel, body: &Pack) -> Result<String, Error> {
+    let (form, result) = (Form::new(kernel, body)?, body.result);
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), cpu.lanes);
     e.tasks(|e, task| {
         let first = e.mul_const(task, form.panels_per_task);
         let count = bounded(e, first, form.panels_per_task, form.panels);

@@ -1,6 +1,7 @@
 //! Kernels whose rows lie apart in memory, against the interpreter.
 use super::oracle::Case;
-use rdc_ir::program::KernelKind;
+use rdc_ir::program::Tiling;
+use rdc_passes::fuse::body::Family;
 
 /// A case with the rows of these arguments and results so many bytes longer than they are.
 fn apart(case: Case, names: &[(&'static str, usize)], more: usize) -> Case {
@@ -20,10 +21,10 @@ fn rows() {
             yield "n" = %n, "s" = %s, "m" = %m, "j" = %j }}"#,
             2 * d
         );
-        let kind = KernelKind::Rows { rows: 7, rows_per_task: 3 };
+        let kind = (Family::Rows(7), Tiling::Rows { rows_per_task: 3 });
         let all = [("x", d), ("y", d), ("n", d), ("s", d), ("j", 2 * d)];
         for names in [&all[..], &[("x", d)], &[("s", d), ("j", 2 * d)]] {
-            apart(Case::new(&text, kind.clone(), 3), names, 64).check();
+            apart(Case::new(&text, kind, 3), names, 64).check();
         }
         apart(Case::new(&text, kind, 3), &all, 64).in_place("n", "x").check();
     }
@@ -36,7 +37,7 @@ fn columns() {
         %s = sum_to %p {shape = [40]} : f32[40]
         %t = add %acc, %s : f32[40]
         yield "t" = %t }"#;
-    let kind = KernelKind::Columns { rows: 9, columns: 40, columns_per_task: 16 };
+    let kind = (Family::Columns, Tiling::Columns { columns_per_task: 16 });
     apart(Case::new(text, kind, 3), &[("x", 40), ("y", 40)], 128).check();
 }
 
@@ -58,8 +59,9 @@ fn products() {
                 yield "d" = %d }}"#,
                 transposed.0, transposed.1
             );
-            let kind = KernelKind::Product { batch, m, n, k, rows_per_task: 12, columns_per_task: 32, kc: 32 };
-            let case = || Case::new(&text, kind.clone(), batch * m.div_ceil(12) * n.div_ceil(32));
+            let tiling = Tiling::Blocks { rows_per_task: 12, columns_per_task: 32, kc: 32 };
+            let kind = (Family::Product, tiling);
+            let case = || Case::new(&text, kind, batch * m.div_ceil(12) * n.div_ceil(32));
             let all = [("a", of_a), ("b", of_b), ("c", n), ("d", n)];
             for names in [&all[..], &all[..1], &all[1..2], &all[2..]] {
                 apart(case(), names, more).check();
@@ -78,8 +80,9 @@ fn matmul(k: usize, left: &str, after: &str, yields: &str) -> Case {
         {after}
         yield {yields} }}"#
     );
-    let kind = KernelKind::Matmul { m: 30, n: 48, k, rows_per_task: 12, panels_per_task: 3, kc: 100 };
-    Case { tolerance: 1e-5, ..Case::new(&text, kind, 3) }
+    let panels_together = if k > 100 { 3 } else { 1 };
+    let tiling = Tiling::PanelBlocks { rows_per_task: 12, panels_per_task: 3, kc: 100, panels_together, prefetch: 0 };
+    Case { tolerance: 1e-5, ..Case::new(&text, (Family::Matmul, tiling), 3) }
 }
 
 #[test]

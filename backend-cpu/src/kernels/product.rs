@@ -17,15 +17,16 @@
 //! (1024, 1024, 512), (384, 2048, 1024), (128, 704, 4096) and (1024, 2816, 2048), a b for (512, 1024, 5632), in place, and (512,
 //! 1024, 3072), copied: 84 to 87 % of the multiply-add peak with AVX2, 88 to 90 % with AVX-512. Without the copies it would be 95
 //! to 97 %.
-use super::anchor::{only, pointer};
 use super::heads::all_pieces;
 use super::matmul::{bounded, ceil_div};
 use super::micro::{Ahead, Micro, Share};
 use super::panels::{Strip, copy_rows, widths};
-use crate::emit::{Cmp, Emitter, Epilogue, Error, Ty, Val};
-use rdc_ir::pitch::{collide, odd_lines};
-use rdc_ir::program::{Kernel, KernelKind, Target};
-use rdc_ir::{Opcode, ValueId};
+use super::unsupported;
+use crate::emit::{Cmp, ElementEpilogue, Emitter, Error, Ty, Val};
+use rdc_ir::program::body::{Matrix, Product};
+use rdc_ir::program::{Kernel, Tiling};
+use rdc_passes::tile::Cpu;
+use rdc_passes::tile::cpu::cache::{collide, odd_lines};
 
 /// How many micro-kernels before it is copied a piece of the right operand is asked for.
 const TILES_AHEAD: usize = 2;
@@ -41,6 +42,13 @@ struct Operand {
     inner_last: bool,
 }
 
+impl Operand {
+    fn new(kernel: &Kernel, &Matrix { pointer, rows, columns, inner_last }: &Matrix) -> Operand {
+        let stride = kernel.pitch(pointer, columns * 4);
+        Operand { pointer, stride, bytes: rows * stride, inner_last }
+    }
+}
+
 /// Where the micro-kernel reads the left operand.
 #[derive(Clone, Copy, PartialEq)]
 enum Left {
@@ -52,7 +60,7 @@ enum Left {
     Rows,
 }
 
-/// A kernel taken apart. Sizes are in elements.
+/// A kernel with its tiles. Sizes are in elements.
 struct Form<'k> {
     batch: usize,
     m: usize,
@@ -66,38 +74,19 @@ struct Form<'k> {
     left: Operand,
     left_in: Left,
     right: Operand,
-    pointers: usize,
-    epilogue: Epilogue<'k>,
+    epilogue: ElementEpilogue<'k>,
 }
 
 impl<'k> Form<'k> {
-    fn new(target: &Target, kernel: &'k Kernel) -> Result<Form<'k>, Error> {
-        let fail = |what: &str| Err(Error::unsupported(&kernel.name, what));
-        let KernelKind::Product { batch, m, n, k, rows_per_task, columns_per_task, kc } = kernel.kind else {
-            return fail("a kernel of another kind than product");
+    fn new(cpu: &Cpu, kernel: &'k Kernel, body: &'k Product) -> Result<Form<'k>, Error> {
+        let Tiling::Blocks { rows_per_task, columns_per_task, kc } = kernel.tiling else {
+            return unsupported(kernel, "a product that is cut otherwise than into blocks");
         };
+        let &Product { batch, m, n, k, .. } = body;
         if [batch, m, n, k, rows_per_task, columns_per_task, kc].contains(&0) {
-            return fail("an empty tile");
+            return unsupported(kernel, "an empty tile");
         }
-        let func = &kernel.func;
-        let body = &func.regions[func.body];
-        let anchor = only(kernel, Opcode::Matmul)?;
-        let op = &func.ops[anchor];
-        let operand = |value: ValueId, inner_last: bool, outer: usize| {
-            let (pointer, shape) = (pointer(func, value)?, &func.ty(value).shape);
-            let (rows, columns) = if inner_last { (outer, k) } else { (k, outer) };
-            let fits = *shape == [batch, rows, columns] || batch == 1 && *shape == [rows, columns];
-            let stride = kernel.pitch(pointer, columns * 4);
-            fits.then_some(Operand { pointer, stride, bytes: rows * stride, inner_last })
-        };
-        let left = operand(op.operands[0], !op.flag("trans_a"), m);
-        let right = operand(op.operands[1], op.flag("trans_b"), n);
-        let (Some(left), Some(right)) = (left, right) else {
-            return fail("operands that are not arguments of the sizes its kind says");
-        };
-        let first = func.args.len();
-        let results: Vec<(ValueId, usize)> = body.yields.iter().enumerate().map(|(i, &v)| (v, first + i)).collect();
-        let epilogue = Epilogue::new(kernel, batch * m, anchor, &results)?;
+        let left = Operand::new(kernel, &body.left);
         Ok(Form {
             batch,
             m,
@@ -106,17 +95,16 @@ impl<'k> Form<'k> {
             rows_per_task: rows_per_task.min(m),
             columns_per_task: columns_per_task.min(n),
             kc: kc.min(k),
-            mr: target.mr,
-            nr: target.nr,
+            mr: cpu.mr,
+            nr: cpu.nr,
             left_in: match left.inner_last {
                 false => Left::Interleaved,
                 true if collide(m, left.stride) => Left::Rows,
                 true => Left::InPlace,
             },
             left,
-            right,
-            pointers: first + results.len(),
-            epilogue,
+            right: Operand::new(kernel, &body.right),
+            epilogue: ElementEpilogue::new(kernel, &body.epilogue, n),
         })
     }
 
@@ -185,14 +173,14 @@ impl Operand {
 }
 
 /// Bytes of scratch.
-pub fn scratch(kernel: &Kernel, target: &Target) -> Result<usize, Error> {
-    Ok(Form::new(target, kernel)?.scratch().2)
+pub fn scratch(kernel: &Kernel, body: &Product, cpu: &Cpu) -> Result<usize, Error> {
+    Ok(Form::new(cpu, kernel, body)?.scratch().2)
 }
 
 /// The kernel's module.
-pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
-    let form = Form::new(target, kernel)?;
-    let mut e = Emitter::new(&kernel.name, form.pointers, target.lanes);
+pub fn emit(cpu: &Cpu, kernel: &Kernel, body: &Product) -> Result<String, Error> {
+    let form = Form::new(cpu, kernel, body)?;
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), cpu.lanes);
     let (row_blocks, column_blocks) = (form.m.div_ceil(form.rows_per_task), form.n.div_ceil(form.columns_per_task));
     e.tasks(|e, task| {
         let (row_block, column_block) = e.div_rem(task, column_blocks);

@@ -1,6 +1,7 @@
 //! Product kernels against the interpreter.
 use super::oracle::Case;
-use rdc_ir::program::KernelKind;
+use rdc_ir::program::Tiling;
+use rdc_passes::fuse::body::Family;
 
 struct Shape {
     batch: usize,
@@ -27,7 +28,8 @@ impl Shape {
             {after} }}"
         );
         let tasks = batch * m.div_ceil(rows_per_task) * n.div_ceil(columns_per_task);
-        Case::new(&text, KernelKind::Product { batch, m, n, k, rows_per_task, columns_per_task, kc }, tasks)
+        let tiling = Tiling::Blocks { rows_per_task, columns_per_task, kc };
+        Case::new(&text, (Family::Product, tiling), tasks)
     }
 }
 
@@ -93,7 +95,7 @@ fn sums_are_updated_in_place() {
 
 #[test]
 fn results_do_not_depend_on_how_tasks_are_cut() {
-    let target = crate::target("native").unwrap();
+    let target = crate::testing::target("native");
     let mut results = Vec::new();
     for (rows_per_task, columns_per_task) in [(12, 32), (7, 19), (100, 100), (1, 3)] {
         let shape = Shape { batch: 1, m: 29, n: 43, k: 150, rows_per_task, columns_per_task, kc: 64 };
@@ -115,20 +117,4 @@ fn every_target_compiles_products() {
     for transposed in [(true, false), (false, true)] {
         shape.kernel(transposed, "", "yield \"p\" = %p").compile_elsewhere();
     }
-}
-
-#[test]
-fn other_products_are_refused() {
-    let text = r#"func "f"("a" input = %a: f32[8, 4], "b" input = %b: f32[8, 6]) {
-        %c = exp %a : f32[8, 4]
-        %p = matmul %c, %b {trans_a = true, trans_b = false} : f32[4, 6]
-        yield "p" = %p }"#;
-    let kind = KernelKind::Product { batch: 1, m: 4, n: 6, k: 8, rows_per_task: 4, columns_per_task: 6, kc: 8 };
-    let case = Case::new(text, kind, 1);
-    let kernel = crate::testing::kernel("k", case.kind, case.func, 1);
-    let error = super::mlir(&crate::target("x86-64-v3").unwrap(), &kernel).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "kernel k: operands that are not arguments of the sizes its kind says is not supported on this target"
-    );
 }

@@ -1,12 +1,22 @@
 //! Matmuls with row operations on their complete rows, against the interpreter.
 use super::oracle::Case;
-use rdc_ir::program::KernelKind;
+use rdc_ir::program::Tiling;
+use rdc_passes::fuse::body::Family;
+
+/// Rows per task.
+const ROWS: usize = 12;
+
+fn kind(k: usize, panels_per_task: usize) -> (Family, Tiling) {
+    let (kc, panels_together, prefetch) = (10, if k > 10 { panels_per_task.min(8) } else { 1 }, 0);
+    let tiling = Tiling::PanelBlocks { rows_per_task: ROWS, panels_per_task, kc, panels_together, prefetch };
+    (Family::Matmul, tiling)
+}
 
 /// `[m, k] x [k, n]`, whose result is `%y: f32[b, s, n]` for `m = b * s`; `after` makes the yields of it.
 #[track_caller]
 fn matmul((b, s, n, k): (usize, usize, usize, usize), args: &str, after: &str, yields: &str) -> Case {
     // The tiles of `x86-64-v3`, which the cases run with.
-    let (m, panels, rows_per_task, kc) = (b * s, n.div_ceil(16), 12, 10);
+    let (m, panels) = (b * s, n.div_ceil(16));
     let text = format!(
         r#"func "f"("x" input = %x: f32[{b}, {s}, {k}], "w" input = %w: f32[{panels}, {k}, 16, 1], "norm" input = %norm: f32[{k}]{args}) {{
         %left = rms_norm %x, %norm {{eps = 1e-5}} : f32[{b}, {s}, {k}]
@@ -14,8 +24,7 @@ fn matmul((b, s, n, k): (usize, usize, usize, usize), args: &str, after: &str, y
         {after}
         yield {yields} }}"#
     );
-    let kind = KernelKind::Matmul { m, n, k, rows_per_task, panels_per_task: panels, kc };
-    Case { tolerance: 1e-5, ..Case::new(&text, kind, m.div_ceil(rows_per_task)) }
+    Case { tolerance: 1e-5, ..Case::new(&text, kind(k, panels), m.div_ceil(ROWS)) }
 }
 
 #[test]
@@ -74,11 +83,11 @@ fn rows_are_normed_and_reduced() {
 fn parts_of_rows_are_refused() {
     let after = "%max = reduce_max %y {axis = 2, keep = true} : f32[1, 9, 1]";
     let case = matmul((1, 9, 40, 8), "", after, r#""m" = %max"#);
-    let KernelKind::Matmul { m, n, k, rows_per_task, kc, .. } = case.kind else { unreachable!() };
-    let kind = KernelKind::Matmul { m, n, k, rows_per_task, panels_per_task: 1, kc };
-    let kernel = crate::testing::kernel("k", kind, case.func, 3);
-    let error = super::mlir(&crate::target("x86-64-v3").unwrap(), &kernel).unwrap_err();
-    let wanted =
-        "kernel k: row operations after a matmul but on whole rows of plain weights is not supported on this target";
-    assert_eq!(error.to_string(), wanted);
+    let streams = (Family::Matmul, Tiling::Panels { panels_per_task: 3 });
+    for (kind, what) in [(kind(8, 1), "but on whole rows"), (streams, "of few rows")] {
+        let kernel = crate::testing::kernel("k", kind, case.func.clone(), 3);
+        let error = super::mlir(&crate::target("x86-64-v3").unwrap().machine, &kernel).unwrap_err();
+        let wanted = format!("kernel k: row operations after a matmul {what} is not supported on this target");
+        assert_eq!(error.to_string(), wanted);
+    }
 }

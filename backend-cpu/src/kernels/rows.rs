@@ -4,37 +4,32 @@
 //! none but vectors, since a row and its intermediate values stay in the first-level cache. Bound: memory for
 //! elementwise chains and norms (each argument is read once, each result written once), division and polynomials for
 //! activations.
-use crate::emit::{Emitter, Error, RowProgram};
-use rdc_ir::ValueId;
-use rdc_ir::program::{Kernel, KernelKind, Target};
+use super::{unsupported, whole_blocks};
+use crate::emit::{Emitter, Error, RowProgram, RowTarget};
+use rdc_ir::program::body::Rows;
+use rdc_ir::program::{Kernel, Tiling};
+use rdc_passes::tile::Cpu;
 
-/// The rows, rows per task and results of a kernel.
-fn form(kernel: &Kernel) -> Result<(usize, usize, Vec<ValueId>), Error> {
-    let func = &kernel.func;
-    let KernelKind::Rows { rows, rows_per_task } = kernel.kind else {
-        return Err(Error::unsupported(&kernel.name, "a kernel of another kind than rows"));
-    };
-    let yields = func.regions[func.body].yields.clone();
-    if rows_per_task == 0 || yields.iter().any(|&v| func.ty(v).cache) {
-        return Err(Error::unsupported(&kernel.name, "a cache or an empty task among rows"));
-    }
-    Ok((rows, rows_per_task, yields))
+/// The plan of the rows of a kernel.
+pub fn program<'k>(kernel: &'k Kernel, body: &'k Rows) -> RowProgram<'k> {
+    let targets: Vec<RowTarget> = body.results.iter().map(RowTarget::from).collect();
+    RowProgram::new(kernel, &body.graph, &targets)
 }
 
 /// The kernel's MLIR module.
-pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
-    let (rows, rows_per_task, results) = form(kernel)?;
-    let program = RowProgram::new(kernel, rows, &results)?.in_tasks(rows_per_task)?;
-    let arguments = kernel.func.args.len();
-    let mut e = Emitter::new(&kernel.name, arguments + results.len(), target.lanes);
+pub fn emit(cpu: &Cpu, kernel: &Kernel, body: &Rows) -> Result<String, Error> {
+    let rows = body.graph.rows;
+    let rows_per_task = match kernel.tiling {
+        Tiling::Rows { rows_per_task: 1.. } | Tiling::Whole => kernel.tiling.rows_per_task(rows),
+        _ => return unsupported(kernel, "row operations that are cut otherwise than into rows"),
+    };
+    whole_blocks(kernel, &body.results, (rows_per_task, rows))?;
+    let program = program(kernel, body);
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), cpu.lanes);
     e.items(rows_per_task, rows, |e, row| {
-        let to: Vec<_> = (0..results.len()).map(|i| program.row_of(e, i, arguments + i, row)).collect();
+        let to: Vec<_> =
+            body.results.iter().enumerate().map(|(i, stored)| program.row_of(e, i, stored.pointer, row)).collect();
         program.emit(e, row, &to, e.scratch);
     });
     Ok(e.finish())
-}
-
-/// Bytes of scratch per thread.
-pub fn scratch(kernel: &Kernel) -> usize {
-    form(kernel).and_then(|(rows, _, results)| Ok(RowProgram::new(kernel, rows, &results)?.scratch())).unwrap_or(0)
 }

@@ -1,11 +1,12 @@
 //! Row kernels against the interpreter.
 use super::oracle::Case;
-use rdc_ir::program::KernelKind;
+use rdc_ir::program::Tiling;
+use rdc_passes::fuse::body::Family;
 
 #[track_caller]
 fn rows(text: &str, rows: usize) -> Case {
     let rows_per_task = 3;
-    Case::new(text, KernelKind::Rows { rows, rows_per_task }, rows.div_ceil(rows_per_task))
+    Case::new(text, (Family::Rows(rows), Tiling::Rows { rows_per_task }), rows.div_ceil(rows_per_task))
 }
 
 #[test]
@@ -75,17 +76,8 @@ fn a_task_that_cuts_a_block_is_refused() {
         yield "s" = %s }"#;
     let case = rows(text, 8);
     let kernel = crate::testing::kernel("k", case.kind, case.func, 3);
-    let error = super::mlir(&crate::target("x86-64-v3").unwrap(), &kernel).unwrap_err();
+    let error = super::mlir(&crate::target("x86-64-v3").unwrap().machine, &kernel).unwrap_err();
     assert_eq!(error.to_string(), "kernel k: sums of 2 rows in tasks of 3 is not supported on this target");
-    // Heads of a token are not one row here.
-    let text = r#"func "f"("x" input = %x: f32[2, 3, 4, 5]) {
-        %s = sum_blocks %x {rows = 3} : f32[8, 5]
-        yield "s" = %s }"#;
-    let case = rows(text, 6);
-    let kernel = crate::testing::kernel("k", case.kind, case.func, 2);
-    let error = super::mlir(&crate::target("x86-64-v3").unwrap(), &kernel).unwrap_err();
-    let wanted = "kernel k: sums of blocks of f32[2, 3, 4, 5] over 6 rows is not supported on this target";
-    assert_eq!(error.to_string(), wanted);
 }
 
 #[test]
@@ -354,18 +346,4 @@ fn results_in_place() {
         %y = add %s, %a : f32[5, 40]
         yield "y" = %y, "r" = %r }"#;
     rows(text, 5).in_place("y", "a").check();
-}
-
-#[test]
-fn other_operations_are_refused() {
-    let text = r#"func "f"("x" input = %x: f32[3, 3]) {
-        %y = transpose %x {perm = [1, 0]} : f32[3, 3]
-        yield "y" = %y }"#;
-    let case = rows(text, 3);
-    let kernel = crate::testing::kernel("k", case.kind, case.func, 1);
-    let error = super::mlir(&crate::target("x86-64-v3").unwrap(), &kernel).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "kernel k: transpose of f32[3, 3] as Rows(3) over 3 rows is not supported on this target"
-    );
 }

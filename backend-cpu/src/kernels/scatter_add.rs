@@ -3,32 +3,21 @@
 //! Algorithm: a task is a range of the table's rows. It copies them from the base, unless the result is the base's memory,
 //! then goes through all ids in order and adds the rows whose id lies in its range: no two tasks write one row, and the order
 //! of additions is that of the ids. Bound: memory; reading the ids in every task is little beside a row.
-use super::anchor::{only, pointer};
 use super::heads::all_pieces;
+use super::unsupported;
 use crate::emit::{Cmp, Emitter, Error, Ty, Val};
-use rdc_ir::program::{Kernel, KernelKind, Target};
-use rdc_ir::{DType, Opcode};
+use rdc_ir::DType;
+use rdc_ir::program::body::ScatterAdd;
+use rdc_ir::program::{Kernel, Tiling};
+use rdc_passes::tile::Cpu;
 
 /// The kernel's MLIR module.
-pub fn emit(target: &Target, kernel: &Kernel) -> Result<String, Error> {
-    let func = &kernel.func;
-    let fail = |what: &str| Err(Error::unsupported(&kernel.name, what));
-    let KernelKind::ScatterAdd { rows, rows_per_task } = kernel.kind else {
-        return fail("a kernel of another kind than scatter_add");
+pub fn emit(cpu: &Cpu, kernel: &Kernel, body: &ScatterAdd) -> Result<String, Error> {
+    let Tiling::Rows { rows_per_task: rows_per_task @ 1.. } = kernel.tiling else {
+        return unsupported(kernel, "a scatter_add that is cut otherwise than into rows");
     };
-    let body = &func.regions[func.body];
-    let op = &func.ops[only(kernel, Opcode::ScatterAdd)?];
-    let operand = |i: usize| pointer(func, func.through_reshapes(op.operands[i]));
-    let (Some(base), Some(ids), Some(terms)) = (operand(0), operand(1), operand(2)) else {
-        return fail("operands that are computed");
-    };
-    let table = func.ty(op.operands[0]);
-    if body.yields != op.results || table.shape[0] != rows || rows_per_task == 0 {
-        return fail("a scatter_add of another form than its kind says");
-    }
-    let (columns, count) = (table.last(), func.ty(op.operands[1]).elements());
-    let result = func.args.len();
-    let mut e = Emitter::new(&kernel.name, result + 1, target.lanes);
+    let &ScatterAdd { base, ids, terms, result, rows, columns, count } = body;
+    let mut e = Emitter::new(&kernel.name, kernel.pointers.len(), cpu.lanes);
     e.tasks(|e, task| {
         let first = e.mul_const(task, rows_per_task);
         let (end, all) = (e.add_const(first, rows_per_task), e.i64(rows));

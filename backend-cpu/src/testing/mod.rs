@@ -1,35 +1,58 @@
-//! Runs compiled kernels in this process: for tests and benchmarks only.
+//! Runs compiled kernels, in this process or, those for another machine, under an emulator: for tests and benchmarks only.
+mod emulated;
 mod loader;
 
-use crate::{Error, Options, compile, scratch_bytes};
-use rdc_ir::program::{Dispatch, Kernel, KernelKind, Program, Target};
+use crate::{Error, Options, Target, compile, scratch_bytes};
+use rdc_ir::program::{Dispatch, Kernel, Program, Tiling};
 use rdc_ir::{DType, Func};
-use std::collections::BTreeMap;
+use rdc_passes::fuse::body::{Family, take_apart};
+use rdc_passes::fuse::kernel::pointers;
 use std::ops::Range;
 
+use emulated::Emulated;
 pub use loader::{Aligned, Entry, Loaded};
 
-/// A kernel of a function, less what only schedules need.
-pub fn kernel(name: &str, kind: KernelKind, func: Func, tasks: usize) -> Kernel {
-    let dispatch = Dispatch::Static;
-    let (name, pitches) = (name.into(), BTreeMap::new());
-    Kernel { name, kind, func, pitches, tasks, dispatch, scratch: 0, flops: 0, bytes: 0 }
+/// A kernel of a function, its family and tiling given, less what only schedules need.
+///
+/// # Panics
+/// If the family does not compute the function.
+pub fn kernel(name: &str, (family, tiling): (Family, Tiling), func: Func, tasks: usize) -> Kernel {
+    let kind = take_apart(&func, family).unwrap_or_else(|what| panic!("{name}: {what}"));
+    let (name, pointers, dispatch) = (name.into(), pointers(&func, &kind), Dispatch::Static);
+    Kernel { name, kind, tiling, func, pointers, tasks, dispatch, scratch: 0, flops: 0, bytes: 0 }
 }
 
 /// A program of kernels only.
-pub fn program(target: &Target, kernels: Vec<Kernel>) -> Program {
-    Program { name: "test".into(), target: target.clone(), weights: vec![], kernels, entries: vec![] }
+pub fn program(kernels: Vec<Kernel>) -> Program {
+    Program { name: "test".into(), target: "test".into(), weights: vec![], kernels, entries: vec![] }
+}
+
+/// The target whose kernels tests run: what `RDC_TEST_TARGET` names, else `otherwise`, if this machine is of its architecture.
+///
+/// # Panics
+/// If there is no target of that name.
+#[cfg(test)]
+pub fn target(otherwise: &str) -> Target {
+    let here = if cfg!(target_arch = "aarch64") && otherwise != "native" { "aarch64" } else { otherwise };
+    let name = std::env::var("RDC_TEST_TARGET").unwrap_or_else(|_| here.into());
+    crate::target(&name).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Where a kernel runs.
+enum Place {
+    /// In this process.
+    Here { code: Loaded, offset: usize, scratch: Aligned },
+    /// Under an emulator.
+    There(Emulated),
 }
 
 /// A compiled kernel with its buffers.
 pub struct Runner {
-    code: Loaded,
-    offset: usize,
+    place: Place,
     /// Arguments, then results that are not linear.
     pub args: Vec<Aligned>,
     /// Pairs of places in `args`: the first uses the memory of the second.
     pub shared: Vec<(usize, usize)>,
-    scratch: Aligned,
 }
 
 impl Runner {
@@ -39,24 +62,40 @@ impl Runner {
     /// As [`compile`].
     ///
     /// # Panics
-    /// If the system refuses to map code.
+    /// If the system refuses to map code, or lacks the emulator that the target needs.
     pub fn new(target: &Target, kernel: &Kernel) -> Result<Runner, Error> {
-        let image = compile(&mut program(target, vec![kernel.clone()]), &Options::default())?;
-        let code = match Loaded::load(&image) {
-            Ok(code) => code,
-            Err(e) => panic!("mapping code: {e}"),
-        };
-        let args = kernel.pointers().map(|pointer| Aligned::new(pointer.bytes())).collect();
-        let mut scratch = Aligned::new(scratch_bytes(kernel, target));
+        let image = compile(&mut program(vec![kernel.clone()]), target, &Options::default())?;
+        let offset = image.symbols[0].offset;
+        let args: Vec<Aligned> = kernel.pointers.iter().map(|pointer| Aligned::new(pointer.bytes())).collect();
+        let mut scratch = Aligned::new(scratch_bytes(kernel, &target.machine));
         // A thread's scratch holds what the last kernel left there: a kernel that trusts it computes NaN.
         scratch.bytes_mut().fill(0xff);
-        Ok(Runner { code, offset: image.symbols[0].offset, args, shared: vec![], scratch })
+        let place = if target.isa.architecture() == std::env::consts::ARCH {
+            Loaded::load(&image).map(|code| Place::Here { code, offset, scratch })
+        } else {
+            Emulated::load(&image, offset, &args, &scratch).map(Place::There)
+        };
+        match place {
+            Ok(place) => Ok(Runner { place, args, shared: vec![] }),
+            Err(e) => panic!("loading a kernel for {}: {e}", target.name),
+        }
     }
 
     /// Runs tasks of the kernel.
+    ///
+    /// # Panics
+    /// If it faults under an emulator.
     pub fn run(&mut self, tasks: Range<usize>) {
-        // SAFETY: the buffers were made from the kernel's types.
-        unsafe { self.code.run_shared(self.offset, &mut self.args, &self.shared, tasks, &mut self.scratch) }
+        match &mut self.place {
+            // SAFETY: the buffers were made from the kernel's types.
+            Place::Here { code, offset, scratch } => unsafe {
+                code.run_shared(*offset, &mut self.args, &self.shared, tasks, scratch);
+            },
+            Place::There(emulated) => {
+                let run = emulated.run(&mut self.args, &self.shared, tasks);
+                run.unwrap_or_else(|e| panic!("the emulated process: {e}"));
+            }
+        }
     }
 }
 

@@ -114,7 +114,7 @@ impl Lower<'_> {
         let key = (rotary, len, dim, base.to_bits());
         let known = self.building.as_ref().and_then(|b| b.tables.get(&key)).copied();
         let opcode = if rotary { Opcode::RopeTable } else { Opcode::SinusoidTable };
-        let attrs = vec![Attr::Int(len), Attr::Int(dim), Attr::Float(base)];
+        let attrs = vec![Attr::Int(len), Attr::Int(dim), Attr::float(base)];
         let id = match known {
             Some(id) => id,
             None => self.in_body(|l| l.emit(span, opcode, &[], attrs))?[0],
@@ -188,7 +188,7 @@ impl Lower<'_> {
         };
         let dim = q.dims[3].n;
         let scale = scale.unwrap_or(1.0 / (dim as f64).sqrt());
-        let attrs = vec![Attr::Bool(causal), Attr::Float(scale)];
+        let attrs = vec![Attr::Bool(causal), Attr::float(scale)];
         let pos = self.building_pos()?;
         let dims = vec![q.dims[0].clone(), q.dims[1].clone(), h, q.dims[3].clone()];
         let (k, v) = if causal { self.cached((g.n, dim), k, v, span)? } else { (k, v) };

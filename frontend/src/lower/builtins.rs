@@ -302,12 +302,12 @@ impl<'a> Lower<'a> {
             "rms_norm" => {
                 let (x, w) = (a.tensor(0)?, a.tensor(1)?);
                 self.norm_fits(x, &[(w, a.span(1))], span)?;
-                Some(self.op(span, Opcode::RmsNorm, &[x, w], vec![Attr::Float(a.number(2)?)], x.dims.clone()))
+                Some(self.op(span, Opcode::RmsNorm, &[x, w], vec![Attr::float(a.number(2)?)], x.dims.clone()))
             }
             "layer_norm" => {
                 let (x, w, b) = (a.tensor(0)?, a.tensor(1)?, a.tensor(2)?);
                 self.norm_fits(x, &[(w, a.span(1)), (b, a.span(2))], span)?;
-                Some(self.op(span, Opcode::LayerNorm, &[x, w, b], vec![Attr::Float(a.number(3)?)], x.dims.clone()))
+                Some(self.op(span, Opcode::LayerNorm, &[x, w, b], vec![Attr::float(a.number(3)?)], x.dims.clone()))
             }
             "softmax" => unary(self, Opcode::Softmax),
             "attention" => {

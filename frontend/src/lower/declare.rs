@@ -1,4 +1,5 @@
 //! Declarations: weights, parts, states and the rest of what stands at the top of a model.
+use super::settings::names_in;
 use super::{Lower, State, Weight};
 use crate::ast::{Expr, Layer, Name, Stmt, StmtKind};
 use crate::diagnostic::{Diagnostic, Span};
@@ -88,7 +89,7 @@ impl<'a> Lower<'a> {
     fn require(&mut self, cond: &'a Expr, message: &'a Name) {
         if self.flag(cond) == Some(false) {
             let error = Diagnostic::error("not-met", &message.text).at(cond.span, "this does not hold");
-            let error = self.blame(error, &crate::settings::names_in(cond), cond.span);
+            let error = self.blame(error, &names_in(cond), cond.span);
             self.sink.push(error);
         }
     }

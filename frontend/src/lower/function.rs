@@ -1,6 +1,5 @@
 //! One specialised function: prelude, loop over the core, coda.
 use super::attention::{CachePlan, cache_names};
-use super::loss::LABELS;
 use super::{Building, Frame, Lower};
 use crate::ast::{Expr, Loss, Name, Section, SectionKind, SectionParam, Trips};
 use crate::diagnostic::{Diagnostic, Severity, Span};
@@ -12,6 +11,8 @@ use std::collections::HashMap;
 
 /// The most steps a loop may be planned for.
 const MAX_STEPS: i64 = 1 << 16;
+/// The argument that holds labels, and its name in losses.
+pub(super) const LABELS: &str = "labels";
 
 /// The chunk that stands for all others if only one of one position is wanted: no size that models have.
 const LONGER: usize = 7;

@@ -1,16 +1,13 @@
 //! Losses: what training makes small. A loss becomes a function of its own, which has labels and no caches.
-use super::function::{Handed, Plan};
+use super::function::{Handed, LABELS, Plan};
 use super::{Building, Lower};
 use crate::ast::Loss;
-use crate::compile::LossInfo;
 use crate::diagnostic::{Diagnostic, Span};
 use crate::names::nearest;
+use crate::options::LossInfo;
 use crate::value::{Tensor, Val, explain_shape};
 use rdc_ir::{Builder, DType, Func, Opcode, ValueId};
 use std::collections::HashSet;
-
-/// The argument that holds labels, and its name in losses.
-pub(super) const LABELS: &str = "labels";
 
 /// The most losses of a text: each is lowered on every compilation.
 const MOST_LOSSES: usize = 64;

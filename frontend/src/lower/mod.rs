@@ -12,19 +12,20 @@ mod function;
 mod layers;
 mod loss;
 mod reductions;
+mod settings;
 mod shapes;
 
 pub(crate) use builtins::NAMES as FUNCTIONS;
 pub use builtins::functions;
 
 use crate::ast::{Layer, Loss, Model, Section};
-use crate::compile::Options;
 use crate::diagnostic::{Diagnostic, Sink, Span};
-use crate::settings::Setting;
+use crate::options::Options;
 use crate::value::{Dim, Part, Tensor, Val};
 use attention::CachePlan;
 use rdc_ir::program::KvPolicy;
 use rdc_ir::{DType, Func, Init, Loc, Module, ParamId, RegionId, ValueId};
+use settings::Setting;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 

@@ -83,7 +83,7 @@ impl Lower<'_> {
             let Val::Tensor(wide) = self.broadcast_to(span, &labels, tokens.to_vec()) else { return None };
             labels = wide;
         }
-        let results = self.emit(span, Opcode::CrossEntropy, &[logits, &labels], vec![Attr::Float(z_loss)])?;
+        let results = self.emit(span, Opcode::CrossEntropy, &[logits, &labels], vec![Attr::float(z_loss)])?;
         let each = results.into_iter().map(|id| Val::Tensor(self.with_dims(id, labels.dims.clone())));
         Some(Val::Many(Rc::new(each.collect())))
     }

@@ -110,7 +110,7 @@ impl<'a> Lower<'a> {
         if let Some(&id) = self.building.as_ref().and_then(|b| b.constants.get(&key)) {
             return Some(Tensor { id, dims: Vec::new() });
         }
-        let attrs = vec![Attr::Float(value), Attr::DType(dtype)];
+        let attrs = vec![Attr::float(value), Attr::DType(dtype)];
         let id = self.in_body(|l| l.emit(span, Opcode::Constant, &[], attrs))?[0];
         self.building.as_mut()?.constants.insert(key, id);
         Some(Tensor { id, dims: Vec::new() })

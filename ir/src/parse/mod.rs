@@ -401,7 +401,7 @@ impl Parser {
     fn attr(&mut self, kind: AttrKind) -> Result<Attr> {
         Ok(match kind {
             AttrKind::Int => Attr::Int(self.number("an integer")?),
-            AttrKind::Float => Attr::Float(self.float()?),
+            AttrKind::Float => Attr::float(self.float()?),
             AttrKind::Bool if self.eat_word("true") => Attr::Bool(true),
             AttrKind::Bool if self.eat_word("false") => Attr::Bool(false),
             AttrKind::Bool => return self.expected("`true` or `false`"),

@@ -1,10 +1,6 @@
 //! Which part of each of its tensors a task of a kernel touches, so that a task need wait only for those tasks of earlier launches
 //! that touch the same memory.
-use super::{Kernel, KernelKind};
-use crate::entity::ValueId;
-use crate::ops::Opcode;
-use crate::types::Type;
-use std::collections::HashSet;
+use super::{Access, Kernel, Pointer};
 use std::ops::Range;
 
 /// The bytes of a pointer's tensor that tasks read or write.
@@ -36,116 +32,67 @@ impl Reach {
 }
 
 impl Kernel {
-    /// What tasks touch of each of the [`Kernel::pointers`].
+    /// What tasks touch of each of the pointers.
     pub fn reaches(&self) -> Vec<Reach> {
-        let body = &self.func.regions[self.func.body];
-        let results = body.yields.iter().filter(|&&v| !self.func.ty(v).cache);
-        let values = body.args.iter().chain(results);
-        let looked_up = self.looked_up();
-        let reach = |(value, pitch): (&ValueId, Option<usize>)| match looked_up.contains(value) {
-            true => None,
-            false => self.blocks(*value, pitch),
-        };
-        let pitches = self.pointers().map(|pointer| pointer.pitch);
-        values.zip(pitches).map(|pointer| reach(pointer).unwrap_or(Reach::Whole)).collect()
+        self.pointers.iter().map(|pointer| self.reach(pointer).unwrap_or(Reach::Whole)).collect()
     }
-    /// What an operation reads anywhere: packed weights, tables, operands whose rows are summed over, and what those are made of.
-    fn looked_up(&self) -> HashSet<ValueId> {
-        let func = &self.func;
-        // A task of those works on one matrix.
-        let batched = matches!(self.kind, KernelKind::Product { batch: 2.., .. });
-        let mut found = HashSet::new();
-        for &op in func.regions[func.body].ops.iter().rev() {
-            let op = &func.ops[op];
-            let anywhere = match op.opcode {
-                _ if op.results.iter().any(|v| found.contains(v)) => &op.operands[..],
-                Opcode::Gather | Opcode::PackedGather => &op.operands[..],
-                Opcode::PackedMatmul | Opcode::Rope | Opcode::RopeGrad => op.operands.get(1..).unwrap_or(&[]),
-                Opcode::Matmul if !batched => match op.flag("trans_a") {
-                    true => &op.operands[..],
-                    false => op.operands.get(1..).unwrap_or(&[]),
-                },
-                _ => &[],
-            };
-            found.extend(anywhere);
-        }
-        found
-    }
-    fn blocks(&self, value: ValueId, pitch: Option<usize>) -> Option<Reach> {
-        let (ty, made_by) = (self.func.ty(value), self.func.def_op(value).map(|op| &self.func.ops[op]));
+    fn reach(&self, pointer: &Pointer) -> Option<Reach> {
         let blocks_of = |blocks: usize, bytes: usize| {
             let tasks = self.tasks.checked_div(blocks)?;
             (tasks > 0 && tasks * blocks == self.tasks).then_some(Reach::Blocks { tasks, bytes })
         };
-        let parts = |n: usize| blocks_of(n, ty.bytes_at(pitch).checked_div(n)?);
-        match self.kind {
-            KernelKind::Rows { rows, rows_per_task } | KernelKind::Matmul { m: rows, rows_per_task, .. } => {
-                let blocks = rows.div_ceil(rows_per_task.max(1));
-                let bytes = match made_by.filter(|op| op.opcode == Opcode::SumBlocks).map(|op| op.size("rows").max(1)) {
-                    // A row of the result for so many rows.
-                    Some(block) if rows_per_task.is_multiple_of(block) => {
-                        (rows_per_task / block).saturating_mul(pitch.unwrap_or(ty.row_bytes()))
-                    }
-                    Some(_) => return None,
-                    None => rows_per_task.saturating_mul(row_bytes(ty, rows, pitch)?),
-                };
-                blocks_of(blocks, bytes)
-            }
-            KernelKind::Attention { .. } | KernelKind::AttentionGrad { .. } => {
-                let ops = self.func.regions[self.func.body].ops.iter().map(|&op| &self.func.ops[op]);
-                let mut anchors = ops.filter(|op| matches!(op.opcode, Opcode::Attention | Opcode::AttentionGrad));
-                let &[q, k, ..] = &anchors.next()?.operands[..] else { return None };
-                let (&[batch, tokens, ..], &[_, keys, ..]) = (&self.func.ty(q).shape[..], &self.func.ty(k).shape[..])
-                else {
-                    return None;
-                };
-                let of_sequences = match (made_by, &ty.shape[..]) {
-                    (Some(_), [b, ..]) => *b == batch,
-                    (None, [b, t, _, ..]) => *b == batch && [tokens, keys].contains(t),
-                    _ => false,
-                };
-                if of_sequences { parts(batch) } else { None }
-            }
-            KernelKind::Product { batch, .. } if batch > 1 => {
-                if ty.rank() == 3 && ty.shape[0] == batch {
-                    parts(batch)
-                } else {
-                    None
-                }
-            }
-            KernelKind::Product { m, rows_per_task, .. } => {
-                let row = row_bytes(ty, m, pitch)?;
-                blocks_of(m.div_ceil(rows_per_task.max(1)), rows_per_task.saturating_mul(row))
+        // Of the kernel's rows so many belong to one row of the tensor.
+        let by_rows = |columns: usize, block: usize| {
+            let rows = self.kind.rows()?;
+            let rows_per_task = self.tiling.rows_per_task(rows).max(1);
+            let pitch = pointer.pitch.unwrap_or(columns.saturating_mul(pointer.ty.dtype.bytes()));
+            let whole = block > 0 && rows_per_task.is_multiple_of(block);
+            whole.then(|| blocks_of(rows.div_ceil(rows_per_task), (rows_per_task / block).saturating_mul(pitch)))?
+        };
+        match pointer.access {
+            Access::Rows(columns) => by_rows(columns, 1),
+            Access::Blocks { rows, columns } => by_rows(columns, rows),
+            Access::Matrix(_) | Access::Batch => {
+                let batch = self.kind.batch();
+                blocks_of(batch, pointer.bytes().checked_div(batch)?).filter(|_| batch > 1)
             }
             _ => None,
         }
     }
 }
 
-/// Bytes from one of so many rows of a tensor to the next, if its leading axes are those rows. A tensor of leading axes 1 may be one
-/// row, for all.
-fn row_bytes(ty: &Type, rows: usize, pitch: Option<usize>) -> Option<usize> {
-    let is_leading = |axes: usize| ty.shape[..axes].iter().product::<usize>() == rows;
-    let leading = (1..=ty.rank()).find(|&axes| is_leading(axes))?;
-    let is_row = ty.rank() < 2 || ty.elements() == rows && ty.shape[0] == 1;
-    match pitch {
-        _ if is_row => None,
-        Some(pitch) => (ty.rows() == rows).then_some(pitch),
-        None => Some(ty.shape[leading..].iter().product::<usize>() * ty.dtype.bytes()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::program::Dispatch;
-    use std::collections::BTreeMap;
+    use crate::float::Float;
+    use crate::module::Func;
+    use crate::program::body::{Attention, HeadChain, HeadRows, Heads, Matrix, Product, Rows};
+    use crate::program::rows::RowGraph;
+    use crate::program::{Dispatch, KernelKind, Tiling};
+    use crate::types::Type;
 
-    fn kernel(text: &str, kind: KernelKind, tasks: usize) -> Kernel {
-        let func = crate::parse_func(text).unwrap();
-        let (name, pitches, dispatch) = ("k".into(), BTreeMap::new(), Dispatch::Dynamic);
-        Kernel { name, kind, func, pitches, tasks, dispatch, scratch: 0, flops: 0, bytes: 0 }
+    /// A kernel with one pointer of six rows of eight floats, in a batch of two.
+    fn reach(kind: KernelKind, access: Access, tiling: Tiling, tasks: usize, pitch: Option<usize>) -> Reach {
+        let pointers = vec![Pointer { ty: Type::f32([2, 3, 8]), access, pitch, written: false }];
+        let (name, func, dispatch) = ("k".into(), Func::new("k"), Dispatch::Dynamic);
+        Kernel { name, kind, tiling, func, pointers, tasks, dispatch, scratch: 0, flops: 0, bytes: 0 }.reaches()[0]
+    }
+
+    fn rows() -> Rows {
+        Rows { graph: RowGraph { rows: 6, nodes: vec![] }, results: vec![] }
+    }
+
+    fn product(batch: usize) -> KernelKind {
+        let matrix = Matrix { pointer: 0, rows: 3, columns: 8, inner_last: true };
+        KernelKind::Product(Product { batch, m: 3, n: 5, k: 8, left: matrix, right: matrix, epilogue: rows() })
+    }
+
+    fn attention() -> KernelKind {
+        let query = HeadChain { source: 0, stride: 8, start: 0, biases: vec![], rope: None, heads: 2, dim: 4 };
+        let keys = HeadRows { pointer: 0, start: 0, batch: 24, group: 4, stride: 8 };
+        let (pos, causal, scale, batch, steps, groups, context) = (0, true, Float(1.0), 2, 3, 2, 3);
+        let heads = Heads { query, keys, values: keys, pos, causal, scale, batch, steps, groups, context };
+        KernelKind::Attention(Attention { heads, result: 0, writes: vec![] })
     }
 
     fn blocks(tasks: usize, bytes: usize) -> Reach {
@@ -153,83 +100,34 @@ mod tests {
     }
 
     #[test]
-    fn rows_reach_their_own_and_what_all_share() {
-        // As many columns as rows, so that a row of one operand could be a column of another.
-        let text = "func \"k\"(\"x\" input = %x: f32[2, 3, 6], \"row\" input = %row: f32[6], \"first\" input = %first: f32[1, 6],
-          \"column\" input = %column: f32[2, 3, 1], \"table\" input = %table: f32[6, 6], \"ids\" input = %ids: i32[2, 3]) {
-          %a = add %x, %row : f32[2, 3, 6]
-          %b = mul %a, %first : f32[2, 3, 6]
-          %c = mul %b, %column : f32[2, 3, 6]
-          %d = gather %table, %ids : f32[2, 3, 6]
-          %e = add %c, %d : f32[2, 3, 6]
-          %f = sum_blocks %e {rows = 2} : f32[3, 6]
-          yield \"e\" = %e, \"f\" = %f
-        }";
-        let mut kernel = kernel(text, KernelKind::Rows { rows: 6, rows_per_task: 2 }, 3);
-        let whole = Reach::Whole;
-        let expected = [blocks(1, 48), whole, whole, blocks(1, 8), whole, whole, blocks(1, 48), blocks(1, 24)];
-        assert_eq!(kernel.reaches(), expected);
-        kernel.pitches.insert(0, 64);
-        assert_eq!(kernel.reaches()[0], blocks(1, 128));
-        // Tasks that cut a block.
-        kernel.kind = KernelKind::Rows { rows: 6, rows_per_task: 1 };
-        kernel.tasks = 6;
-        assert_eq!((kernel.reaches()[3], kernel.reaches()[7]), (blocks(1, 4), whole));
+    fn tasks_reach_their_rows() {
+        let of = |access, rows_per_task| {
+            let tiling = Tiling::Rows { rows_per_task };
+            reach(KernelKind::Rows(rows()), access, tiling, 6 / rows_per_task, None)
+        };
+        assert_eq!(of(Access::Rows(8), 2), blocks(1, 64));
+        assert_eq!(of(Access::Rows(1), 3), blocks(1, 12));
+        assert_eq!(of(Access::Blocks { rows: 2, columns: 8 }, 2), blocks(1, 32));
+        assert_eq!(of(Access::Blocks { rows: 2, columns: 8 }, 1), Reach::Whole, "tasks cut a block");
+        assert_eq!((of(Access::Row, 2), of(Access::Weight, 2)), (Reach::Whole, Reach::Whole));
+        let tiling = Tiling::Rows { rows_per_task: 2 };
+        assert_eq!(reach(KernelKind::Rows(rows()), Access::Rows(8), tiling, 3, Some(64)), blocks(1, 128));
     }
 
     #[test]
-    fn column_blocks_of_a_matmul_reach_the_same_rows() {
-        let text =
-            "func \"k\"(\"x\" input = %x: f32[8, 4], \"w\" input = %w: f32[8, 4, 1, 1], \"y\" input = %y: f32[8, 8]) {
-          %z = packed_matmul %x, %w {n = 8, k = 4, parts = 1} : f32[8, 8]
-          %r = add %z, %y : f32[8, 8]
-          yield \"r\" = %r
-        }";
-        let kind = KernelKind::Matmul { m: 8, n: 8, k: 4, rows_per_task: 3, panels_per_task: 4, kc: 4 };
-        let kernel = kernel(text, kind, 6);
-        assert_eq!(kernel.reaches(), [blocks(2, 48), Reach::Whole, blocks(2, 96), blocks(2, 96)]);
-        // The last block is short.
-        let reach = kernel.reaches()[0];
+    fn column_blocks_reach_the_same_rows_and_batches_their_part() {
+        let tiling = |rows_per_task: usize| Tiling::Blocks { rows_per_task, columns_per_task: 3, kc: 8 };
+        assert_eq!(reach(product(1), Access::Rows(8), tiling(2), 4, None), blocks(2, 64));
+        assert_eq!(reach(product(1), Access::Matrix(8), tiling(2), 4, None), Reach::Whole);
+        assert_eq!(reach(product(2), Access::Matrix(8), tiling(3), 4, None), blocks(2, 96));
+        let queries = Tiling::Queries { q_rows: 2, kv_block: 4 };
+        assert_eq!(reach(attention(), Access::Batch, queries, 8, None), blocks(4, 96));
+    }
+
+    #[test]
+    fn the_last_block_is_short() {
+        let reach = blocks(2, 48);
         assert_eq!([reach.of(&(0..1), 128), reach.of(&(1..3), 128), reach.of(&(4..6), 128)], [0..48, 0..96, 96..128]);
         assert_eq!((reach.of(&(2..2), 128), Reach::Whole.of(&(0..1), 7)), (0..0, 0..7));
-    }
-
-    #[test]
-    fn attentions_reach_their_sequences_and_products_their_matrices() {
-        let heads = "f32[3, 4, 2, 5]";
-        let text = format!(
-            "func \"k\"(\"q\" input = %q: f32[3, 4, 10], \"k\" input = %k: {heads}, \"v\" input = %v: {heads},
-              \"bias\" input = %bias: f32[2, 5], \"pos\" input = %pos: i32[3]) {{
-              %a = reshape %q {{shape = [3, 4, 2, 5]}} : {heads}
-              %b = add %a, %bias : {heads}
-              %o = attention %b, %k, %v, %pos {{causal = true, scale = 1.0}} : {heads}
-              yield \"o\" = %o
-            }}"
-        );
-        let one = blocks(4, 4 * 10 * 4);
-        let attention = kernel(&text, KernelKind::Attention { q_rows: 2, kv_block: 4 }, 12);
-        assert_eq!(attention.reaches(), [one, one, one, Reach::Whole, Reach::Whole, one]);
-        let text =
-            "func \"k\"(\"a\" input = %a: f32[2, 6, 3], \"b\" input = %b: f32[2, 6, 5], \"c\" input = %c: f32[3, 5]) {
-          %y = matmul %a, %b {trans_a = true, trans_b = false} : f32[2, 3, 5]
-          %r = add %y, %c : f32[2, 3, 5]
-          yield \"r\" = %r
-        }";
-        let kind = KernelKind::Product { batch: 2, m: 3, n: 5, k: 6, rows_per_task: 3, columns_per_task: 3, kc: 6 };
-        let product = kernel(text, kind, 4);
-        assert_eq!(product.reaches(), [blocks(2, 72), blocks(2, 120), Reach::Whole, blocks(2, 60)]);
-        // Rows of one matrix, unless they are summed over.
-        for (shape, trans_a, left) in [("3, 6", false, blocks(2, 48)), ("6, 3", true, Reach::Whole)] {
-            let text = format!(
-                "func \"k\"(\"a\" input = %a: f32[{shape}], \"b\" input = %b: f32[6, 5], \"c\" input = %c: f32[3, 5]) {{
-                  %y = matmul %a, %b {{trans_a = {trans_a}, trans_b = false}} : f32[3, 5]
-                  %r = add %y, %c : f32[3, 5]
-                  yield \"r\" = %r
-                }}"
-            );
-            let kind = KernelKind::Product { batch: 1, m: 3, n: 5, k: 6, rows_per_task: 2, columns_per_task: 3, kc: 6 };
-            let product = kernel(&text, kind, 4);
-            assert_eq!(product.reaches(), [left, Reach::Whole, blocks(2, 40), blocks(2, 40)], "{trans_a}");
-        }
     }
 }

@@ -19,7 +19,7 @@ impl Generator<'_, '_> {
             let y = g.linear(x.value, dim);
             let y = g.op(Opcode::Reshape, &[y], vec![ints(&[batch, seq, heads, dim / heads])]);
             if (dim / heads).is_multiple_of(2) && g.rng.one_in(2) {
-                let attrs = vec![Attr::Int(context as i64), Attr::Int((dim / heads) as i64), Attr::Float(100.0)];
+                let attrs = vec![Attr::Int(context as i64), Attr::Int((dim / heads) as i64), Attr::float(100.0)];
                 let table = g.op(Opcode::RopeTable, &[], attrs);
                 let layout = g.rng.pick(&["adjacent", "half"]);
                 return g.op(Opcode::Rope, &[y, table, pos], vec![Attr::Str(layout.into())]);
@@ -38,7 +38,7 @@ impl Generator<'_, '_> {
             let (v_new, v_view) = update(v_cache, v);
             (self.caches, k, v, causal) = (Some([k_new, v_new]), k_view, v_view, true);
         }
-        let attrs = vec![Attr::Bool(causal), Attr::Float(1.0 / ((dim / heads) as f64).sqrt())];
+        let attrs = vec![Attr::Bool(causal), Attr::float(1.0 / ((dim / heads) as f64).sqrt())];
         let out = self.op(Opcode::Attention, &[q, k, v, pos], attrs);
         let out = self.op(Opcode::Reshape, &[out], vec![ints(&[batch, seq, dim])]);
         self.push(out, 2.0 * x.bound);

@@ -307,7 +307,7 @@ impl Generator<'_, '_> {
     fn norm(&mut self) {
         let x = self.ranked();
         let last = self.ty(x.value).last();
-        let eps = vec![Attr::Float(1e-5)];
+        let eps = vec![Attr::float(1e-5)];
         let (value, bound) = match self.rng.below(3) {
             0 => (self.op(Opcode::Softmax, &[x.value], vec![]), 1.0),
             1 => {
@@ -317,7 +317,7 @@ impl Generator<'_, '_> {
             _ => {
                 let (w, b) = (self.param(&[last], Init::Constant(1.0)), self.param(&[last], Init::Constant(0.0)));
                 // A generous eps: the variance of a short row can vanish.
-                (self.op(Opcode::LayerNorm, &[x.value, w, b], vec![Attr::Float(0.1)]), 2.0 * (last as f64).sqrt())
+                (self.op(Opcode::LayerNorm, &[x.value, w, b], vec![Attr::float(0.1)]), 2.0 * (last as f64).sqrt())
             }
         };
         self.push(value, bound);
@@ -382,7 +382,7 @@ impl Generator<'_, '_> {
             let table = self.param(&[7, dim], Init::Normal { std: 0.5 });
             self.op(Opcode::Gather, &[table, ids], vec![])
         } else {
-            let attrs = vec![Attr::Int(context as i64), Attr::Int(dim as i64), Attr::Float(10000.0)];
+            let attrs = vec![Attr::Int(context as i64), Attr::Int(dim as i64), Attr::float(10000.0)];
             let table = self.op(Opcode::SinusoidTable, &[], attrs);
             let positions = self.op(Opcode::Positions, &[pos], vec![Attr::Int(seq as i64)]);
             self.op(Opcode::Gather, &[table, positions], vec![])

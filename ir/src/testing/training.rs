@@ -96,7 +96,7 @@ impl Generator<'_, '_> {
         let Sizes { batch, seq, dim, .. } = self.sizes;
         let Some(labels) = self.labels else { return };
         let logits = self.of_type(&Type::f32([batch, seq, dim])).unwrap_or(self.pool[0]);
-        let z_loss = vec![Attr::Float(self.rng.pick(&[0.0, 0.01]))];
+        let z_loss = vec![Attr::float(self.rng.pick(&[0.0, 0.01]))];
         let results = self.results(Opcode::CrossEntropy, &[logits.value, labels], z_loss.clone());
         self.push_loss(&results, logits.bound);
         let operands = [logits.value, labels, results[0]];
@@ -116,7 +116,7 @@ impl Generator<'_, '_> {
         let x = self.of_type(&Type::f32([batch, seq, dim])).unwrap_or(self.pool[0]);
         let w = self.param(&[CLASSES, dim], Init::Normal { std: 0.5 });
         let bias = if self.rng.one_in(2) { vec![self.param(&[CLASSES], Init::Normal { std: 0.5 })] } else { vec![] };
-        let z_loss = vec![Attr::Float(self.rng.pick(&[0.0, 0.01]))];
+        let z_loss = vec![Attr::float(self.rng.pick(&[0.0, 0.01]))];
         let operands = [&[x.value, w, labels], &bias[..]].concat();
         let results = self.results(Opcode::LinearCrossEntropy, &operands, z_loss.clone());
         let bound = x.bound * dim as f64;
@@ -141,10 +141,10 @@ impl Generator<'_, '_> {
         let groups = self.rng.pick(&[1, heads]);
         let (q, k) = (heads_of(self, heads), heads_of(self, groups));
         let (v, dout) = (heads_of(self, groups), heads_of(self, heads));
-        let attrs = vec![Attr::Bool(self.rng.one_in(2)), Attr::Float(1.0 / (size as f64).sqrt())];
+        let attrs = vec![Attr::Bool(self.rng.one_in(2)), Attr::float(1.0 / (size as f64).sqrt())];
         let mut grads = self.results(Opcode::AttentionGrad, &[q, k, v, pos, dout], attrs);
         if size.is_multiple_of(2) {
-            let attrs = vec![Attr::Int(context as i64), Attr::Int(size as i64), Attr::Float(100.0)];
+            let attrs = vec![Attr::Int(context as i64), Attr::Int(size as i64), Attr::float(100.0)];
             let table = self.op(Opcode::RopeTable, &[], attrs);
             let layout = self.rng.pick(&["adjacent", "half"]);
             grads[0] = self.op(Opcode::RopeGrad, &[grads[0], table, pos], vec![Attr::Str(layout.into())]);

@@ -20,11 +20,7 @@ impl Reverse<'_, '_> {
     /// As [`Builder::op`].
     #[track_caller]
     pub(super) fn results(&mut self, opcode: Opcode, operands: &[ValueId], attrs: Vec<Attr>) -> Vec<ValueId> {
-        let first = self.op(opcode, operands, attrs);
-        match self.new.def_op(first) {
-            Some(op) => self.new.ops[op].results.clone(),
-            None => vec![first],
-        }
+        self.builder_at(self.innermost()).results(opcode, operands, attrs)
     }
     /// An elementwise operation without attributes.
     #[track_caller]
@@ -67,24 +63,15 @@ impl Reverse<'_, '_> {
     /// Zeros at a level.
     pub(super) fn zeros_at(&mut self, level: usize, ty: &Type) -> ValueId {
         let zero = self.number_at(level, 0.0);
-        if ty.rank() == 0 {
-            return zero;
-        }
-        self.builder_at(level).op(Opcode::Broadcast, &[zero], vec![Attr::shape(&ty.shape)])
+        self.builder_at(level).broadcast(zero, &ty.shape)
     }
     /// The elements in that shape.
     pub(super) fn reshape(&mut self, a: ValueId, shape: &[usize]) -> ValueId {
-        if self.new.ty(a).shape == shape {
-            return a;
-        }
-        self.op(Opcode::Reshape, &[a], vec![Attr::shape(shape)])
+        self.builder_at(self.innermost()).reshape(a, shape)
     }
     /// Repeated to that shape.
     pub(super) fn broadcast(&mut self, a: ValueId, shape: &[usize]) -> ValueId {
-        if self.new.ty(a).shape == shape {
-            return a;
-        }
-        self.op(Opcode::Broadcast, &[a], vec![Attr::shape(shape)])
+        self.builder_at(self.innermost()).broadcast(a, shape)
     }
     /// Summed over the axes along which that shape repeats.
     pub(super) fn sum_to(&mut self, a: ValueId, shape: &[usize]) -> ValueId {

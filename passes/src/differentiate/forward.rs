@@ -255,11 +255,12 @@ impl Copy<'_, '_> {
 /// Copies one operation without regions; its operands must be in the map, its results will be.
 pub(super) fn copy_op(old: &Func, new: &mut Func, id: OpId, into: RegionId, values: &mut Values) {
     let op = &old.ops[id];
-    let operands = op.operands.iter().map(|v| values[v]).collect();
+    let operands: Vec<ValueId> = op.operands.iter().map(|v| values[v]).collect();
     let types = op.results.iter().map(|&v| old.ty(v).clone()).collect();
-    let copy = new.make_op(op.opcode, operands, op.attrs.clone(), types, Vec::new(), op.loc);
-    new.regions[into].ops.push(copy);
-    for (&from, to) in op.results.iter().zip(new.ops[copy].results.clone()) {
+    let mut builder = Builder::at(new, into);
+    builder.loc = op.loc;
+    let copies = builder.append(op.opcode, operands, op.attrs.clone(), types, Vec::new());
+    for (&from, to) in op.results.iter().zip(copies) {
         new.values[to].name = old.values[from].name.clone();
         values.insert(from, to);
     }

@@ -52,24 +52,10 @@ pub mod rules;
 mod weights;
 
 use crate::Error;
+use crate::tile::Backward;
 use problem::Problem;
+use rdc_ir::training::Remat;
 use rdc_ir::{ArgRole, Func, Loc, Module, Param};
-
-/// What is kept from the forward direction; the rest is computed again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Remat {
-    /// Everything that costs: results of products, norms and attention, and what these take; of a product that is only used
-    /// in slices, the slices. Elementwise operations and moved elements are computed again where they are used, since they
-    /// fuse with that use.
-    None,
-    /// Of a loop, the carried values at the start of each iteration; the body runs again. Outside loops, results of
-    /// products and attention.
-    Iteration,
-    /// As `None`, without the values that cost less to compute again than to keep, and without the cheapest for the bytes that
-    /// they take, until the stacks and what the two directions share take at most this many bytes. Never takes more than
-    /// `Iteration`; takes that if nothing else is small enough.
-    Budget(usize),
-}
 
 /// Options of differentiation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,17 +64,28 @@ pub struct Options {
     pub max_grad_steps: usize,
     /// What is kept.
     pub remat: Remat,
+    /// The most bytes that the stacks and what the two directions share may take with [`Remat::Auto`].
+    pub budget: usize,
     /// Parameters that get no gradient.
     pub frozen: Vec<String>,
     /// The bytes that may be used for stacking activations and their cotangents, so that a weight's gradient is one product
     /// after the loop where that is cheaper than a sum in it. If `None`, always a sum.
     pub stack_weight_grads: Option<usize>,
+    /// What the machine's backward pass weighs.
+    pub backward: Backward,
 }
 
 impl Default for Options {
     /// Eight iterations with gradient, everything kept, nothing frozen, sums.
     fn default() -> Options {
-        Options { max_grad_steps: 8, remat: Remat::None, frozen: Vec::new(), stack_weight_grads: None }
+        Options {
+            max_grad_steps: 8,
+            remat: Remat::None,
+            budget: usize::MAX,
+            frozen: Vec::new(),
+            stack_weight_grads: None,
+            backward: Backward::default(),
+        }
     }
 }
 

@@ -1,26 +1,21 @@
-//! What the reverse direction takes from the forward direction: the policies of [`Remat`](super::Remat).
+//! What the reverse direction takes from the forward direction: the policies of [`Remat`].
 //!
 //! A policy is a set of values that may be taken; whether one is depends on the rules. What is in no set and is needed is
 //! computed again from what was taken, in the end from arguments, parameters and the carried values of loops, which can always be
 //! taken.
+use super::Kept;
 use super::problem::Problem;
 use super::reverse::{Record, reverse};
-use super::{Kept, Remat};
+use rdc_ir::training::Remat;
 use rdc_ir::{Func, OpId, Opcode, ValueId, cost};
 use std::collections::{HashMap, HashSet};
-
-/// Moving a byte takes as long as about this many floating-point operations, on a CPU whose cores share their caches.
-const FLOPS_PER_BYTE: u64 = 4;
-/// Keeping a byte until the way back takes as long as about this many: it is fetched and written back where it is made, and
-/// fetched again where it is used, from memory that is further away than any cache.
-const FLOPS_PER_BYTE_KEPT: f64 = 32.0;
 
 /// Differentiates under the policy that the options choose.
 pub(super) fn differentiate(problem: &Problem<'_>) -> (Func, Kept) {
     let (func, record) = match problem.options.remat {
         Remat::None => reverse(problem, &all(problem)),
         Remat::Iteration => reverse(problem, &products_outside(problem)),
-        Remat::Budget(bytes) => within(problem, bytes),
+        Remat::Auto => within(problem, problem.options.budget),
     };
     (func, record.kept)
 }
@@ -80,7 +75,7 @@ fn products_outside(problem: &Problem<'_>) -> HashSet<ValueId> {
     ops.flat_map(|op| op.results.iter().copied()).collect()
 }
 
-/// `Budget`: drops value after value from what `None` takes, as long as that costs less than keeping it or the budget demands it.
+/// `Auto`: drops value after value from what `None` takes, as long as that costs less than keeping it or the budget demands it.
 /// What the budget demanded comes back, the most expensive first, where a larger value that went later left room for it.
 fn within(problem: &Problem<'_>, bytes: usize) -> (Func, Record) {
     let (mut func, mut record) = reverse(problem, &all(problem));
@@ -92,7 +87,7 @@ fn within(problem: &Problem<'_>, bytes: usize) -> (Func, Record) {
         let ratio = |&v: &ValueId| repeat_cost(problem, &keep, &record, v) as f64 / stored(problem, v) as f64;
         let cheapest = candidates.map(|v| (ratio(&v), v)).min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         let Some((ratio, cheapest)) = cheapest else { break };
-        if ratio > FLOPS_PER_BYTE_KEPT {
+        if ratio > problem.options.backward.flops_per_byte_kept as f64 {
             if record.kept.bytes() <= bytes {
                 break;
             }
@@ -141,7 +136,8 @@ fn repeat_cost(problem: &Problem<'_>, keep: &HashSet<ValueId>, record: &Record, 
         let is_there = record.repeated.contains(&op) || !problem.is_variant(v) || !is_repeatable(problem, v);
         if !is_there && seen.insert(op) {
             let cost = cost::op_cost(&problem.func, op);
-            total = total.saturating_add(cost.flops).saturating_add(cost.bytes.saturating_mul(FLOPS_PER_BYTE));
+            let moving = cost.bytes.saturating_mul(problem.options.backward.flops_per_byte);
+            total = total.saturating_add(cost.flops).saturating_add(moving);
             work.extend(&problem.func.ops[op].operands);
         }
     }

@@ -5,12 +5,12 @@
 //! stacked instead, and one product over the tokens of all iterations follows the loop: same work, one pass over the
 //! gradient. Entries of iterations that did not run are zero and add nothing.
 //!
-//! If there are many tokens, so many that the gradient is small beside the activations, the loop carries two sums, of the first
-//! half of the tokens and of the second, and adds them at the end. A thread that has the first half of the work then reads rows
-//! that it wrote itself, in the kernels before, and nobody else has them in a cache when it writes them again; and it copies
-//! half the activations into its scratch for twice as much of the gradient.
+//! If there are many tokens, so many that the gradient is small beside the activations, the loop carries as many sums as the machine
+//! asks for, each of its part of the tokens, and adds them at the end. A worker that has one part of the work then reads rows that it
+//! wrote itself, in the kernels before, and nobody else has them in a cache when it writes them again.
 use super::cotangent::{Contribution, Range};
 use super::reverse::Reverse;
+use crate::tile::Backward;
 use rdc_ir::{Attr, Opcode, ValueId};
 
 /// A gradient `leftᵀ · right` to be computed after the loop.
@@ -41,11 +41,6 @@ enum Stack {
     Missing(ValueId),
 }
 
-/// How many sums a loop carries if there are many tokens.
-const PARTS: usize = 2;
-/// How many times more bytes the activations of an iteration have then than the gradient, which is read and written twice.
-const MANY_TOKENS: usize = 16;
-
 impl Reverse<'_, '_> {
     /// Adds `leftᵀ · right` to the cotangent of a matrix, or to a range of it.
     pub(super) fn give_product(&mut self, value: ValueId, range: Option<Range>, left: ValueId, right: ValueId) {
@@ -60,10 +55,11 @@ impl Reverse<'_, '_> {
             return;
         }
         let (rows, columns) = (self.new.ty(left).rows(), [left, right].map(|v| self.new.ty(v).last()));
-        let many = rows * (columns[0] + columns[1]) >= MANY_TOKENS * columns[0] * columns[1];
-        if many && rows.is_multiple_of(PARTS) && self.innermost() != self.level_of(value) {
+        let Backward { partial_sums: parts, many_tokens, .. } = self.problem.options.backward;
+        let many = parts > 1 && rows * (columns[0] + columns[1]) >= many_tokens * columns[0] * columns[1];
+        if many && rows.is_multiple_of(parts) && self.innermost() != self.level_of(value) {
             let [left, right] = [(left, columns[0]), (right, columns[1])]
-                .map(|(v, columns)| self.reshape(v, &[PARTS, rows / PARTS, columns]));
+                .map(|(v, columns)| self.reshape(v, &[parts, rows / parts, columns]));
             let products = self.product(left, right);
             self.accumulate_parts(value, range, products);
             return;

@@ -1,6 +1,6 @@
 //! The loss of a linear head as one operation, so that its derivative need not keep the logits.
-use super::{reshape, rewrite};
 use crate::fuse::uses::Uses;
+use crate::rewrite::rewrite;
 use rdc_ir::{Attr, Builder, Module, OpId, Opcode, ValueId};
 
 /// Rewrites `cross_entropy(matmul(x, w, trans_b) [+ bias], labels)` to `linear_cross_entropy` in every function, where nothing
@@ -37,7 +37,7 @@ fn fuse(b: &mut Builder, uses: &Uses, loss: OpId) -> Option<Vec<ValueId>> {
     };
     let mut shape = b.func.ty(data.operands[1]).shape.clone();
     shape.push(b.func.ty(x).last());
-    let x = reshape(b, x, &shape);
+    let x = b.reshape(x, &shape);
     let operands: Vec<ValueId> = [x, w, data.operands[1]].into_iter().chain(bias).collect();
-    b.try_op(Opcode::LinearCrossEntropy, &operands, vec![Attr::Float(data.float("z_loss"))]).ok()
+    b.try_op(Opcode::LinearCrossEntropy, &operands, vec![Attr::float(data.float("z_loss"))]).ok()
 }

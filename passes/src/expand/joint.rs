@@ -5,6 +5,7 @@
 //! the logits are there. So the pair becomes one loop over chunks at the place of the loss, with one product for the logits.
 use super::loss;
 use crate::analysis;
+use crate::tile::Machine;
 use rdc_ir::{Builder, Func, OpId, Opcode, RegionId, ValueId};
 use std::collections::{HashMap, HashSet};
 
@@ -16,10 +17,10 @@ struct Pair {
 }
 
 /// Expands the losses of linear heads that can be computed together with their derivatives.
-pub fn run(func: &mut Func) {
+pub fn run(func: &mut Func, machine: &dyn Machine) {
     for region in analysis::regions_inside_out(func) {
         while let Some(pair) = pair(func, region) {
-            expand(func, region, &pair);
+            expand(func, region, &pair, machine);
         }
     }
 }
@@ -82,7 +83,7 @@ fn between(func: &Func, ops: &[OpId], loss: OpId, grad: OpId) -> Option<HashSet<
     later.contains(&grad).then_some(found)
 }
 
-fn expand(func: &mut Func, region: RegionId, pair: &Pair) {
+fn expand(func: &mut Func, region: RegionId, pair: &Pair, machine: &dyn Machine) {
     let ops = std::mem::take(&mut func.regions[region].ops);
     let needed: Vec<OpId> = ops.iter().copied().filter(|op| pair.between.contains(op)).collect();
     let mut replaced = HashMap::new();
@@ -91,7 +92,7 @@ fn expand(func: &mut Func, region: RegionId, pair: &Pair) {
             func.regions[region].ops.extend(&needed);
             let mut b = Builder::at(func, region);
             b.loc = b.func.ops[op].loc;
-            let (columns, grads) = loss::linear_cross_entropy_with_grad(&mut b, pair.loss, pair.grad);
+            let (columns, grads) = loss::linear_cross_entropy_with_grad(&mut b, pair.loss, pair.grad, machine);
             let old = [pair.loss, pair.grad].map(|op| func.ops[op].results.clone()).concat();
             for (old, new) in old.into_iter().zip(columns.into_iter().chain(grads)) {
                 func.inherit_name(old, new);

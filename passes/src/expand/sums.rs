@@ -1,5 +1,4 @@
 //! `sum_to` as sums over the last axis (row sums) and over the leading axes (column sums), for which there are kernels.
-use super::reshape;
 use rdc_ir::{Attr, Builder, OpId, Opcode, ValueId};
 
 /// Sizes of the leading axes summed over, of those kept, and of the trailing ones summed over, if the axes that are kept lie
@@ -25,14 +24,14 @@ fn sum(b: &mut Builder, value: ValueId, to: &[usize]) -> Option<ValueId> {
     let [lead, kept, trail] = blocks(&from, to)?;
     let mut value = value;
     if trail > 1 {
-        value = reshape(b, value, &[lead * kept, trail]);
+        value = b.reshape(value, &[lead * kept, trail]);
         value = b.op(Opcode::ReduceSum, &[value], vec![Attr::Int(1), Attr::Bool(true)]);
     }
     if lead > 1 {
-        value = reshape(b, value, &[lead, kept]);
+        value = b.reshape(value, &[lead, kept]);
         value = b.op(Opcode::SumTo, &[value], vec![Attr::shape(&[kept])]);
     }
-    Some(reshape(b, value, to))
+    Some(b.reshape(value, to))
 }
 
 /// The result of a `sum_to`.
@@ -54,7 +53,7 @@ pub fn reduce_sum(b: &mut Builder, op: OpId) -> Option<Vec<ValueId>> {
     to[axis] = 1;
     let shape = b.func.ty(data.results[0]).shape.clone();
     let sums = sum(b, x, &to)?;
-    Some(vec![reshape(b, sums, &shape)])
+    Some(vec![b.reshape(sums, &shape)])
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! Column sums: `sum_to` from `[rows, columns]` to `[columns]`, with the elementwise operations around it.
 use super::graph::{GroupId, GroupKind, UseGraph};
-use super::normalise::before as ahead_of;
 use super::rows::{fits, is_elementwise};
 use super::uses::{User, Uses};
-use rdc_ir::{Attr, Func, OpId, Opcode, RegionId, Type, ValueDef, ValueId};
+use crate::tile::Machine;
+use rdc_ir::{Attr, Builder, Func, OpId, Opcode, RegionId, Type, ValueDef, ValueId};
 use std::collections::{HashMap, HashSet};
 
 /// The rows and columns of a `sum_to` that adds up rows.
@@ -91,22 +91,19 @@ fn after(graph: &mut UseGraph, group: GroupId, sum: OpId, columns: usize) {
     }
 }
 
-/// Rows from which sums over blocks of rows are worth a kernel that adds them up.
-const ROWS: usize = 64;
-
-/// Sums blocks of `rows` rows first where a row kernel has what is summed at hand, or what that is made of: the kernel gives the
+/// Sums blocks of rows first where the machine wants that and a row kernel has what is summed at hand, or what that is made of: the kernel gives the
 /// sums of its blocks as one more result, and the rows need neither be written for the column sum nor read again by it.
-pub fn sum_in_blocks(func: &mut Func, rows: usize) {
+pub fn sum_in_blocks(func: &mut Func, machine: &dyn Machine) {
     for (region, op) in func.walk() {
-        let Some(size) = size(func, op).filter(|size| size.0 >= ROWS && size.1 > 1) else { continue };
+        let Some(size) = size(func, op).filter(|size| size.1 > 1) else { continue };
+        let Some(rows) = machine.sum_block(size.0) else { continue };
         let summed = func.ops[op].operands[0];
         let whole = func.through_reshapes(summed);
         let x = if func.ty(whole).last() == size.1 { whole } else { summed };
         let uses = Uses::new(func);
         if is_made_of_rows(func, &uses, region, x, size) {
-            let ty = func.ty(x).with_shape(vec![size.0.div_ceil(rows), size.1]);
             let attrs = vec![Attr::Int(rows as i64)];
-            func.ops[op].operands[0] = ahead_of(func, region, op).op(Opcode::SumBlocks, vec![x], attrs, vec![ty])[0];
+            func.ops[op].operands[0] = Builder::before(func, region, op).op(Opcode::SumBlocks, &[x], attrs);
         }
     }
 }
@@ -215,11 +212,8 @@ impl Copies<'_> {
         if self.uses.of(value).len() == 1 && operands == data.operands {
             return value;
         }
-        let ty = self.func.ty(value).clone();
-        let new = self.func.make_op(data.opcode, operands, data.attrs, vec![ty], Vec::new(), data.loc);
-        let ops = &mut self.func.regions[self.region].ops;
-        let at = ops.iter().position(|&o| o == self.sum).unwrap_or(ops.len());
-        ops.insert(at, new);
-        self.func.ops[new].results[0]
+        let mut at = Builder::before(self.func, self.region, self.sum);
+        at.loc = data.loc;
+        at.op(data.opcode, &operands, data.attrs)
     }
 }

@@ -1,8 +1,7 @@
 //! Copies of operations that cost nothing, one for each user.
-use super::normalise::before;
 use super::rows::natural_rows;
 use super::uses::{User, Uses};
-use rdc_ir::{Func, OpId, Opcode};
+use rdc_ir::{Builder, Func, OpId, Opcode};
 
 /// Gives every row operation a `one_hot` or `broadcast` of its own: made where it is used, it needs no memory.
 pub fn own_spreads(func: &mut Func) {
@@ -22,9 +21,7 @@ pub fn own_spreads(func: &mut Func) {
             continue;
         }
         for user in users {
-            let ty = func.ty(result).clone();
-            let own =
-                before(func, uses.region(user), user).op(op.opcode, op.operands.clone(), op.attrs.clone(), vec![ty])[0];
+            let own = Builder::before(func, uses.region(user), user).op(op.opcode, &op.operands, op.attrs.clone());
             for operand in &mut func.ops[user].operands {
                 if *operand == result {
                     *operand = own;

@@ -1,9 +1,8 @@
 //! The derivatives of an attention, with what follows them: the rotation back, and their heads side by side in rows of one
 //! tensor, as the projection's derivative takes them.
 use super::graph::{GroupKind, UseGraph};
-use super::normalise::before;
 use super::uses::{User, Uses};
-use rdc_ir::{Attr, Func, OpId, Opcode, ValueId};
+use rdc_ir::{Builder, Func, OpId, Opcode, ValueId};
 use std::collections::HashSet;
 
 /// The derivative of queries, keys or values, on its way into the joined rows.
@@ -105,15 +104,12 @@ pub fn share_rows(func: &mut Func) {
         let next = order.get(at + joined.ops.len()).copied();
         let Some(next) = next else { continue };
         let mut start = 0;
-        let ty = func.ty(joined.result).clone();
         let operands = joined.ops.last().map(|&op| func.ops[op].operands.clone()).unwrap_or_default();
         for rows in operands {
             let end = start + func.ty(rows).last();
             let users = joined.parts.iter().zip(&shared).find(|(part, _)| part.rows == rows).map(|(_, users)| users);
             if let Some(users) = users.filter(|users| !users.is_empty()) {
-                let attrs = vec![Attr::Int(2), Attr::Int(start as i64), Attr::Int(end as i64)];
-                let ty = ty.with_shape([&ty.shape[..2], &[end - start]].concat());
-                let slice = before(func, region, next).op(Opcode::Slice, vec![joined.result], attrs, vec![ty])[0];
+                let slice = Builder::before(func, region, next).slice(joined.result, 2, (start, end));
                 for user in users {
                     if let User::Op(op) = *user {
                         func.ops[op].operands = vec![slice];

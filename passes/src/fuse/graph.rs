@@ -1,5 +1,6 @@
 //! The use graph of a region and its contraction into groups.
 use super::uses::{User, Uses};
+use crate::tile::Machine;
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
 use rdc_ir::{Func, OpId, Opcode, RegionId, ValueId};
@@ -218,7 +219,7 @@ impl<'f> UseGraph<'f> {
     }
     /// The groups in an order of execution: definitions first, otherwise the order of the region, but for sums over all rows whose
     /// results nothing here uses, the gradients of weights: see [`Late`].
-    pub fn finish(self) -> Vec<Group> {
+    pub fn finish(self, machine: &dyn Machine) -> Vec<Group> {
         let mut waiting = vec![0usize; self.groups.len()];
         let mut next = vec![Vec::new(); self.groups.len()];
         for edge in self.graph.edge_references() {
@@ -231,7 +232,7 @@ impl<'f> UseGraph<'f> {
         let key = |g: GroupId| Reverse((self.groups[g].ops.first().map(|op| self.node[op]), g));
         let mut ready: BinaryHeap<_> = (0..self.groups.len()).filter(|&g| waiting[g] == 0).map(key).collect();
         let mut order = Vec::new();
-        let mut late = Late::default();
+        let mut late = Late { most: machine.kernels_put_off(), ..Late::default() };
         while let Some(Reverse((_, group))) = ready.pop() {
             let kind = self.kind(group);
             if next[group].is_empty() && matches!(kind, GroupKind::Product(_) | GroupKind::Columns(_)) {
@@ -270,12 +271,11 @@ struct Late {
     /// The kernels so far, without those put off, and whether the last one mixes rows.
     kernels: usize,
     mixes: bool,
+    /// Kernels that a sum is put off at most: its operands stay in memory as long.
+    most: usize,
 }
 
 impl Late {
-    /// Kernels that a sum is put off at most: its operands stay in memory as long.
-    const MOST: usize = 3;
-
     fn put_off(&mut self, group: GroupId) {
         self.sums.push((group, self.kernels));
     }
@@ -284,10 +284,10 @@ impl Late {
         if kind == GroupKind::Alias {
             return;
         }
-        let (kernels, meets) = (self.kernels, !by_rows || self.mixes);
+        let (kernels, most, meets) = (self.kernels, self.most, !by_rows || self.mixes);
         let due = |&mut (_, since): &mut (GroupId, usize)| match kind {
             GroupKind::Loop(_) => true,
-            _ => meets && since < kernels || since + Self::MOST <= kernels,
+            _ => meets && since < kernels || since + most <= kernels,
         };
         order.extend(self.sums.extract_if(.., due).map(|(group, _)| group));
         self.kernels += 1;

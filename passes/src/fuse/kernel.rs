@@ -1,14 +1,15 @@
 //! Makes a kernel of a group: a function of its own, with the values it takes and gives.
 use super::attention::bias_of;
+use super::body::{Family, accesses, take_apart};
 use super::columns;
 use super::graph::{Group, GroupKind};
-use super::matmul;
-use super::rows;
-use super::tiles::{self, Tiled};
 use super::uses::{User, Uses, is_constant};
-use rdc_ir::program::{Dispatch, Kernel, KernelKind, Target};
-use rdc_ir::{Arg, ArgRole, Attr, DType, Func, Loc, OpId, Opcode, Output, RegionId, Type, ValueId};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use crate::Error;
+use crate::tile::{Machine, Tiled};
+use rdc_ir::program::body::{Matmul, Product};
+use rdc_ir::program::{Access, Kernel, KernelKind, Pointer};
+use rdc_ir::{Arg, ArgRole, Attr, Builder, DType, Func, Loc, OpId, Opcode, Output, RegionId, Type, ValueId};
+use std::collections::{HashMap, HashSet};
 
 /// What a launch passes for a pointer argument.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,8 +32,11 @@ pub struct Built {
     pub locs: Vec<Loc>,
 }
 
-/// Makes the kernel of a group of `region`.
-pub fn build(func: &Func, uses: &Uses, region: RegionId, group: &Group, target: &Target) -> Built {
+/// Makes the kernel of a group of `region`, cut for a machine.
+///
+/// # Errors
+/// If no kernel computes the group.
+pub fn build(func: &Func, uses: &Uses, region: RegionId, group: &Group, machine: &dyn Machine) -> Result<Built, Error> {
     let mut maker = Maker { func, out: Func::new(""), map: HashMap::new(), slots: HashMap::new(), args: Vec::new() };
     let heads = matches!(group.kind, GroupKind::KvWrite | GroupKind::Attention(_) | GroupKind::DecodeAttention(_));
     match group.kind {
@@ -60,18 +64,21 @@ pub fn build(func: &Func, uses: &Uses, region: RegionId, group: &Group, target: 
             }
         }
     }
-    let tiled = tile(func, group, target);
-    let name = name(func, group, &tiled.kind);
     let (out, args) = (maker.out, maker.args);
-    let flops = out.walk().iter().map(|&(_, op)| flops_of(&out, op)).fold(0, u64::saturating_add);
-    let bytes = bytes_of(&out);
-    let Tiled { kind, tasks, dispatch } = tiled;
-    let pitches = BTreeMap::new();
-    let kernel = Kernel { name, kind, func: out, pitches, tasks, dispatch, scratch: 0, flops, bytes };
     let mut locs: Vec<Loc> = group.ops.iter().map(|&op| func.ops[op].loc).filter(|loc| loc.line > 0).collect();
     locs.sort_by_key(|loc| (loc.line, loc.col));
     locs.dedup();
-    Built { kernel, args, results, locs }
+    let kind = take_apart(&out, family(func, group)).map_err(|what| Error::Unsupported {
+        message: format!("{what} is not supported in a kernel of `{}`", func.name),
+        loc: locs.first().copied().unwrap_or_default(),
+    })?;
+    let name = name(func, group, &kind);
+    let Tiled { tiling, tasks, dispatch } = machine.tile(&kind);
+    let flops = out.walk().iter().map(|&(_, op)| flops_of(&out, op)).fold(0, u64::saturating_add);
+    let pointers = pointers(&out, &kind);
+    let bytes = pointers.iter().map(|pointer| needed(&kind, pointer)).sum();
+    let kernel = Kernel { name, kind, tiling, func: out, pointers, tasks, dispatch, scratch: 0, flops, bytes };
+    Ok(Built { kernel, args, results, locs })
 }
 
 /// The value of a group that a value is another shape of: it has the memory, once.
@@ -102,10 +109,7 @@ impl Maker<'_> {
         self.out.add_arg(body, ty, None)
     }
     fn append(&mut self, opcode: Opcode, operands: Vec<ValueId>, attrs: Vec<Attr>, results: Vec<Type>) -> Vec<ValueId> {
-        let op = self.out.make_op(opcode, operands, attrs, results, Vec::new(), Loc::default());
-        let body = self.out.body;
-        self.out.regions[body].ops.push(op);
-        self.out.ops[op].results.clone()
+        Builder::new(&mut self.out).append(opcode, operands, attrs, results, Vec::new())
     }
     fn op(&mut self, id: OpId, heads: bool) {
         let op = &self.func.ops[id];
@@ -166,7 +170,7 @@ impl Maker<'_> {
         let slot = Operand::Slot(id);
         let cache = self.arg(slot, types[0].clone(), ArgRole::Cache);
         let (x, pos) = (self.value(op.operands[1]), self.value(op.operands[2]));
-        let attrs = vec![Attr::Float(0.0), Attr::DType(DType::I32)];
+        let attrs = vec![Attr::float(0.0), Attr::DType(DType::I32)];
         let zero = self.append(Opcode::Constant, vec![], attrs, vec![Type::scalar(DType::I32)])[0];
         let results = self.append(op.opcode, vec![cache, x, pos, zero], Vec::new(), types);
         self.slots.insert(id, results[0]);
@@ -207,47 +211,49 @@ impl Maker<'_> {
     }
 }
 
-fn tile(func: &Func, group: &Group, target: &Target) -> Tiled {
-    let generic = Tiled { kind: KernelKind::Generic, tasks: 1, dispatch: Dispatch::Static };
+/// The family of the kernel of a group.
+fn family(func: &Func, group: &Group) -> Family {
     match group.kind {
-        GroupKind::Rows(rows) => tiles::rows(rows, rows::block(func, &group.ops)),
-        GroupKind::Matmul(anchor) => {
-            let (op, x) = (&func.ops[anchor], func.ty(func.ops[anchor].operands[0]));
-            let nr = func.ty(op.operands[1]).shape[2];
-            let around = matmul::around(func, &group.ops, anchor);
-            tiles::matmul((x.rows(), op.size("n"), op.size("k")), nr, around, target)
-        }
-        GroupKind::KvWrite => {
-            let is_update = |op: &&OpId| func.ops[**op].opcode == Opcode::CacheUpdate;
-            let x = group.ops.iter().find(is_update).map(|&op| func.ty(func.ops[op].operands[1]));
-            x.map_or(generic, |x| tiles::kv_write(x.shape[0] * x.shape[1]))
-        }
-        GroupKind::Attention(op) => {
-            let q = &func.ty(func.ops[op].operands[0]).shape;
-            tiles::attention(q[1], q[0] * q[2])
-        }
-        GroupKind::DecodeAttention(op) => {
-            let k = &func.ty(func.ops[op].operands[1]).shape;
-            Tiled { kind: KernelKind::DecodeAttention, tasks: k[0] * k[2], dispatch: Dispatch::Static }
-        }
-        GroupKind::AttentionGrad(op) => {
-            let (q, k) = (&func.ty(func.ops[op].operands[0]).shape, &func.ty(func.ops[op].operands[1]).shape);
-            tiles::attention_grad(q[1], k[0] * k[2])
-        }
-        GroupKind::Product(op) => {
-            let (op, a) = (&func.ops[op], func.ty(func.ops[op].operands[0]));
-            let (result, k) = (func.ty(op.results[0]), a.shape[a.rank() - if op.flag("trans_a") { 2 } else { 1 }]);
-            let (batch, m, n) =
-                (result.rows() / result.shape[result.rank() - 2], result.shape[result.rank() - 2], result.last());
-            tiles::product(batch, (m, n, k), target)
-        }
-        GroupKind::Pack(op) => tiles::pack(func.ty(func.ops[op].results[0]).shape[0]),
-        GroupKind::Columns(op) => {
-            columns::size(func, op).map_or(generic, |(rows, columns)| tiles::columns(rows, columns, target))
-        }
-        GroupKind::ScatterAdd(op) => tiles::scatter_add(func.ty(func.ops[op].results[0]).shape[0]),
-        GroupKind::Open | GroupKind::Generic | GroupKind::Loop(_) | GroupKind::Alias => generic,
+        GroupKind::Rows(rows) => Family::Rows(rows),
+        GroupKind::Matmul(_) => Family::Matmul,
+        GroupKind::KvWrite => Family::KvWrite,
+        GroupKind::Attention(_) => Family::Attention,
+        GroupKind::DecodeAttention(_) => Family::DecodeAttention,
+        GroupKind::AttentionGrad(_) => Family::AttentionGrad,
+        GroupKind::Product(_) => Family::Product,
+        GroupKind::Pack(_) => Family::Pack,
+        // The sum of a single column is the sum of one row.
+        GroupKind::Columns(sum) if columns::size(func, sum).is_some_and(|(_, columns)| columns == 1) => Family::Rows(1),
+        GroupKind::Columns(_) => Family::Columns,
+        GroupKind::ScatterAdd(_) => Family::ScatterAdd,
+        GroupKind::Open | GroupKind::Generic | GroupKind::Loop(_) | GroupKind::Alias => Family::Generic,
     }
+}
+
+/// The pointers of a kernel's function.
+pub fn pointers(func: &Func, kind: &KernelKind) -> Vec<Pointer> {
+    let body = &func.regions[func.body];
+    let arguments = body.args.iter().map(|&v| func.ty(v)).map(|ty| (ty, ty.cache && ty.rank() == 5));
+    let results = body.yields.iter().map(|&v| func.ty(v)).filter(|ty| !ty.cache).map(|ty| (ty, true));
+    let tensors: Vec<(&Type, bool)> = arguments.chain(results).collect();
+    let accesses = accesses(kind, tensors.len());
+    let pointer =
+        |((ty, written), access): ((&Type, bool), Access)| Pointer { ty: ty.clone(), access, pitch: None, written };
+    tensors.into_iter().zip(accesses).map(pointer).collect()
+}
+
+/// Bytes of a pointer that one launch must read or write. Of a table only the rows looked up count, of a cache that is only written
+/// the rows written.
+fn needed(kind: &KernelKind, pointer: &Pointer) -> u64 {
+    let elements = match (pointer.access, kind) {
+        (Access::Table { elements }, _) => elements.min(pointer.ty.elements()),
+        (Access::Cache, KernelKind::KvWrite(body)) => {
+            let chain = body.writes.first().map(|write| write.chain.heads * write.chain.dim);
+            body.tokens * chain.unwrap_or(0)
+        }
+        _ => pointer.ty.elements(),
+    };
+    (elements * pointer.ty.dtype.bytes()) as u64
 }
 
 fn dims(shape: &[usize]) -> String {
@@ -261,12 +267,15 @@ fn dims(shape: &[usize]) -> String {
 fn name(func: &Func, group: &Group, kind: &KernelKind) -> String {
     let result = |op: OpId| func.ops[op].results.last().map(|&v| func.ty(v));
     match (group.kind, kind) {
-        (GroupKind::Matmul(op), KernelKind::Matmul { m, n, k, .. }) => {
-            format!("matmul_{}_{m}x{n}x{k}", func.ty(func.ops[op].operands[1]).dtype.name())
+        (_, KernelKind::Matmul(Matmul { m, n, k, dtype, .. })) => {
+            format!("matmul_{}_{m}x{n}x{k}", dtype.name())
         }
-        (_, KernelKind::Product { batch: 1, m, n, k, .. }) => format!("product_{m}x{n}x{k}"),
-        (_, KernelKind::Product { batch, m, n, k, .. }) => format!("product_{batch}x{m}x{n}x{k}"),
-        (_, KernelKind::Columns { rows, columns, .. }) => format!("columns_{rows}x{columns}"),
+        (_, KernelKind::Product(Product { batch: 1, m, n, k, .. })) => format!("product_{m}x{n}x{k}"),
+        (_, KernelKind::Product(Product { batch, m, n, k, .. })) => format!("product_{batch}x{m}x{n}x{k}"),
+        (GroupKind::Columns(sum), _) => {
+            let (rows, columns) = columns::size(func, sum).unwrap_or_default();
+            format!("columns_{rows}x{columns}")
+        }
         (GroupKind::AttentionGrad(op), _) => format!("attention_grad_{}", attention_dims(func, op)),
         (GroupKind::Attention(op), _) => format!("attention_{}", attention_dims(func, op)),
         (GroupKind::DecodeAttention(op), _) => format!("decode_attention_{}", attention_dims(func, op)),
@@ -295,30 +304,4 @@ fn flops_of(func: &Func, op: OpId) -> u64 {
     let op = &func.ops[op];
     let types = |values: &[ValueId]| values.iter().map(|&v| func.ty(v)).collect::<Vec<_>>();
     (op.opcode.info().flops)(op, &types(&op.operands), &types(&op.results))
-}
-
-/// Bytes of arguments and results. Of a table only the rows looked up count, of a cache that is only written the rows
-/// written.
-fn bytes_of(func: &Func) -> u64 {
-    let mut bytes = 0;
-    let body = &func.regions[func.body];
-    let attends = body.ops.iter().any(|&op| func.ops[op].opcode == Opcode::Attention);
-    for &arg in &body.args {
-        let table_of = |op: &&OpId| {
-            let op = &func.ops[**op];
-            matches!(op.opcode, Opcode::Gather | Opcode::PackedGather) && op.operands[0] == arg
-        };
-        let written_by = |op: &&OpId| func.ops[**op].opcode == Opcode::CacheUpdate && func.ops[**op].operands[0] == arg;
-        let ty = func.ty(arg);
-        if let Some(&op) = body.ops.iter().find(table_of) {
-            let rows = func.ty(func.ops[op].results[0]);
-            bytes += rows.elements().min(ty.elements()) * ty.dtype.bytes();
-        } else if let Some(&op) = body.ops.iter().find(written_by).filter(|_| !attends) {
-            bytes += func.ty(func.ops[op].operands[1]).bytes();
-        } else {
-            bytes += ty.bytes();
-        }
-    }
-    bytes += body.yields.iter().map(|&v| func.ty(v)).filter(|ty| !ty.cache).map(Type::bytes).sum::<usize>();
-    bytes as u64
 }

@@ -2,17 +2,10 @@
 //! operand.
 use super::graph::{GroupId, GroupKind, UseGraph};
 use super::rows;
-use super::tiles::{Around, FEW_ROWS};
 use super::uses::User;
-use rdc_ir::program::has_row_epilogue;
+use crate::tile::Machine;
 use rdc_ir::{Func, OpId, Opcode, ValueId};
 use std::collections::BTreeSet;
-
-/// Longest rows that are worth computing again for each block of columns.
-const WIDEST: usize = 8192;
-/// Longest rows of a result that a task completes: they stay in the second-level cache, and tasks of whole rows are many enough
-/// to be shared evenly.
-const WIDEST_WHOLE: usize = 2048;
 
 /// Makes a group of every packed matmul and every matmul of two matrices, with its epilogue. Epilogues go first, so that a
 /// residual addition belongs to the matmul that feeds it and not to the prologue of the next.
@@ -176,7 +169,7 @@ fn is_part(func: &Func, op: OpId, whole: ValueId, parts: usize) -> bool {
 
 /// Takes the row operations that make the left operand into each matmul. What others need of them becomes a result. What
 /// the epilogue needs must come from memory, so it stays outside.
-pub fn prologues(graph: &mut UseGraph) {
+pub fn prologues(graph: &mut UseGraph, machine: &dyn Machine) {
     for anchor in graph.ops() {
         let Some(group) = graph.group(anchor) else { continue };
         if graph.kind(group) != GroupKind::Matmul(anchor) {
@@ -185,7 +178,7 @@ pub fn prologues(graph: &mut UseGraph) {
         let func = graph.func;
         let after: Vec<OpId> = graph.members(group).to_vec();
         let x = func.ops[anchor].operands[0];
-        if func.ty(x).last() > WIDEST {
+        if func.ty(x).last() > machine.widest_prologue() {
             continue;
         }
         let rows = func.ty(x).rows();
@@ -229,14 +222,14 @@ pub fn tails(graph: &mut UseGraph) {
 
 /// The row kernels that alone take a packed matmul's result, cut it up and rotate it, say, join the matmul, which applies them to
 /// its rows as they are complete: the result itself then needs no memory.
-pub fn row_epilogues(graph: &mut UseGraph) {
+pub fn row_epilogues(graph: &mut UseGraph, machine: &dyn Machine) {
     let func = graph.func;
     for anchor in all(graph, Opcode::PackedMatmul) {
         let Some(group) = graph.group(anchor) else { continue };
         let result = func.ops[anchor].results[0];
         let (rows, width) = (func.ty(result).rows(), func.ty(result).last());
         let plain = func.ops[anchor].size("parts") <= 1 && func.ops[anchor].operands.len() == 2;
-        let whole = plain && rows > FEW_ROWS && width <= WIDEST_WHOLE;
+        let whole = plain && width <= machine.widest_row_epilogue(rows);
         let made = graph.members(group).iter().flat_map(|&op| func.ops[op].results.clone()).collect::<Vec<_>>();
         let mut set = vec![group];
         let taken = graph.uses.of(result).iter().all(|user| {
@@ -251,22 +244,6 @@ pub fn row_epilogues(graph: &mut UseGraph) {
             set[1..].iter().for_each(|&other| graph.join(group, other));
         }
     }
-}
-
-/// What stands around the matmul of a group.
-pub fn around(func: &Func, ops: &[OpId], anchor: OpId) -> Around {
-    let (mut made, mut before) = (BTreeSet::from([func.ops[anchor].operands[0]]), 0);
-    for op in ops.iter().rev().map(|&op| &func.ops[op]) {
-        if op.results.iter().any(|v| made.contains(v)) {
-            made.extend(&op.operands);
-            before += match op.opcode {
-                Opcode::Reshape | Opcode::Constant => 0,
-                Opcode::RmsNorm | Opcode::LayerNorm | Opcode::Softmax => 4,
-                _ => 1,
-            };
-        }
-    }
-    Around { before, whole: has_row_epilogue(func, ops, anchor), block: rows::block(func, ops) }
 }
 
 /// The operations of an opcode.

@@ -1,7 +1,7 @@
 //! Fusion: groups the operations of a region into the kernels that `rdc_ir::program::KernelKind` allows.
 //!
-//! Every operation starts in a group of its own. Groups join if the kind of kernel allows it and if the graph of groups
-//! stays acyclic. The phases, in order of who has the first word:
+//! Every operation starts in a group of its own. Groups join if the kind of kernel and the machine ([`crate::tile`]) allow it and if
+//! the graph of groups stays acyclic. The phases, in order of who has the first word:
 //! 1. a column sum takes the elementwise operations around it, a pack the transpose before it;
 //! 2. a packed matmul, and a product of two activations, takes the elementwise operations after it (epilogue);
 //! 3. attentions and cache updates take the chains that make their heads; with one query per row, an attention takes the
@@ -10,7 +10,11 @@
 //!    most: every thread recomputes a norm, which costs less than a barrier. What others need too becomes a result;
 //! 5. the row operations left join into row kernels, which join the packed matmul whose result they alone take (row epilogue);
 //! 6. reshapes and contiguous slices that nobody took need no kernel; every other operation is a kernel of its own.
+//!
+//! A group is then taken apart, once, into the typed body that all who come after read ([`body`]). If its family does not compute it
+//! after all, its operations become kernels of their own ([`apart`]).
 pub mod attention;
+pub mod body;
 pub mod columns;
 pub mod duplicate;
 pub mod gradients;
@@ -22,24 +26,25 @@ pub mod ones;
 pub mod rows;
 #[cfg(test)]
 mod tests;
-pub mod tiles;
 pub mod uses;
 
 pub use graph::{Group, GroupKind};
 
+use crate::tile::Machine;
 use graph::{GroupId, UseGraph};
 use rdc_ir::{Func, OpId, Opcode, RegionId, ValueId};
 use std::collections::HashSet;
 use uses::{User, Uses, alias, moving};
 
-/// Groups the operations of a region (not of the regions inside it), in an order of execution. `leaves` need no kernel.
-pub fn groups(func: &Func, uses: &Uses, leaves: &HashSet<OpId>, region: RegionId) -> Vec<Group> {
+/// Groups the operations of a region (not of the regions inside it), in an order of execution, as suits a machine. `leaves` need no
+/// kernel.
+pub fn groups(func: &Func, uses: &Uses, leaves: &HashSet<OpId>, region: RegionId, machine: &dyn Machine) -> Vec<Group> {
     let mut graph = UseGraph::new(func, uses, leaves, region);
     for op in graph.ops() {
         let Some(group) = graph.group(op) else { continue };
         if func.ops[op].opcode == Opcode::Loop {
             graph.set_kind(group, GroupKind::Loop(op));
-        } else if alias(func, op).is_some() || moving(func, uses, op).is_some() || is_address(func, uses, op) {
+        } else if needs_no_kernel(func, uses, op) {
             graph.set_kind(group, GroupKind::Alias);
         }
     }
@@ -48,11 +53,13 @@ pub fn groups(func: &Func, uses: &Uses, leaves: &HashSet<OpId>, region: RegionId
     matmul::epilogues(&mut graph);
     attention::group(&mut graph);
     gradients::group(&mut graph);
-    matmul::prologues(&mut graph);
-    matmul::tails(&mut graph);
-    matmul::companions(&mut graph);
+    if machine.widest_prologue() > 0 {
+        matmul::prologues(&mut graph, machine);
+        matmul::tails(&mut graph);
+        matmul::companions(&mut graph);
+    }
     row_groups(&mut graph);
-    matmul::row_epilogues(&mut graph);
+    matmul::row_epilogues(&mut graph, machine);
     for op in graph.ops() {
         if let Some(group) = graph.group(op)
             && graph.kind(group) == GroupKind::Open
@@ -60,7 +67,18 @@ pub fn groups(func: &Func, uses: &Uses, leaves: &HashSet<OpId>, region: RegionId
             graph.set_kind(group, GroupKind::Generic);
         }
     }
-    graph.finish()
+    graph.finish(machine)
+}
+
+/// The operations of a group that no kernel computes together, each on its own.
+pub fn apart(func: &Func, uses: &Uses, group: &Group) -> Vec<Group> {
+    let kind = |op: OpId| if needs_no_kernel(func, uses, op) { GroupKind::Alias } else { GroupKind::Generic };
+    group.ops.iter().map(|&op| Group { kind: kind(op), ops: vec![op] }).collect()
+}
+
+/// Whether an operation's result is memory of its operand, or an address.
+fn needs_no_kernel(func: &Func, uses: &Uses, op: OpId) -> bool {
+    alias(func, op).is_some() || moving(func, uses, op).is_some() || is_address(func, uses, op)
 }
 
 /// Operations with kernels of their own.

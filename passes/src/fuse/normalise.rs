@@ -13,12 +13,13 @@ use super::attention::bias_of;
 use super::uses::{User, Uses};
 use super::{columns, duplicate, gradients, ones};
 use crate::plan::weights::stored;
-use rdc_ir::{Attr, DType, Func, Loc, OpId, Opcode, RegionId, Type, ValueDef, ValueId};
+use crate::tile::Machine;
+use rdc_ir::{Attr, Builder, DType, Func, OpId, Opcode, Type, ValueDef, ValueId};
 use std::collections::{HashMap, HashSet};
 
-/// The rewritten function. Row kernels sum blocks of `block` rows for column sums. Body arguments beyond `func.args` are caches of one
+/// The rewritten function, for a machine. Body arguments beyond `func.args` are caches of one
 /// slot, private to one attention.
-pub fn normalise(func: &Func, block: usize) -> Func {
+pub fn normalise(func: &Func, machine: &dyn Machine) -> Func {
     let mut func = func.clone();
     remove_unused(&mut func);
     ones::elementwise(&mut func);
@@ -28,52 +29,10 @@ pub fn normalise(func: &Func, block: usize) -> Func {
     bias_before_heads(&mut func);
     gradients::share_rows(&mut func);
     duplicate::own_spreads(&mut func);
-    columns::sum_in_blocks(&mut func, block);
+    columns::sum_in_blocks(&mut func, machine);
     columns::own_operands(&mut func);
     remove_unused(&mut func);
     func
-}
-
-/// Puts operations into a region before an operation, or at its end.
-pub(crate) struct Inserter<'f> {
-    pub(crate) func: &'f mut Func,
-    pub(crate) region: RegionId,
-    /// The operation before which they go; `None`: at the end.
-    pub(crate) before: Option<OpId>,
-    pub(crate) loc: Loc,
-}
-
-impl Inserter<'_> {
-    pub(crate) fn op(
-        &mut self,
-        opcode: Opcode,
-        operands: Vec<ValueId>,
-        attrs: Vec<Attr>,
-        results: Vec<Type>,
-    ) -> Vec<ValueId> {
-        let id = self.func.make_op(opcode, operands, attrs, results, Vec::new(), self.loc);
-        let ops = &mut self.func.regions[self.region].ops;
-        let at = self.before.and_then(|op| ops.iter().position(|&o| o == op)).unwrap_or(ops.len());
-        ops.insert(at, id);
-        self.func.ops[id].results.clone()
-    }
-    pub(crate) fn reshape(&mut self, value: ValueId, shape: Vec<usize>) -> ValueId {
-        let attr = Attr::shape(&shape);
-        let ty = self.func.ty(value).with_shape(shape);
-        self.op(Opcode::Reshape, vec![value], vec![attr], vec![ty])[0]
-    }
-    /// A copy with memory of its own.
-    pub(crate) fn copy(&mut self, value: ValueId) -> ValueId {
-        let ty = self.func.ty(value).clone();
-        let copy = self.op(Opcode::Cast, vec![value], vec![Attr::DType(ty.dtype)], vec![ty])[0];
-        self.func.values[copy].name = self.func.values[value].name.clone();
-        copy
-    }
-}
-
-pub(crate) fn before(func: &mut Func, region: RegionId, op: OpId) -> Inserter<'_> {
-    let loc = func.ops[op].loc;
-    Inserter { func, region, before: Some(op), loc }
 }
 
 /// Removes operations whose results nothing uses.
@@ -96,13 +55,10 @@ fn keep_reduced_axes(func: &mut Func) {
         if !reduces || op.flag("keep") || op.size("axis") + 1 != func.ty(op.operands[0]).rank() {
             continue;
         }
-        let dropped = func.ty(op.results[0]).clone();
-        let mut kept = dropped.shape.clone();
-        kept.push(1);
-        let mut at = before(func, region, id);
-        let attrs = vec![op.attrs[0].clone(), Attr::Bool(true)];
-        let kept = at.op(op.opcode, op.operands, attrs, vec![dropped.with_shape(kept)])[0];
-        let value = at.reshape(kept, dropped.shape);
+        let dropped = func.ty(op.results[0]).shape.clone();
+        let mut at = Builder::before(func, region, id);
+        let kept = at.op(op.opcode, &op.operands, vec![op.attrs[0].clone(), Attr::Bool(true)]);
+        let value = at.reshape(kept, &dropped);
         func.replace_uses(&HashMap::from([(op.results[0], value)]));
     }
 }
@@ -116,11 +72,9 @@ fn bias_after_heads(func: &mut Func) {
         if !makes_heads(func, &uses, result) {
             continue;
         }
-        let ty = func.ty(result).clone();
-        let mut at = before(func, region, id);
-        let x = at.reshape(x, shape.clone());
-        let bias = at.reshape(bias, shape[2..].to_vec());
-        let sum = at.op(Opcode::Add, vec![x, bias], Vec::new(), vec![ty])[0];
+        let mut at = Builder::before(func, region, id);
+        let (x, bias) = (at.reshape(x, &shape), at.reshape(bias, &shape[2..]));
+        let sum = at.map(Opcode::Add, &[x, bias]);
         func.replace_uses(&HashMap::from([(result, sum)]));
     }
 }
@@ -151,10 +105,10 @@ fn bias_before_heads(func: &mut Func) {
         if from.rank() != 3 || from.shape[..2] != to[..2] || makes_heads(func, &uses, result) {
             continue;
         }
-        let mut at = before(func, region, id);
-        let bias = at.reshape(bias, vec![from.last()]);
-        let sum = at.op(Opcode::Add, vec![x, bias], Vec::new(), vec![from])[0];
-        let split = at.reshape(sum, to);
+        let mut at = Builder::before(func, region, id);
+        let bias = at.reshape(bias, &[from.last()]);
+        let sum = at.map(Opcode::Add, &[x, bias]);
+        let split = at.reshape(sum, &to);
         func.replace_uses(&HashMap::from([(result, split)]));
     }
 }
@@ -199,10 +153,9 @@ fn cache_attention(func: &mut Func) {
             let shape = func.ty(x).shape.clone();
             let (zero, pos) = *starts.entry(shape[0]).or_insert_with(|| zeros(func, shape[0]));
             let ty = Type::cache(DType::F32, [&[1], &shape[..]].concat());
-            let cache = func.add_arg(body, ty.clone(), Some("attention cache".into()));
-            let mut at = before(func, region, id);
-            let types = vec![ty, Type::f32(shape)];
-            let view = at.op(Opcode::CacheUpdate, vec![cache, x, pos, zero], Vec::new(), types)[1];
+            let cache = func.add_arg(body, ty, Some("attention cache".into()));
+            let mut at = Builder::before(func, region, id);
+            let view = at.results(Opcode::CacheUpdate, &[cache, x, pos, zero], Vec::new())[1];
             func.ops[id].operands[index] = view;
         }
     }
@@ -210,11 +163,8 @@ fn cache_attention(func: &mut Func) {
 
 /// The constant 0 and `batch` zeros, at the beginning of the function.
 fn zeros(func: &mut Func, batch: usize) -> (ValueId, ValueId) {
-    let (region, first) = (func.body, func.regions[func.body].ops.first().copied());
-    let mut at = Inserter { func, region, before: first, loc: Loc::default() };
-    let (number, scalar) = (vec![Attr::Float(0.0), Attr::DType(DType::I32)], Type::scalar(DType::I32));
-    let zero = at.op(Opcode::Constant, Vec::new(), number, vec![scalar])[0];
-    let attrs = vec![Attr::Ints(vec![batch as i64])];
-    let zeros = at.op(Opcode::Broadcast, vec![zero], attrs, vec![Type::new(DType::I32, [batch])])[0];
-    (zero, zeros)
+    let body = func.body;
+    let mut at = Builder::first(func, body);
+    let zero = at.constant(0.0, DType::I32);
+    (zero, at.op(Opcode::Broadcast, &[zero], vec![Attr::shape(&[batch])]))
 }

@@ -1,7 +1,6 @@
 //! Operations along an axis of one element, which kernels of rows do not have, as elementwise ones. Such axes come with functions of
 //! one position, as `softmax(x · xᵀ)` of one token is.
-use super::normalise::before;
-use rdc_ir::{Attr, DType, Func, Opcode, Type};
+use rdc_ir::{Builder, DType, Func, Opcode};
 use std::collections::HashMap;
 
 /// A sum or a maximum of one element is the element: `reduce_sum %x {axis = 1, keep = false} : f32[4]` of `f32[4, 1]` becomes a reshape.
@@ -14,25 +13,22 @@ pub fn elementwise(func: &mut Func) {
         let (from, ty) = (func.ty(x).clone(), func.ty(op.results[0]).clone());
         let one = |axis: usize| from.shape.get(axis) == Some(&1);
         let last = from.rank().wrapping_sub(1);
-        let mut at = before(func, region, id);
+        let mut at = Builder::before(func, region, id);
         let value = match op.opcode {
-            Opcode::ReduceSum | Opcode::ReduceMax if one(op.size("axis")) => at.reshape(x, ty.shape),
-            Opcode::SumTo if from.elements() == ty.elements() => at.reshape(x, ty.shape),
+            Opcode::ReduceSum | Opcode::ReduceMax if one(op.size("axis")) => at.reshape(x, &ty.shape),
+            Opcode::SumTo if from.elements() == ty.elements() => at.reshape(x, &ty.shape),
             Opcode::Softmax | Opcode::RmsNorm | Opcode::LayerNorm if one(last) => {
-                let mut each = |opcode, operands| at.op(opcode, operands, Vec::new(), vec![ty.clone()])[0];
-                let x = if op.opcode == Opcode::RmsNorm { x } else { each(Opcode::Sub, vec![x, x]) };
+                let x = if op.opcode == Opcode::RmsNorm { x } else { at.map(Opcode::Sub, &[x, x]) };
                 if op.opcode == Opcode::Softmax {
-                    each(Opcode::Exp, vec![x])
+                    at.map(Opcode::Exp, &[x])
                 } else {
-                    let square = each(Opcode::Mul, vec![x, x]);
-                    let attrs = vec![Attr::Float(op.float("eps")), Attr::DType(DType::F32)];
-                    let eps = at.op(Opcode::Constant, Vec::new(), attrs, vec![Type::scalar(DType::F32)])[0];
-                    let mut each = |opcode, operands| at.op(opcode, operands, Vec::new(), vec![ty.clone()])[0];
-                    let sum = each(Opcode::Add, vec![square, eps]);
-                    let scale = each(Opcode::Rsqrt, vec![sum]);
-                    let scaled = each(Opcode::Mul, vec![x, scale]);
-                    let weighted = each(Opcode::Mul, vec![scaled, op.operands[1]]);
-                    op.operands.get(2).map_or(weighted, |&bias| each(Opcode::Add, vec![weighted, bias]))
+                    let square = at.map(Opcode::Mul, &[x, x]);
+                    let eps = at.constant(op.float("eps"), DType::F32);
+                    let sum = at.map(Opcode::Add, &[square, eps]);
+                    let scale = at.map(Opcode::Rsqrt, &[sum]);
+                    let scaled = at.map(Opcode::Mul, &[x, scale]);
+                    let weighted = at.map(Opcode::Mul, &[scaled, op.operands[1]]);
+                    op.operands.get(2).map_or(weighted, |&bias| at.map(Opcode::Add, &[weighted, bias]))
                 }
             }
             _ => continue,

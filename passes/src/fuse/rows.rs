@@ -1,5 +1,4 @@
 //! Row operations: what a kernel can compute row by row over tensors seen as `[rows, columns]`.
-use super::tiles::lcm;
 use rdc_ir::{Func, OpId, Opcode, Type};
 
 /// How an operand is seen by an elementwise operation over a full shape.
@@ -86,12 +85,6 @@ pub fn natural_rows(func: &Func, id: OpId) -> Option<usize> {
     let is_start = func.ops[id].opcode != Opcode::Reshape && result.rank() > 0;
     let tokens = if result.rank() == 4 { result.shape[0] * result.shape[1] } else { result.rows() };
     [result.rows(), tokens, result.elements()].into_iter().find(|&rows| is_start && fits(func, id, rows))
-}
-
-/// Rows after which a block of every `sum_blocks` among some operations begins again.
-pub fn block(func: &Func, ops: &[OpId]) -> usize {
-    let sums = ops.iter().map(|&op| &func.ops[op]).filter(|op| op.opcode == Opcode::SumBlocks);
-    sums.fold(1, |block, op| lcm(block, op.size("rows").max(1)))
 }
 
 /// Whether an operation looks rows up in a table.

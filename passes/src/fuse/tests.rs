@@ -3,17 +3,18 @@
 use super::normalise::{normalise, remove_unused};
 use super::uses::Uses;
 use super::{GroupKind, groups};
+use crate::plan::testing::CPU;
 use crate::plan::weights::{Weights, leaves};
 
 /// The kernels of the body of the function `f`, one a line: the kind, then the operations.
 fn kernels(body: &str) -> String {
     let module = rdc_ir::parse(&format!("module \"m\"\n{body}")).unwrap();
     assert_eq!(rdc_ir::verify::verify_text(&module), None);
-    let mut func = normalise(&module.funcs[0], 6);
+    let mut func = normalise(&module.funcs[0], &CPU);
     remove_unused(&mut func);
     let uses = Uses::new(&func);
     let leaves = leaves(&func, &uses, &Weights::new(&module));
-    let groups = groups(&func, &uses, &leaves, func.body).into_iter().filter(|g| g.kind != GroupKind::Alias);
+    let groups = groups(&func, &uses, &leaves, func.body, &CPU).into_iter().filter(|g| g.kind != GroupKind::Alias);
     let lines = groups.map(|group| {
         let kind = format!("{:?}", group.kind);
         let words = group.ops.iter().map(|&op| func.ops[op].opcode.info().mnemonic);

@@ -1,6 +1,6 @@
 //! Weight layout: products with weights read panels that are packed once.
 //!
-//! - `matmul(x, wᵀ)` whose `w` is made of blocks of parameters becomes `packed_matmul(x, pack(w))`. A product with any other
+//! - `matmul(x, wᵀ)` whose `w` is made of pieces of parameters becomes `packed_matmul(x, pack(w))`. A product with any other
 //!   weight (transposed in the checkpoint, or computed from parameters) stays as it is.
 //! - Products of one input become one product over the stacked weights, followed by slices (query, key, value; gate, up).
 //!   A bias that each part then gets before it is split into heads is added after the split instead, where the kernels
@@ -17,7 +17,7 @@
 //! Packing stays in the IR as operations on parameters; hoisting takes them out of loops.
 //!
 //! In training parameters change, so packs are computed as everything else is ([`run_for_training`]). Then products are joined
-//! only if their weights are one block of one parameter, tables are read as they are, and a product with a weight as the
+//! only if their weights are one piece of one parameter, tables are read as they are, and a product with a weight as the
 //! checkpoint holds it, `matmul(dy, w)`, is one with the packed transpose. What products are left take operands of rank 2.
 mod training;
 mod weight;
@@ -58,7 +58,7 @@ fn lay_out(module: &mut Module, surveys: Vec<Survey>, dtype: WeightType, nr: usi
     }
 }
 
-/// Products of one input with weights made of blocks of parameters.
+/// Products of one input with weights made of pieces of parameters.
 struct Group {
     /// The products, in order.
     sites: Vec<OpId>,
@@ -88,7 +88,7 @@ impl Group {
 struct Survey {
     /// Products that could be one, and single ones.
     groups: Vec<Group>,
-    /// Gathers from weights made of blocks.
+    /// Gathers from weights made of pieces.
     gathers: HashMap<OpId, Weight>,
 }
 
@@ -106,11 +106,11 @@ impl Survey {
                 continue;
             }
             let (x, w, result) = (data.operands[0], data.operands[1], data.results[0]);
-            let Some(weight) = Weight::read(func, w).filter(|w| !training || w.is_block()) else { continue };
+            let Some(weight) = Weight::read(func, w).filter(|w| !training || w.is_piece()) else { continue };
             // A narrow product, or one whose result leaves the region as it is, would gain nothing and cost a copy.
             let joins = weight.n() >= NARROW && !uses.yielded.contains(&result);
             let goes_with = |group: &usize| {
-                !training || Weight::stack(survey.groups[*group].weights.iter().chain([&weight])).is_block()
+                !training || Weight::stack(survey.groups[*group].weights.iter().chain([&weight])).is_piece()
             };
             let known = by_input.get(&(region, x)).copied().filter(goes_with);
             let index = known.filter(|_| joins).unwrap_or(survey.groups.len());
@@ -353,7 +353,7 @@ fn product(b: &mut Builder, module: &Module, plan: &Plan, unit: &Unit, replaced:
     let mut start = 0;
     for (&site, part) in unit.sites.iter().zip(unit.weights) {
         b.loc = b.func.ops[site].loc;
-        let value = weight::slice(b, result, axis, (start, start + part.n()));
+        let value = b.slice(result, axis, (start, start + part.n()));
         replace(b, site, value, replaced);
         start += part.n();
     }
@@ -367,32 +367,22 @@ fn replace(b: &mut Builder, op: OpId, new: ValueId, replaced: &mut HashMap<Value
 
 /// Rounds parameters to bf16 and back for all uses but the packing, which rounds by itself.
 fn round(func: &mut Func, params: &[OpId]) {
-    let rounded: HashMap<OpId, [OpId; 2]> = params
-        .iter()
-        .map(|&op| {
-            let (value, loc) = (func.ops[op].results[0], func.ops[op].loc);
-            let wide = func.ty(value).clone();
-            let narrow = rdc_ir::Type::new(DType::BF16, wide.shape.clone());
-            let to = vec![Attr::DType(DType::BF16)];
-            let down = func.make_op(Opcode::Cast, vec![], to, vec![narrow], vec![], loc);
-            let half = func.ops[down].results[0];
-            let back = vec![Attr::DType(DType::F32)];
-            let up = func.make_op(Opcode::Cast, vec![half], back, vec![wide], vec![], loc);
-            let name = func.values[value].name.clone();
-            func.values[func.ops[up].results[0]].name = name;
-            (op, [down, up])
-        })
-        .collect();
-    let replaced = rounded.iter().map(|(op, [_, up])| (func.ops[*op].results[0], func.ops[*up].results[0])).collect();
-    func.replace_uses(&replaced);
-    for (op, [down, _]) in &rounded {
-        func.ops[*down].operands = vec![func.ops[*op].results[0]];
+    let mut rounded = HashMap::new();
+    for (region, op) in func.walk() {
+        if !params.contains(&op) {
+            continue;
+        }
+        let value = func.ops[op].results[0];
+        let mut b = Builder::after(func, region, op);
+        let narrow = b.op(Opcode::Cast, &[value], vec![Attr::DType(DType::BF16)]);
+        let wide = b.op(Opcode::Cast, &[narrow], vec![Attr::DType(DType::F32)]);
+        func.inherit_name(value, wide);
+        rounded.insert(value, (narrow, wide));
     }
-    for region in analysis::regions_inside_out(func) {
-        let ops = &func.regions[region].ops;
-        func.regions[region].ops = ops
-            .iter()
-            .flat_map(|&op| std::iter::once(op).chain(rounded.get(&op).into_iter().flatten().copied()))
-            .collect();
+    func.replace_uses(&rounded.iter().map(|(&value, &(_, wide))| (value, wide)).collect());
+    for (value, (narrow, _)) in rounded {
+        if let Some(cast) = func.def_op(narrow) {
+            func.ops[cast].operands = vec![value];
+        }
     }
 }

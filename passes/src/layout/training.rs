@@ -1,9 +1,8 @@
 //! Products of training other than those with transposed weights.
+use super::shape;
 use super::weight::Weight;
-use super::{replace, shape};
-use crate::analysis;
-use rdc_ir::{Attr, Builder, Func, Module, OpId, Opcode, ValueId};
-use std::collections::HashMap;
+use crate::rewrite::rewrite;
+use rdc_ir::{Builder, Func, Module, OpId, Opcode, ValueId};
 
 /// The largest weight, in bytes, of which there is a packed transpose. Copies of larger ones would be a good part of all memory,
 /// for products that take as long if they pack what they read in the caches.
@@ -14,18 +13,7 @@ const LARGEST_TRANSPOSE: usize = 12_000_000;
 pub fn products(module: &mut Module, nr: usize) {
     for i in 0..module.funcs.len() {
         let mut func = std::mem::replace(&mut module.funcs[i], Func::new(""));
-        let mut replaced = HashMap::new();
-        for region in analysis::regions_inside_out(&func) {
-            for op in std::mem::take(&mut func.regions[region].ops) {
-                let mut b = Builder::at(&mut func, region);
-                b.loc = b.func.ops[op].loc;
-                match product(&mut b, module, op, nr) {
-                    Some(value) => replace(&mut b, op, value, &mut replaced),
-                    None => func.regions[region].ops.push(op),
-                }
-            }
-        }
-        func.replace_uses(&replaced);
+        rewrite(&mut func, |b, op| product(b, module, op, nr).map(|value| vec![value]));
         module.funcs[i] = func;
     }
 }
@@ -36,7 +24,7 @@ fn product(b: &mut Builder, module: &Module, op: OpId, nr: usize) -> Option<Valu
         return None;
     }
     let (x, w) = (data.operands[0], data.operands[1]);
-    let transposes = |w: &Weight| w.is_block() && !data.flag("trans_b") && w.n() * w.k() * 4 <= LARGEST_TRANSPOSE;
+    let transposes = |w: &Weight| w.is_piece() && !data.flag("trans_b") && w.n() * w.k() * 4 <= LARGEST_TRANSPOSE;
     if let Some(weight) = Weight::read(b.func, w).filter(transposes) {
         let packed = weight.pack_transposed(b, module, nr);
         return Some(b.op(Opcode::PackedMatmul, &[x, packed], shape(weight.k(), weight.n(), 1)));
@@ -45,7 +33,7 @@ fn product(b: &mut Builder, module: &Module, op: OpId, nr: usize) -> Option<Valu
     if from.rank() == 2 || b.func.ty(w).rank() != 2 {
         return None;
     }
-    let rows = b.op(Opcode::Reshape, &[x], vec![Attr::shape(&[from.rows(), from.last()])]);
+    let rows = b.reshape(x, &[from.rows(), from.last()]);
     let product = b.op(Opcode::Matmul, &[rows, w], data.attrs);
-    Some(b.op(Opcode::Reshape, &[product], vec![Attr::shape(&to)]))
+    Some(b.reshape(product, &to))
 }

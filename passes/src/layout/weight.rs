@@ -1,73 +1,46 @@
-//! Weights as stacked blocks of parameters: what makes two weights the same, and how the IR computes them.
+//! Weights as stacked pieces of parameters: what makes two weights the same, and how the IR computes them.
 use crate::options::WeightType;
+use rdc_ir::program::Piece;
 use rdc_ir::{Attr, Builder, DType, Func, Module, Opcode, Type, ValueId};
 
-/// A block of a parameter seen as a matrix by its last axis.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Block {
-    /// Checkpoint name.
-    pub param: String,
-    /// Rows.
-    pub rows: (usize, usize),
-    /// Columns.
-    pub cols: (usize, usize),
-}
-
-/// A matrix `[n, k]` made of blocks below each other.
+/// A matrix `[n, k]` made of pieces below each other.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Weight {
-    /// The blocks; neighbours that are one block are one.
-    pub blocks: Vec<Block>,
-}
-
-impl Block {
-    fn height(&self) -> usize {
-        self.rows.1 - self.rows.0
-    }
+    /// The pieces; neighbours that are one piece are one.
+    pub pieces: Vec<Piece>,
 }
 
 impl Weight {
     /// Rows.
     pub fn n(&self) -> usize {
-        self.blocks.iter().map(Block::height).sum()
+        self.pieces.iter().map(Piece::height).sum()
     }
     /// Columns.
     pub fn k(&self) -> usize {
-        self.blocks.first().map_or(0, |b| b.cols.1 - b.cols.0)
+        self.pieces.first().map_or(0, |b| b.cols.1 - b.cols.0)
     }
     /// Weights of one width below each other.
     pub fn stack<'a>(weights: impl IntoIterator<Item = &'a Weight>) -> Weight {
-        let mut blocks: Vec<Block> = Vec::new();
-        for block in weights.into_iter().flat_map(|w| &w.blocks) {
-            match blocks.last_mut() {
-                Some(last) if last.param == block.param && last.cols == block.cols && last.rows.1 == block.rows.0 => {
-                    last.rows.1 = block.rows.1;
+        let mut pieces: Vec<Piece> = Vec::new();
+        for piece in weights.into_iter().flat_map(|w| &w.pieces) {
+            match pieces.last_mut() {
+                Some(last) if last.param == piece.param && last.cols == piece.cols && last.rows.1 == piece.rows.0 => {
+                    last.rows.1 = piece.rows.1;
                 }
-                _ => blocks.push(block.clone()),
+                _ => pieces.push(piece.clone()),
             }
         }
-        Weight { blocks }
+        Weight { pieces }
     }
-    /// Whether it is one block of one parameter.
-    pub fn is_block(&self) -> bool {
-        self.blocks.len() == 1
+    /// Whether it is one piece of one parameter.
+    pub fn is_piece(&self) -> bool {
+        self.pieces.len() == 1
     }
     fn rows(&self, start: usize, end: usize) -> Weight {
-        let mut offset = 0;
-        let mut blocks = Vec::new();
-        for block in &self.blocks {
-            let (from, to) = (start.max(offset), end.min(offset + block.height()));
-            if from < to {
-                let base = block.rows.0;
-                blocks.push(Block { rows: (base + from - offset, base + to - offset), ..block.clone() });
-            }
-            offset += block.height();
-        }
-        Weight { blocks }
+        Weight { pieces: Piece::rows_between(&self.pieces, start, end) }
     }
     fn cols(&self, start: usize, end: usize) -> Weight {
-        let cut = |b: &Block| Block { cols: (b.cols.0 + start, b.cols.0 + end), ..b.clone() };
-        Weight { blocks: self.blocks.iter().map(cut).collect() }
+        Weight { pieces: Piece::columns_between(&self.pieces, start, end) }
     }
 
     /// Reads a matrix that the IR makes of parameters by slices, concatenations and reshapes which keep rows whole.
@@ -77,24 +50,24 @@ impl Weight {
 
     /// Appends the operations that pack its transpose, in f32.
     pub fn pack_transposed(&self, b: &mut Builder, module: &Module, nr: usize) -> ValueId {
-        let parts: Vec<ValueId> = self.blocks.iter().map(|p| p.unpacked(b, module, WeightType::F32).w).collect();
-        let rows = concat(b, &parts);
+        let parts: Vec<ValueId> = self.pieces.iter().map(|p| unpacked(p, b, module, WeightType::F32).w).collect();
+        let rows = b.concat(&parts, 0);
         let columns = b.op(Opcode::Transpose, &[rows], vec![Attr::Ints(vec![1, 0])]);
         b.op(Opcode::Pack, &[columns], vec![Attr::Int(nr as i64), Attr::Int(1)])
     }
 
     /// Appends the operations that pack it. Returns the packed weight and, for i8, the scale of each row.
     pub fn pack(&self, b: &mut Builder, module: &Module, dtype: WeightType, layout: Layout) -> Packed {
-        let parts: Vec<Unpacked> = self.blocks.iter().map(|block| block.unpacked(b, module, dtype)).collect();
+        let parts: Vec<Unpacked> = self.pieces.iter().map(|piece| unpacked(piece, b, module, dtype)).collect();
         let w: Vec<ValueId> = parts.iter().map(|p| p.w).collect();
         let scales: Vec<ValueId> = parts.iter().filter_map(|p| p.scale).collect();
-        let rows = concat(b, &w);
+        let rows = b.concat(&w, 0);
         let stored = match dtype {
             WeightType::Bf16 => b.op(Opcode::Cast, &[rows], vec![Attr::DType(DType::BF16)]),
             WeightType::F32 | WeightType::I8 => rows,
         };
         let attrs = vec![Attr::Int(layout.nr as i64), Attr::Int(layout.parts as i64)];
-        let scale = (!scales.is_empty()).then(|| concat(b, &scales));
+        let scale = (!scales.is_empty()).then(|| b.concat(&scales, 0));
         Packed { w: b.op(Opcode::Pack, &[stored], attrs), scale }
     }
 }
@@ -123,47 +96,24 @@ struct Unpacked {
     scale: Option<ValueId>,
 }
 
-impl Block {
-    /// The block's rows; in int8, with scales that come from whole rows of the parameter.
-    fn unpacked(&self, b: &mut Builder, module: &Module, dtype: WeightType) -> Unpacked {
-        let ty = module.param(&self.param).map_or_else(|| Type::f32([self.rows.1, self.cols.1]), |p| p.ty.clone());
-        let (n, k) = (ty.rows(), ty.last());
-        let param = b.param(&self.param, ty.clone());
-        let matrix = if ty.rank() == 2 {
-            param
-        } else {
-            b.op(Opcode::Reshape, &[param], vec![Attr::Ints(vec![n as i64, k as i64])])
-        };
-        let whole = match dtype {
-            WeightType::I8 => quantize(b, matrix),
-            WeightType::F32 | WeightType::Bf16 => Unpacked { w: matrix, scale: None },
-        };
-        let rows = slice(b, whole.w, 0, self.rows);
-        let scale = whole.scale.map(|s| slice(b, s, 0, self.rows));
-        Unpacked { w: slice(b, rows, 1, self.cols), scale }
-    }
+/// A piece's rows; in int8, with scales that come from whole rows of the parameter.
+fn unpacked(piece: &Piece, b: &mut Builder, module: &Module, dtype: WeightType) -> Unpacked {
+    let ty = module.param(&piece.param).map_or_else(|| Type::f32([piece.rows.1, piece.cols.1]), |p| p.ty.clone());
+    let (n, k) = (ty.rows(), ty.last());
+    let param = b.param(&piece.param, ty.clone());
+    let matrix = b.reshape(param, &[n, k]);
+    let whole = match dtype {
+        WeightType::I8 => quantize(b, matrix),
+        WeightType::F32 | WeightType::Bf16 => Unpacked { w: matrix, scale: None },
+    };
+    let rows = b.slice(whole.w, 0, piece.rows);
+    let scale = whole.scale.map(|s| b.slice(s, 0, piece.rows));
+    Unpacked { w: b.slice(rows, 1, piece.cols), scale }
 }
 
 fn quantize(b: &mut Builder, w: ValueId) -> Unpacked {
-    // `quantize` has two results; `op` returns the first.
-    let values = b.op(Opcode::Quantize, &[w], vec![]);
-    let scale = b.func.def_op(values).and_then(|op| b.func.ops[op].results.get(1).copied());
-    Unpacked { w: values, scale }
-}
-
-/// A slice, or the value itself if the range is the whole axis.
-pub fn slice(b: &mut Builder, value: ValueId, axis: usize, (start, end): (usize, usize)) -> ValueId {
-    if start == 0 && b.func.ty(value).shape[axis] == end {
-        return value;
-    }
-    b.op(Opcode::Slice, &[value], [axis, start, end].map(|n| Attr::Int(n as i64)).to_vec())
-}
-
-fn concat(b: &mut Builder, parts: &[ValueId]) -> ValueId {
-    match parts {
-        [only] => *only,
-        _ => b.op(Opcode::Concat, parts, vec![Attr::Int(0)]),
-    }
+    let results = b.results(Opcode::Quantize, &[w], vec![]);
+    Unpacked { w: results[0], scale: results.get(1).copied() }
 }
 
 /// The rows of a value of any rank, seen as a matrix by its last axis.
@@ -177,8 +127,8 @@ fn read_rows(func: &Func, value: ValueId) -> Option<Weight> {
     let outermost = |axis: usize, shape: &[usize]| shape[..axis].iter().all(|&n| n == 1);
     match op.opcode {
         Opcode::Param => {
-            let block = Block { param: op.text("name").into(), rows: (0, ty.rows()), cols: (0, ty.last()) };
-            Some(Weight { blocks: vec![block] })
+            let piece = Piece { param: op.text("name").into(), rows: (0, ty.rows()), cols: (0, ty.last()) };
+            Some(Weight { pieces: vec![piece] })
         }
         Opcode::Reshape => {
             let x = op.operands[0];

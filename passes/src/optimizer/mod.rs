@@ -33,6 +33,7 @@
 mod rows;
 mod update;
 
+use rdc_ir::training::OptimizerKind;
 use rdc_ir::{Builder, DType, Func, Module, Opcode, Param, Type};
 use rows::{scalar_input, view};
 
@@ -45,21 +46,11 @@ pub const EXP_AVG: &str = "exp_avg.";
 /// The prefix of a second moment's name.
 pub const EXP_AVG_SQ: &str = "exp_avg_sq.";
 
-/// The optimisers, see the [module documentation](self).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Optimizer {
-    /// Adam with decoupled weight decay.
-    #[default]
-    AdamW,
-    /// Adam with clipped updates, an arc tangent in place of the division, and moments that begin with the first gradient.
-    EllisAdam,
-}
-
 /// What the functions do.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// The formula.
-    pub optimizer: Optimizer,
+    /// The formula, see the [module documentation](self).
+    pub optimizer: OptimizerKind,
     /// Names of the parameters that are not updated.
     pub frozen: Vec<String>,
     /// Whether gradients are summed over batches: `update` reads `sum.NAME`, and there is `accumulate`.
@@ -102,12 +93,12 @@ fn accumulate(trained: &[Trained]) -> Func {
     let b = &mut Builder::new(&mut func);
     let keep = scalar_input(b, "keep");
     let zero = b.constant(0.0, DType::F32);
-    let keeps = b.op(Opcode::Lt, &[zero, keep], vec![]);
+    let keeps = b.map(Opcode::Lt, &[zero, keep]);
     for param in trained {
         let (sum, grad) = (view(b, SUM, param), view(b, GRAD, param));
-        let kept = b.op(Opcode::Mul, &[sum, keep], vec![]);
-        let kept = b.op(Opcode::Select, &[keeps, kept, zero], vec![]);
-        let sum = b.op(Opcode::Add, &[kept, grad], vec![]);
+        let kept = b.map(Opcode::Mul, &[sum, keep]);
+        let kept = b.map(Opcode::Select, &[keeps, kept, zero]);
+        let sum = b.map(Opcode::Add, &[kept, grad]);
         rows::update(b, SUM, param, sum);
     }
     func

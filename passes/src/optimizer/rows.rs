@@ -7,13 +7,6 @@ pub fn scalar_input(b: &mut Builder, name: &str) -> ValueId {
     b.arg(name, ArgRole::Input, Type::scalar(DType::F32))
 }
 
-pub fn reshape(b: &mut Builder, value: ValueId, shape: &[usize]) -> ValueId {
-    if b.func.ty(value).shape == shape {
-        return value;
-    }
-    b.op(Opcode::Reshape, &[value], vec![Attr::shape(shape)])
-}
-
 /// A tensor's rows and columns: one row if it has one axis, or columns of one element, which row kernels do not see as rows.
 fn shape(ty: &Type) -> [usize; 2] {
     if ty.rank() < 2 || ty.last() == 1 { [1, ty.elements()] } else { [ty.rows(), ty.last()] }
@@ -22,12 +15,12 @@ fn shape(ty: &Type) -> [usize; 2] {
 /// The parameter of that prefix as rows and columns.
 pub fn view(b: &mut Builder, prefix: &str, param: &Trained) -> ValueId {
     let value = b.param(&format!("{prefix}{}", param.name), param.ty.clone());
-    reshape(b, value, &shape(&param.ty))
+    b.reshape(value, &shape(&param.ty))
 }
 
 /// The output that replaces the parameter of that prefix by rows and columns.
 pub fn update(b: &mut Builder, prefix: &str, param: &Trained, rows: ValueId) {
-    let value = reshape(b, rows, &param.ty.shape);
+    let value = b.reshape(rows, &param.ty.shape);
     b.update(format!("{prefix}{}", param.name), value);
 }
 
@@ -40,7 +33,7 @@ fn row_sums(b: &mut Builder, x: ValueId) -> ValueId {
 pub fn total(b: &mut Builder, x: ValueId) -> ValueId {
     let sums = row_sums(b, x);
     let rows = b.func.ty(sums).elements();
-    let sums = reshape(b, sums, &[1, rows]);
+    let sums = b.reshape(sums, &[1, rows]);
     row_sums(b, sums)
 }
 
@@ -49,6 +42,6 @@ pub fn sum(b: &mut Builder, values: &[ValueId]) -> ValueId {
     if values.is_empty() {
         return b.constant(0.0, DType::F32);
     }
-    let joined = b.op(Opcode::Concat, values, vec![Attr::Int(1)]);
+    let joined = b.concat(values, 1);
     row_sums(b, joined)
 }

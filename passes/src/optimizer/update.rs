@@ -1,6 +1,7 @@
 //! The function `update`.
 use super::rows::{self, scalar_input, view};
-use super::{EXP_AVG, EXP_AVG_SQ, GRAD, Optimizer, Options, SUM, Trained};
+use super::{EXP_AVG, EXP_AVG_SQ, GRAD, Options, SUM, Trained};
+use rdc_ir::training::OptimizerKind;
 use rdc_ir::{Builder, DType, Func, Opcode, ValueId};
 
 /// What all tensors use; `f32[]` but for the truth values.
@@ -35,7 +36,7 @@ struct Maths<'b, 'f> {
 
 impl Maths<'_, '_> {
     fn op(&mut self, opcode: Opcode, operands: &[ValueId]) -> ValueId {
-        self.b.op(opcode, operands, vec![])
+        self.b.map(opcode, operands)
     }
     fn add(&mut self, x: ValueId, y: ValueId) -> ValueId {
         self.op(Opcode::Add, &[x, y])
@@ -63,7 +64,7 @@ impl Maths<'_, '_> {
             totals.push(rows::total(self.b, squares));
         }
         let total = rows::sum(self.b, &totals);
-        let total = rows::reshape(self.b, total, &[]);
+        let total = self.b.reshape(total, &[]);
         self.op(Opcode::Sqrt, &[total])
     }
     /// m + (1 - β1)(g - m)
@@ -153,8 +154,8 @@ pub fn function(trained: &[Trained], options: &Options) -> Func {
         let grad = f.mul(grad, s.scale);
         let operands = [grad, old[1], old[2]];
         let [m, v, step] = match options.optimizer {
-            Optimizer::AdamW => f.adamw(&s, operands),
-            Optimizer::EllisAdam => f.ellis_adam(&s, operands),
+            OptimizerKind::AdamW => f.adamw(&s, operands),
+            OptimizerKind::EllisAdam => f.ellis_adam(&s, operands),
         };
         let decayed = if param.decay { f.mul(old[0], s.keep) } else { old[0] };
         let new = [f.sub(decayed, step), m, v];

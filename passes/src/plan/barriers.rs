@@ -72,7 +72,7 @@ impl Placer<'_> {
         self.touch(&arg, self.entry.buffers[buffer].bytes(), write, None)
     }
     fn launch(&self, launch: &Launch) -> Vec<Access> {
-        let pointers = launch.args.iter().zip(self.kernels[launch.kernel].pointers());
+        let pointers = launch.args.iter().zip(&self.kernels[launch.kernel].pointers);
         pointers
             .flat_map(|(arg, pointer)| self.touch(arg, pointer.bytes(), pointer.written, Some(launch.kernel)))
             .collect()

@@ -10,7 +10,7 @@
 use rdc_ir::interp::{self, Data, Inputs, Tensor};
 use rdc_ir::packing::{Element, Packing, row_scale};
 use rdc_ir::program::{
-    Entry, Kernel, KernelKind, Launch, LoopStep, Offset, Piece, Place, Pointer, Program, Step, Weight, WeightSource,
+    Entry, Kernel, KernelKind, Launch, LoopStep, Offset, Piece, Place, Program, Step, Weight, WeightSource,
 };
 use rdc_ir::{DType, Module, Opcode, Type, tables};
 use std::collections::HashMap;
@@ -263,14 +263,14 @@ impl Machine<'_> {
         let mut places = Vec::new();
         // What the launch itself reads is another matter.
         let before = self.open.len();
-        let pointers: Vec<Pointer> = kernel.pointers().collect();
+        let pointers = &kernel.pointers;
         for (pointer, at) in pointers.iter().zip(&launch.args) {
             assert_eq!(self.entry.buffers[at.buffer].pitch, pointer.pitch, "{}", kernel.name);
         }
         for ((arg, &value), (pointer, at)) in func.args.iter().zip(&body.args).zip(pointers.iter().zip(&launch.args)) {
-            let (Pointer { ty, pitch, .. }, bytes, write) = (*pointer, pointer.bytes(), updated(value));
+            let (bytes, write) = (pointer.bytes(), updated(value));
             self.touch(at.buffer, offset(at.offset), bytes, write);
-            let tensor = self.load(at.buffer, offset(at.offset), (ty, pitch), !write);
+            let tensor = self.load(at.buffer, offset(at.offset), (&pointer.ty, pointer.pitch), !write);
             inputs.args.insert(arg.name.clone(), Rc::new(tensor));
             if !write && let Some((space, from)) = self.place(at.buffer, offset(at.offset), bytes) {
                 places.push((arg.name.clone(), space, from, from + bytes));
@@ -428,10 +428,10 @@ fn assert_element_by_element(
     result: &str,
     results: &interp::Outputs<f32>,
 ) {
-    let is_base = matches!(kernel.kind, KernelKind::ScatterAdd { .. });
+    let is_base = matches!(kernel.kind, KernelKind::ScatterAdd(_));
     let elements = inputs.args[over[0]].ty.elements();
-    let rows = match kernel.kind {
-        KernelKind::Rows { rows, .. } => rows,
+    let rows = match &kernel.kind {
+        KernelKind::Rows(body) => body.graph.rows,
         _ => elements,
     };
     let width = elements / rows;

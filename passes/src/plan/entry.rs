@@ -6,7 +6,8 @@ use crate::Error;
 use crate::fuse::GroupKind;
 use crate::fuse::kernel::{Built, Operand};
 use crate::fuse::uses::{Uses, alias, moving, root};
-use rdc_ir::program::{Buffer, Entry, Input, KvPolicy, Launch, LaunchArg, Offset, Place, Step, Target};
+use crate::tile::Machine;
+use rdc_ir::program::{Buffer, Entry, Input, KvPolicy, Launch, LaunchArg, Offset, Place, Step};
 use rdc_ir::{Func, Loc, Op, OpId, Opcode, RegionId, Type, ValueDef, ValueId};
 use std::collections::{HashMap, HashSet};
 
@@ -23,19 +24,19 @@ pub struct Life {
     pub pair: Option<usize>,
 }
 
-/// Plans one function, which must be normalised: its schedule without barriers, and what places in the arena depend on, by buffer.
+/// Plans one function, which must be normalised, for a machine: its schedule without barriers, and what places in the arena depend on, by buffer.
 ///
 /// # Errors
 /// As [`super::build`].
 pub fn plan(
     func: &Func,
-    target: &Target,
+    machine: &dyn Machine,
     weights: &mut Weights,
     kernels: &mut Kernels,
 ) -> Result<(Entry, Vec<Life>), Error> {
     let uses = Uses::new(func);
     let leaves = weights::leaves(func, &uses, weights);
-    let survey = Survey::new(func, &uses, weights, &leaves, target);
+    let survey = Survey::new(func, &uses, weights, &leaves, machine)?;
     let mut planner = Planner {
         func,
         uses,

@@ -12,7 +12,7 @@ pub struct Kernels {
 impl Kernels {
     /// The index of a kernel, added and given its number if it is new.
     pub fn index(&mut self, mut kernel: Kernel) -> usize {
-        let key = format!("{:?}{:?}", kernel.kind, kernel.func);
+        let key = format!("{:?}{:?}{:?}", kernel.kind, kernel.tiling, kernel.func);
         *self.known.entry(key).or_insert_with(|| {
             kernel.name = format!("k{}_{}", self.list.len(), kernel.name);
             kernel.func.name.clone_from(&kernel.name);

@@ -35,7 +35,7 @@ use crate::{Error, Options};
 use rdc_ir::Module;
 use rdc_ir::program::Program;
 
-/// Builds the program of a module whose weights are packed for `options.target`.
+/// Builds the program of a module whose weights are packed for `options.machine`.
 ///
 /// # Errors
 /// If a cache slot is neither constant nor a `kv_slot` of the loop around, or if a cache is read by anything but attention.
@@ -44,15 +44,15 @@ pub fn build(module: &Module, options: &Options) -> Result<Program, Error> {
     let mut kernels = kernels::Kernels::default();
     let (mut entries, mut lives) = (Vec::new(), Vec::new());
     for func in &module.funcs {
-        let mut func = normalise(func, options.target.mr);
+        let mut func = normalise(func, &*options.machine);
         places::own(&mut func, &weights);
         remove_unused(&mut func);
-        let (entry, life) = entry::plan(&func, &options.target, &mut weights, &mut kernels)?;
+        let (entry, life) = entry::plan(&func, &*options.machine, &mut weights, &mut kernels)?;
         entries.push(entry);
         lives.push(life);
     }
     let mut kernels = kernels.finish();
-    pitch::set(&mut entries, &mut kernels);
+    pitch::set(&mut entries, &mut kernels, &*options.machine);
     for (entry, lives) in entries.iter_mut().zip(&lives) {
         arena::allocate(entry, lives);
         barriers::place(entry, &kernels);

@@ -1,37 +1,44 @@
-//! Rows that lie so far apart that they do not keep each other out of the first-level cache.
+//! Rows that lie further apart than they are long.
 //!
-//! A register tile of a matmul reads a dozen rows side by side. Where a row is a multiple of 4 KiB they all fall into one set of the
-//! cache, and a kernel would have to copy them first; what it writes collides in the same way. Such activations get rows an odd
-//! number of cache lines apart, if every kernel that touches them can address such rows. Memory of the caller keeps its rows, and
-//! so does what a loop carries, since it may be recorded.
+//! A contraction reads many rows side by side. Where those would keep each other out of a cache (on a CPU if a row is a multiple of
+//! 4 KiB, since they all fall into one set of the first level), a kernel would have to copy them first; what it writes collides in the
+//! same way. Such activations get the pitch that the machine asks for ([`Machine::pitch`]), if every kernel that touches them can
+//! address such rows. Memory of the caller keeps its rows, and so does what a loop carries, since it may be recorded.
+use crate::tile::Machine;
 use petgraph::unionfind::UnionFind;
-use rdc_ir::pitch::{collide, odd_lines};
-use rdc_ir::program::{Buffer, Entry, Kernel, KernelKind, LaunchArg, LoopStep, Offset, Place, Step};
-use rdc_ir::{DType, Opcode, Type, ValueId};
-use std::collections::HashSet;
+use rdc_ir::program::{Buffer, Entry, Kernel, KernelKind, LaunchArg, LoopStep, Offset, Place, Pointer, Step};
+use rdc_ir::{DType, Type};
+use std::collections::{HashMap, HashSet};
 
 /// Sets the pitch of the buffers of entries that are not yet in the arena, and of the pointers that they are passed for.
-pub fn set(entries: &mut [Entry], kernels: &mut [Kernel]) {
-    let classes = Classes::new(entries, kernels);
+pub fn set(entries: &mut [Entry], kernels: &mut [Kernel], machine: &dyn Machine) {
+    let classes = Classes::new(entries, kernels, machine);
     let (mut spread, sets) = (classes.spread, classes.sets.into_labeling());
     // What one kernel cannot address, no kernel sees.
     for (node, &set) in sets.iter().enumerate() {
         spread[set] &= spread[node];
     }
     let wanted: HashSet<usize> = (0..kernels.len())
-        .filter(|&k| matches!(kernels[k].kind, KernelKind::Matmul { .. } | KernelKind::Product { .. }))
-        .flat_map(|k| (0..kernels[k].pointers().count()).map(move |pointer| (k, pointer)))
+        .filter(|&k| matches!(kernels[k].kind, KernelKind::Matmul(_) | KernelKind::Product(_)))
+        .flat_map(|k| (0..kernels[k].pointers.len()).map(move |pointer| (k, pointer)))
         .map(|(k, pointer)| sets[classes.pointers[k] + pointer])
         .filter(|&set| spread[set])
         .collect();
-    let chosen = |node: usize| wanted.contains(&sets[node]);
+    // The rows of one set are equally long, in as many buffers as it has.
+    let mut pitches = HashMap::new();
+    for (entry, first) in entries.iter().zip(&classes.buffers) {
+        let sets = sets[*first..].iter().zip(&entry.buffers).filter(|(set, _)| wanted.contains(set));
+        pitches.extend(sets.filter_map(|(&set, buffer)| Some((set, pitch(buffer, machine)?))));
+    }
+    let chosen = |node: usize| pitches.get(&sets[node]).copied();
     for (k, kernel) in kernels.iter_mut().enumerate() {
-        let pitches = kernel.pointers().map(|pointer| odd_lines(pointer.ty.last())).enumerate();
-        kernel.pitches = pitches.filter(|p| chosen(classes.pointers[k] + p.0)).collect();
+        for (index, pointer) in kernel.pointers.iter_mut().enumerate() {
+            pointer.pitch = chosen(classes.pointers[k] + index);
+        }
     }
     for (entry, first) in entries.iter_mut().zip(classes.buffers) {
         for (index, buffer) in entry.buffers.iter_mut().enumerate() {
-            buffer.pitch = chosen(first + index).then(|| odd_lines(buffer.ty.last()));
+            buffer.pitch = chosen(first + index);
         }
         move_args(&mut entry.steps, &entry.buffers);
     }
@@ -48,19 +55,19 @@ struct Classes {
 }
 
 impl Classes {
-    fn new(entries: &[Entry], kernels: &[Kernel]) -> Classes {
+    fn new(entries: &[Entry], kernels: &[Kernel], machine: &dyn Machine) -> Classes {
         let mut spread = Vec::new();
         let mut buffers = Vec::new();
         for entry in entries {
             buffers.push(spread.len());
-            spread.extend(entry.buffers.iter().map(collides));
+            spread.extend(entry.buffers.iter().map(|buffer| pitch(buffer, machine).is_some()));
             let first = spread.len() - entry.buffers.len();
             entry.outputs.iter().for_each(|output| spread[first + output.buffer] = false);
         }
         let mut pointers = Vec::new();
         for kernel in kernels {
             pointers.push(spread.len());
-            spread.extend(kernel.pointers().enumerate().map(|(index, pointer)| addresses(kernel, index, pointer.ty)));
+            spread.extend(kernel.pointers.iter().map(Pointer::may_have_pitch));
         }
         let mut classes = Classes { sets: UnionFind::new(spread.len()), spread, buffers, pointers };
         for (index, entry) in entries.iter().enumerate() {
@@ -73,10 +80,10 @@ impl Classes {
             match step {
                 Step::Launch(launch) => {
                     let pointers = self.pointers[launch.kernel];
-                    for (index, (arg, pointer)) in launch.args.iter().zip(kernels[launch.kernel].pointers()).enumerate()
+                    for (index, (arg, pointer)) in launch.args.iter().zip(&kernels[launch.kernel].pointers).enumerate()
                     {
                         self.sets.union(first + arg.buffer, pointers + index);
-                        self.spread[pointers + index] &= is_rows_of(pointer.ty, arg, &buffers[arg.buffer]);
+                        self.spread[pointers + index] &= is_rows_of(&pointer.ty, arg, &buffers[arg.buffer]);
                     }
                 }
                 Step::Copy { dst, src } => {
@@ -97,10 +104,11 @@ impl Classes {
     }
 }
 
-/// Whether a buffer of the schedule has rows that fall on each other.
-fn collides(buffer: &Buffer) -> bool {
+/// How far apart the rows of a buffer of the schedule had better lie.
+fn pitch(buffer: &Buffer, machine: &dyn Machine) -> Option<usize> {
     let ty = &buffer.ty;
-    matches!(buffer.place, Place::Arena(_)) && ty.dtype == DType::F32 && !ty.cache && collide(ty.rows(), ty.row_bytes())
+    let rows = matches!(buffer.place, Place::Arena(_)) && ty.dtype == DType::F32 && !ty.cache;
+    rows.then(|| machine.pitch(ty.rows(), ty.last())).flatten()
 }
 
 /// Whether an argument of that type is whole rows of a buffer.
@@ -111,28 +119,6 @@ fn is_rows_of(ty: &Type, arg: &LaunchArg, buffer: &Buffer) -> bool {
             Offset::Fixed(bytes) | Offset::Step { stride: bytes } => whole(bytes),
             Offset::Slot { .. } => false,
         }
-}
-
-/// Whether a kernel addresses the tensor of a pointer row by row, as its kind sees rows.
-fn addresses(kernel: &Kernel, pointer: usize, ty: &Type) -> bool {
-    let func = &kernel.func;
-    let body = &func.regions[func.body];
-    // Tables are looked up, weights are packed.
-    let users = |v: ValueId| body.ops.iter().map(|&op| &func.ops[op]).filter(move |op| op.operands.contains(&v));
-    let is_rows = body.args.get(pointer).is_none_or(|&arg| {
-        users(arg).all(|op| match op.opcode {
-            Opcode::Gather | Opcode::PackedGather | Opcode::Rope | Opcode::RopeGrad => false,
-            Opcode::PackedMatmul => !op.operands[1..].contains(&arg),
-            _ => true,
-        })
-    });
-    let rows = match kernel.kind {
-        KernelKind::Rows { rows, .. } | KernelKind::Matmul { m: rows, .. } => ty.rows() == rows,
-        KernelKind::Columns { rows, columns, .. } => columns > 1 && ty.rows() == rows,
-        KernelKind::Product { batch, m, n, k, .. } => [m, n, k].map(|rows| batch * rows).contains(&ty.rows()),
-        _ => false,
-    };
-    is_rows && rows
 }
 
 /// Moves arguments that begin with a later row, or move by rows, as the pitches of their buffers ask.

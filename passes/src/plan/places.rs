@@ -5,9 +5,8 @@
 //! - for what a loop writes or reads at an address that moves with its step, if a loop inside or an operation outside uses it;
 //! - for a trip count that is a constant.
 use super::weights::Weights;
-use crate::fuse::normalise::{Inserter, before};
 use crate::fuse::uses::{User, Uses, alias, is_constant, is_zero, moving, root};
-use rdc_ir::{Attr, Func, OpId, Opcode, RegionId, ValueDef, ValueId};
+use rdc_ir::{Builder, Func, OpId, Opcode, RegionId, ValueDef, ValueId};
 use std::collections::{HashMap, HashSet};
 
 /// Inserts the copies.
@@ -19,7 +18,7 @@ pub fn own(func: &mut Func, weights: &Weights) {
         match op.opcode {
             // A constant has no memory to be an alias of.
             Opcode::Reshape | Opcode::Slice | Opcode::StopGradient if is_constant(func, op.operands[0]) => {
-                let copy = before(func, region, id).copy(op.operands[0]);
+                let copy = Builder::before(func, region, id).copy(op.operands[0]);
                 func.ops[id].operands[0] = copy;
             }
             Opcode::Loop => own_loop(func, weights, region, id, &mut constants),
@@ -44,7 +43,7 @@ fn own_loop(func: &mut Func, weights: &Weights, region: RegionId, id: OpId, cons
                 let key = func.ops[def].float("value").to_bits();
                 *constants.entry(key).or_insert_with(|| constant(func, def))
             }
-            _ => before(func, region, id).copy(operand),
+            _ => Builder::before(func, region, id).copy(operand),
         };
     }
     let carried = op.operands.len() - 1;
@@ -53,12 +52,11 @@ fn own_loop(func: &mut Func, weights: &Weights, region: RegionId, id: OpId, cons
 
 /// A constant in memory, at the beginning of the function.
 fn constant(func: &mut Func, def: OpId) -> ValueId {
-    let (region, first) = (func.body, func.regions[func.body].ops.first().copied());
-    let op = func.ops[def].clone();
-    let ty = func.ty(op.results[0]).clone();
-    let mut at = Inserter { func, region, before: first, loc: op.loc };
-    let constant = at.op(op.opcode, op.operands, op.attrs, vec![ty.clone()])[0];
-    at.op(Opcode::Cast, vec![constant], vec![Attr::DType(ty.dtype)], vec![ty])[0]
+    let (body, op) = (func.body, func.ops[def].clone());
+    let mut at = Builder::first(func, body);
+    at.loc = op.loc;
+    let constant = at.op(op.opcode, &op.operands, op.attrs);
+    at.copy(constant)
 }
 
 /// Copies entries of a stack that are used beyond the loop whose step they are of.
@@ -67,10 +65,7 @@ fn own_entries(func: &mut Func) {
     for (region, id) in func.walk() {
         let entry = moving(func, &uses, id).and(func.ops[id].results.first().copied());
         if let Some(entry) = entry.filter(|&entry| !stays_here(func, &uses, region, entry)) {
-            let ops = &func.regions[region].ops;
-            let next = ops.iter().position(|&op| op == id).and_then(|at| ops.get(at + 1)).copied();
-            let loc = func.ops[id].loc;
-            let copy = Inserter { func, region, before: next, loc }.copy(entry);
+            let copy = Builder::after(func, region, id).copy(entry);
             func.replace_uses(&HashMap::from([(entry, copy)]));
             if let Some(cast) = func.def_op(copy) {
                 func.ops[cast].operands[0] = entry;
@@ -134,8 +129,10 @@ fn own_yields(func: &mut Func, weights: &Weights, region: RegionId, carried: usi
             let loc = func.def_op(value).map(|op| func.ops[op].loc).unwrap_or_default();
             // An argument is read before the iteration writes its next value.
             let is_arg = matches!(func.values[owner].def, ValueDef::Arg(..)) && region != func.body;
-            let first = func.regions[region].ops.first().copied().filter(|_| is_arg && owner == value);
-            let copy = Inserter { func, region, before: first, loc }.copy(value);
+            let is_first = is_arg && owner == value;
+            let mut at = if is_first { Builder::first(func, region) } else { Builder::at(func, region) };
+            at.loc = loc;
+            let copy = at.copy(value);
             taken.insert(copy);
             func.regions[region].yields[index] = copy;
         }

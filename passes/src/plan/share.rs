@@ -1,140 +1,131 @@
 //! Whether a kernel may write a result over an argument: the condition in `rdc_ir::program`, "Calling convention".
+use rdc_ir::program::body::{Epilogue, Rows};
+use rdc_ir::program::rows::{Class, NodeId, NodeKind, RowGraph};
 use rdc_ir::program::{Kernel, KernelKind};
-use rdc_ir::{Func, Op, OpId, Opcode, ValueId};
-use std::collections::{HashMap, HashSet};
 
-/// Whether the result may have the memory of the arguments, all of which are the same memory, seen whole.
+/// Whether the result of that pointer may have the memory of the arguments, all of which are the same memory, seen whole.
 pub fn may_share(kernel: &Kernel, args: &[usize], result: usize) -> bool {
-    let func = &kernel.func;
-    let body = &func.regions[func.body];
-    let linear = |v: &&ValueId| !func.ty(**v).cache;
-    let results: Vec<ValueId> = body.yields.iter().filter(linear).copied().collect();
-    let Some(&result) = results.get(result) else { return false };
-    let args: Vec<ValueId> = args.iter().filter_map(|&i| body.args.get(i).copied()).collect();
-    let alike =
-        |&v: &ValueId| func.ty(v).dtype == func.ty(result).dtype && func.ty(v).bytes() == func.ty(result).bytes();
+    let ty = |pointer: usize| &kernel.pointers[pointer].ty;
+    let alike = |&arg: &usize| ty(arg).dtype == ty(result).dtype && ty(arg).bytes() == ty(result).bytes();
     if args.is_empty() || !args.iter().all(alike) {
         return false;
     }
-    match kernel.kind {
-        KernelKind::ScatterAdd { .. } => args.len() == 1 && is_base(func, args[0], result),
+    let untouched = |pointers: &[usize]| !pointers.iter().any(|pointer| args.contains(pointer));
+    match &kernel.kind {
+        KernelKind::ScatterAdd(body) => args == [body.base] && untouched(&[body.ids, body.terms]),
         // One row or scalar that every task computes is no result, but if it were, tasks would meet.
-        KernelKind::Rows { rows, .. } if func.ty(result).elements() < rows => false,
-        KernelKind::Rows { rows, .. } => {
-            element_by_element(func, &args, result, &results) || row_by_row(func, &args, result, &results, rows)
+        KernelKind::Rows(rows) => {
+            ty(result).elements() >= rows.graph.rows
+                && (by_elements(rows, args, result, true) || by_rows(rows, args, result))
         }
-        KernelKind::Matmul { .. } | KernelKind::Product { .. } | KernelKind::Columns { .. } | KernelKind::Generic => {
-            element_by_element(func, &args, result, &results)
+        KernelKind::Matmul(body) => {
+            let (Epilogue::Elements(after) | Epilogue::Rows(after)) = &body.epilogue;
+            !reads(&body.before, args) && untouched(&[body.weight]) && by_elements(after, args, result, false)
         }
+        KernelKind::Product(body) => {
+            untouched(&[body.left.pointer, body.right.pointer]) && by_elements(&body.epilogue, args, result, false)
+        }
+        KernelKind::Columns(body) => !reads(&body.terms, args) && by_elements(&body.epilogue, args, result, false),
+        KernelKind::Generic(body) => args.iter().all(|arg| body.in_place.contains(arg)),
         _ => false,
     }
 }
 
-/// Whether `scatter_add` makes the result, with that base, and nothing else reads it.
-fn is_base(func: &Func, base: ValueId, result: ValueId) -> bool {
-    let users: Vec<OpId> = func.regions[func.body].ops.iter().copied().filter(|&op| uses(func, op, base)).collect();
-    let [op] = users[..] else { return false };
-    let op = &func.ops[op];
-    op.opcode == Opcode::ScatterAdd
-        && op.results == [result]
-        && op.operands[0] == base
-        && !op.operands[1..].contains(&base)
+/// Whether row operations read one of the arguments.
+fn reads(graph: &RowGraph, args: &[usize]) -> bool {
+    graph.nodes.iter().any(|node| matches!(&node.kind, NodeKind::Arg(pointer) if args.contains(pointer)))
 }
 
-fn uses(func: &Func, op: OpId, value: ValueId) -> bool {
-    func.ops[op].operands.contains(&value)
-}
-
-/// What depends on the arguments, if `leads` holds for all operations with an operand that does, given with these operands.
-fn dependents(func: &Func, args: &[ValueId], leads: impl Fn(&Op, &[ValueId]) -> bool) -> Option<HashSet<ValueId>> {
-    let mut depends: HashSet<ValueId> = args.iter().copied().collect();
-    for &id in &func.regions[func.body].ops {
-        let op = &func.ops[id];
-        let operands: Vec<ValueId> = op.operands.iter().copied().filter(|v| depends.contains(v)).collect();
-        if !operands.is_empty() {
-            if !leads(op, &operands) {
-                return None;
-            }
-            depends.extend(&op.results);
+/// The nodes that depend on the arguments, if `leads` holds for all that have such operands, given with these operands.
+fn dependents(graph: &RowGraph, args: &[usize], leads: impl Fn(NodeId, &[NodeId]) -> bool) -> Option<Vec<bool>> {
+    let mut depends: Vec<bool> = Vec::new();
+    for (id, node) in graph.nodes.iter().enumerate() {
+        let operands: Vec<NodeId> = node.kind.operands().into_iter().filter(|&operand| depends[operand]).collect();
+        if !operands.is_empty() && !leads(id, &operands) {
+            return None;
         }
+        let table = match &node.kind {
+            NodeKind::Gather { table, .. } | NodeKind::PackedGather { table, .. } => Some(table),
+            NodeKind::Rope { rope, .. } => Some(&rope.table),
+            NodeKind::Positions { pos, .. } => Some(pos),
+            _ => None,
+        };
+        if table.is_some_and(|table| args.contains(table)) {
+            return None;
+        }
+        depends.push(!operands.is_empty() || matches!(&node.kind, NodeKind::Arg(pointer) if args.contains(pointer)));
     }
     Some(depends)
 }
 
+/// Whether a node makes each element of those in its place, or is another node's elements.
+fn same_places(kind: &NodeKind) -> bool {
+    matches!(kind, NodeKind::Elementwise { .. } | NodeKind::Alias(_))
+}
+
+/// The node that is written to a pointer, if it fills it.
+fn whole(rows: &Rows, pointer: usize) -> Option<NodeId> {
+    let mut stored = rows.results.iter().filter(|stored| stored.pointer == pointer);
+    match (stored.next(), stored.next()) {
+        (Some(stored), None) if stored.block.is_none() => Some(stored.node),
+        _ => None,
+    }
+}
+
+/// Whether only elementwise operations, all over the full shape, lead from the arguments to the result, and no other result depends on
+/// the arguments or, where an element is read for those in its place only (`alone`: the kernel is nothing but `rows`), all are
+/// elementwise.
+fn by_elements(rows: &Rows, args: &[usize], result: usize, alone: bool) -> bool {
+    let nodes = &rows.graph.nodes;
+    let leads = |id: NodeId, operands: &[NodeId]| {
+        same_places(&nodes[id].kind) && operands.iter().all(|&operand| nodes[operand].class == nodes[id].class)
+    };
+    let only_elements = |kind: &NodeKind| same_places(kind) || matches!(kind, NodeKind::Arg(_) | NodeKind::Constant(_));
+    let (Some(depends), Some(node)) = (dependents(&rows.graph, args, leads), whole(rows, result)) else { return false };
+    let dependent = rows.results.iter().filter(|stored| depends[stored.node]).count();
+    depends[node] && (dependent == 1 || alone && nodes.iter().all(|node| only_elements(&node.kind)))
+}
+
 /// Whether elementwise operations, norms, and reductions of rows are all that leads from the arguments to results, of which all but
 /// one have one element a row. A row program has read a row for the last time when it writes that one, if nothing is reduced after.
-fn row_by_row(func: &Func, args: &[ValueId], result: ValueId, results: &[ValueId], rows: usize) -> bool {
-    let whole = func.ty(result).elements();
-    let is_column = |v: ValueId| func.ty(v).elements() == rows;
-    let fits = |&v: &ValueId| func.ty(v).elements() == whole || is_column(v);
-    let leads = |op: &Op, _: &[ValueId]| (same_places(op) || sweeps(op) > 0) && op.results.iter().all(fits);
-    dependents(func, args, leads).is_some_and(|depends| {
-        let others = results.iter().filter(|&&v| v != result && depends.contains(&v)).all(|&v| is_column(v));
-        let levels = levels(func);
-        let of = |v: &ValueId| levels.get(v).copied().unwrap_or(0);
-        let last_read = func.regions[func.body]
-            .ops
-            .iter()
-            .map(|&op| &func.ops[op])
-            .filter(|op| sweeps(op) > 0 && depends.contains(&op.operands[0]));
-        let read_before = last_read.map(|op| of(&op.operands[0]) + sweeps(op) - 1).all(|level| level <= of(&result));
-        depends.contains(&result) && others && read_before
-    })
-}
-
-/// How many sweeps over a row an operation needs before its result can be computed.
-fn sweeps(op: &Op) -> usize {
-    match op.opcode {
-        Opcode::ReduceSum | Opcode::ReduceMax | Opcode::RmsNorm => 1,
-        Opcode::LayerNorm => 2,
-        _ => 0,
-    }
-}
-
-/// The sweeps that come before the one in which a value of a row program is computed.
-fn levels(func: &Func) -> HashMap<ValueId, usize> {
-    let mut levels = HashMap::new();
-    for &op in &func.regions[func.body].ops {
-        let op = &func.ops[op];
-        let before = op.operands.iter().filter_map(|v| levels.get(v)).max().copied().unwrap_or(0);
-        levels.extend(op.results.iter().map(|&v| (v, before + sweeps(op))));
-    }
-    levels
-}
-
-/// Whether an operation makes each element of those in its place, or is a reshape.
-fn same_places(op: &Op) -> bool {
-    op.opcode.is_elementwise() || op.opcode == Opcode::Reshape
-}
-
-fn element_by_element(func: &Func, args: &[ValueId], result: ValueId, results: &[ValueId]) -> bool {
-    let leads = |op: &Op, operands: &[ValueId]| {
-        let count = op.results.first().map_or(0, |&v| func.ty(v).elements());
-        same_places(op) && operands.iter().all(|&v| func.ty(v).elements() == count)
+fn by_rows(rows: &Rows, args: &[usize], result: usize) -> bool {
+    let nodes = &rows.graph.nodes;
+    let Some(node) = whole(rows, result) else { return false };
+    let fits = |id: NodeId| nodes[id].class == Class::Column || nodes[id].class == nodes[node].class;
+    let sweeps = |id: NodeId| match nodes[id].kind {
+        NodeKind::Softmax { .. } => 0,
+        ref kind => kind.sweeps(),
     };
-    let mut ops = func.regions[func.body].ops.iter().map(|&id| &func.ops[id]);
-    let all_elementwise = ops.all(|op| same_places(op) || op.opcode == Opcode::Constant);
-    dependents(func, args, leads).is_some_and(|depends| {
-        let dependent = results.iter().filter(|v| depends.contains(v)).count();
-        depends.contains(&result) && (all_elementwise || dependent == 1)
-    })
+    let leads = |id: NodeId, _: &[NodeId]| (same_places(&nodes[id].kind) || sweeps(id) > 0) && fits(id);
+    let Some(depends) = dependents(&rows.graph, args, leads) else { return false };
+    let others = rows.results.iter().filter(|stored| stored.node != node && depends[stored.node]);
+    let reduced = |id: NodeId| nodes[id].kind.operands()[0];
+    let mut read = (0..nodes.len()).filter(|&id| sweeps(id) > 0 && depends[reduced(id)]);
+    depends[node]
+        && others.into_iter().all(|stored| stored.block.is_none() && nodes[stored.node].class == Class::Column)
+        && read.all(|id| nodes[reduced(id)].level + sweeps(id) - 1 <= nodes[node].level)
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use rdc_ir::program::Dispatch;
+    use crate::fuse::body::{Family, take_apart};
+    use crate::fuse::kernel::pointers;
+    use rdc_ir::program::{Dispatch, Tiling};
 
-    fn shares(kind: KernelKind, body: &str, args: &[usize], result: usize) -> bool {
+    fn shares(family: Family, body: &str, args: &[usize], result: usize) -> bool {
         let text = format!("module \"m\"\nfunc \"k\"{body}");
         let func = rdc_ir::parse(&text).unwrap().funcs.remove(0);
+        let kind = take_apart(&func, family).unwrap();
+        let (pointers, result) = (pointers(&func, &kind), func.args.len() + result);
         let (tasks, dispatch) = (1, Dispatch::Static);
         let kernel = Kernel {
             name: "k".into(),
             kind,
+            tiling: Tiling::Whole,
             func,
-            pitches: Default::default(),
+            pointers,
             tasks,
             dispatch,
             scratch: 0,
@@ -146,23 +137,23 @@ mod tests {
 
     #[test]
     fn elementwise_kernels_share() {
-        let rows = KernelKind::Rows { rows: 4, rows_per_task: 1 };
+        let rows = Family::Rows(4);
         let sum = "(\"a\" input = %a: f32[4, 8], \"b\" input = %b: f32[4, 8], \"c\" input = %c: f32[4, 1]) {
             %s = add %a, %b : f32[4, 8]
             %n = mul %s, %c : f32[4, 8]
             %m = mul %b, %b : f32[4, 8]
             yield \"n\" = %n, \"m\" = %m
         }";
-        assert!(shares(rows.clone(), sum, &[0], 0) && shares(rows.clone(), sum, &[1], 0));
-        assert!(shares(rows.clone(), sum, &[1], 1) && shares(rows.clone(), sum, &[0, 1], 0));
-        assert!(!shares(rows.clone(), sum, &[0], 1), "it is not computed from it");
-        assert!(!shares(rows.clone(), sum, &[2], 0), "another shape");
+        assert!(shares(rows, sum, &[0], 0) && shares(rows, sum, &[1], 0));
+        assert!(shares(rows, sum, &[1], 1) && shares(rows, sum, &[0, 1], 0));
+        assert!(!shares(rows, sum, &[0], 1), "it is not computed from it");
+        assert!(!shares(rows, sum, &[2], 0), "another shape");
         assert!(!shares(rows, sum, &[], 0));
     }
 
     #[test]
     fn reductions_allow_one_dependent_result() {
-        let rows = KernelKind::Rows { rows: 4, rows_per_task: 1 };
+        let rows = Family::Rows(4);
         let one = |also: &str| {
             format!(
                 "(\"a\" input = %a: f32[4, 8], \"b\" input = %b: f32[4, 8]) {{
@@ -173,14 +164,14 @@ mod tests {
                 }}"
             )
         };
-        assert!(shares(rows.clone(), &one("%b"), &[0], 0));
-        assert!(!shares(rows.clone(), &one("%a"), &[0], 1), "another sweep reads it again");
+        assert!(shares(rows, &one("%b"), &[0], 0));
+        assert!(!shares(rows, &one("%a"), &[0], 1), "another sweep reads it again");
         assert!(!shares(rows, &one("%b"), &[1], 1), "it is reduced");
     }
 
     #[test]
     fn rows_that_are_reduced_share_with_the_only_result() {
-        let rows = KernelKind::Rows { rows: 4, rows_per_task: 1 };
+        let rows = Family::Rows(4);
         let one = |op: &str, yields: &str| {
             format!(
                 "(\"a\" input = %a: f32[4, 8], \"b\" input = %b: f32[4, 8]) {{
@@ -195,29 +186,24 @@ mod tests {
             )
         };
         let only = "\"n\" = %n, \"c\" = %c";
-        assert!(shares(rows.clone(), &one("div %e, %s", only), &[0], 0));
-        assert!(
-            shares(rows.clone(), &one("div %e, %s", "\"n\" = %n, \"m\" = %m, \"s\" = %s"), &[0], 0),
-            "columns beside it"
-        );
+        assert!(shares(rows, &one("div %e, %s", only), &[0], 0));
+        assert!(shares(rows, &one("div %e, %s", "\"n\" = %n, \"m\" = %m, \"s\" = %s"), &[0], 0), "columns beside it");
         let early = one("add %a, %b", "\"n\" = %n, \"s\" = %s");
-        assert!(!shares(rows.clone(), &early, &[0], 0), "it is written before the sweep that sums");
+        assert!(!shares(rows, &early, &[0], 0), "it is written before the sweep that sums");
         let early = one("sub %a, %m", "\"n\" = %n, \"s\" = %s");
-        assert!(shares(rows.clone(), &early, &[0], 0), "it is written in the sweep that sums");
-        assert!(!shares(rows.clone(), &one("div %e, %s", "\"n\" = %n, \"e\" = %e"), &[0], 1), "another result");
-        assert!(!shares(rows.clone(), &one("softmax %l", only), &[0], 0), "it is written before its last sweep");
-        let matmul = KernelKind::Matmul { m: 4, n: 8, k: 8, rows_per_task: 4, panels_per_task: 1, kc: 8 };
-        assert!(!shares(matmul, &one("div %e, %s", only), &[0], 0));
+        assert!(shares(rows, &early, &[0], 0), "it is written in the sweep that sums");
+        assert!(!shares(rows, &one("div %e, %s", "\"n\" = %n, \"e\" = %e"), &[0], 1), "another result");
+        assert!(!shares(rows, &one("softmax %l", only), &[0], 0), "it is written before its last sweep");
     }
 
     #[test]
     fn a_base_is_shared_and_its_ids_are_not() {
-        let kind = KernelKind::ScatterAdd { rows: 4, rows_per_task: 1 };
+        let kind = Family::ScatterAdd;
         let add = "(\"a\" input = %a: f32[4, 8], \"i\" input = %i: i32[4], \"r\" input = %r: f32[4, 8]) {
             %n = scatter_add %a, %i, %r : f32[4, 8]
             yield \"n\" = %n
         }";
-        assert!(shares(kind.clone(), add, &[0], 0) && !shares(kind.clone(), add, &[2], 0));
+        assert!(shares(kind, add, &[0], 0) && !shares(kind, add, &[2], 0));
         let own = add.replace("%a, %i, %r", "%a, %i, %a");
         assert!(!shares(kind, &own, &[0], 0));
     }

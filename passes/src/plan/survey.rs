@@ -6,13 +6,14 @@
 //! kernel if one buffer serves the value there too.
 use super::share::may_share;
 use super::weights::Weights;
+use crate::Error;
 use crate::analysis;
 use crate::fuse::kernel::{self, Built, Operand};
 use crate::fuse::uses::{Uses, is_zero, moving, root};
 use crate::fuse::{self, Group, GroupKind};
-use rdc_ir::program::Target;
+use crate::tile::Machine;
 use rdc_ir::{Func, OpId, Opcode, RegionId, ValueId};
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 /// A group with its kernel, if it is one.
 pub struct Item {
@@ -45,7 +46,16 @@ pub struct Survey {
 
 impl Survey {
     /// Surveys a normalised function.
-    pub fn new(func: &Func, uses: &Uses, weights: &Weights, leaves: &HashSet<OpId>, target: &Target) -> Survey {
+    ///
+    /// # Errors
+    /// If no kernel computes a group.
+    pub fn new(
+        func: &Func,
+        uses: &Uses,
+        weights: &Weights,
+        leaves: &HashSet<OpId>,
+        machine: &dyn Machine,
+    ) -> Result<Survey, Error> {
         let mut survey = Survey {
             items: HashMap::new(),
             at: HashMap::new(),
@@ -57,11 +67,21 @@ impl Survey {
         let regions = analysis::regions_inside_out(func);
         for &region in &regions {
             let mut items = Vec::new();
-            for (index, group) in fuse::groups(func, uses, leaves, region).into_iter().enumerate() {
-                survey.at.extend(group.ops.iter().map(|&op| (op, index)));
+            let mut groups: VecDeque<Group> = fuse::groups(func, uses, leaves, region, machine).into();
+            while let Some(group) = groups.pop_front() {
                 let needs_none =
                     matches!(group.kind, GroupKind::Alias | GroupKind::Loop(_)) || zeros(func, &group).is_some();
-                let built = (!needs_none).then(|| kernel::build(func, uses, region, &group, target));
+                let built = (!needs_none).then(|| kernel::build(func, uses, region, &group, machine));
+                let built = match built.transpose() {
+                    Ok(built) => built,
+                    Err(_) if group.ops.len() > 1 => {
+                        let apart = fuse::apart(func, uses, &group);
+                        apart.into_iter().rev().for_each(|group| groups.push_front(group));
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
+                survey.at.extend(group.ops.iter().map(|&op| (op, items.len())));
                 items.push(Item { group, built });
             }
             survey.items.insert(region, items);
@@ -83,7 +103,7 @@ impl Survey {
                 survey.in_place.insert(id, in_place);
             }
         }
-        survey
+        Ok(survey)
     }
     /// The number of groups of a region.
     pub fn len(&self, region: RegionId) -> usize {
@@ -158,7 +178,7 @@ impl Survey {
                 args.push(index);
             }
         }
-        may_share(&built.kernel, &args, result)
+        built.kernel.results().nth(result).is_some_and(|result| may_share(&built.kernel, &args, result))
     }
     /// The value that owns a value's memory; one for all uses of a parameter.
     pub fn owner(&self, func: &Func, uses: &Uses, value: ValueId) -> ValueId {

@@ -1,28 +1,17 @@
 //! What tests of fusing and planning share.
 #![allow(clippy::unwrap_used)]
+use crate::tile::Cpu;
 use crate::{Options, WeightType};
-use rdc_ir::program::{KvPolicy, Target};
+use rdc_ir::program::KvPolicy;
 use rdc_ir::{ArgRole, Attr, Builder, DType, Func, Init, Loc, Module, Opcode, Param, Type, ValueId};
 
 /// A machine with 256-bit vectors.
-pub fn target() -> Target {
-    Target {
-        name: "x86-64-v3".into(),
-        triple: "x86_64-unknown-linux-gnu".into(),
-        cpu: "x86-64-v3".into(),
-        features: "+avx2,+fma".into(),
-        requires: vec!["avx2".into(), "fma".into()],
-        lanes: 8,
-        mr: 6,
-        nr: 16,
-        l1: 32 << 10,
-        l2: 512 << 10,
-    }
-}
+pub const CPU: Cpu = Cpu { lanes: 8, mr: 6, nr: 16, l1: 32 << 10, l2: 512 << 10 };
 
 /// Options for that machine.
 pub fn options() -> Options {
-    Options { target: target(), dtype: WeightType::F32, expected_trips: 8, training: None }
+    let (target, machine) = ("x86-64-v3".into(), std::sync::Arc::new(CPU));
+    Options { target, machine, dtype: WeightType::F32, expected_trips: 8, training: None }
 }
 
 /// Sizes of the test model: a prelude block, a loop over core blocks, a tied head.
@@ -130,7 +119,7 @@ impl Block<'_, '_> {
     }
     fn norm(&mut self, x: ValueId, name: &str) -> ValueId {
         let w = self.b.param(name, Type::f32([self.sizes.dim()]));
-        self.b.op(Opcode::RmsNorm, &[x, w], vec![Attr::Float(1e-6)])
+        self.b.op(Opcode::RmsNorm, &[x, w], vec![Attr::float(1e-6)])
     }
     fn slice(&mut self, x: ValueId, axis: usize, start: usize, end: usize) -> ValueId {
         let attrs = [axis, start, end].iter().map(|&v| Attr::Int(v as i64)).collect();
@@ -165,7 +154,7 @@ impl Block<'_, '_> {
                 parts[1 + i] = out[1];
             }
         }
-        let attrs = vec![Attr::Bool(kv.is_some()), Attr::Float(0.5)];
+        let attrs = vec![Attr::Bool(kv.is_some()), Attr::float(0.5)];
         let a = self.b.op(Opcode::Attention, &[parts[0], parts[1], parts[2], self.pos], attrs);
         let a = self.b.op(Opcode::Reshape, &[a], ints(&[b, s, dim]));
         let a = self.linear(a, &format!("{name}.proj"), dim, 1);
@@ -196,7 +185,7 @@ pub fn function(name: &str, sizes: &Sizes) -> Func {
     } else {
         Vec::new()
     };
-    let rope = vec![Attr::Int(sizes.t as i64), Attr::Int(sizes.head as i64), Attr::Float(10000.0)];
+    let rope = vec![Attr::Int(sizes.t as i64), Attr::Int(sizes.head as i64), Attr::float(10000.0)];
     let table = b.op(Opcode::RopeTable, &[], rope);
     let wte = b.param("wte", Type::f32([VOCAB, dim]));
     let packed = b.op(Opcode::Pack, &[wte], vec![Attr::Int(16), Attr::Int(1)]);

@@ -1,12 +1,14 @@
 #![allow(clippy::unwrap_used)]
 use super::check::{self, Tensors};
 use super::testing::{Sizes, function, module, options};
+use crate::tile::{Around, Machine, Tiled};
 use crate::{Error, Options, WeightType};
 use rdc_ir::interp::{self, Inputs, Tensor};
-use rdc_ir::program::{Entry, KernelKind, Place, Program, Step};
+use rdc_ir::program::{Dispatch, Entry, KernelKind, Place, Program, Step, Tiling};
 use rdc_ir::testing::{Config, convert, max_difference, random_inputs, random_module};
 use rdc_ir::{ArgRole, DType, Func, Module, Type};
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// Numbers between -1 and 1 that look random.
 fn noise(seed: usize, count: usize) -> Vec<f32> {
@@ -49,10 +51,15 @@ fn args(func: &Func, pos: i32, steps: i32) -> Tensors {
 /// Plans a function and runs it both ways.
 #[track_caller]
 fn agrees(func: Func, pos: i32, steps: &[i32]) -> Program {
+    agrees_with(&options(), func, pos, steps)
+}
+
+#[track_caller]
+fn agrees_with(options: &Options, func: Func, pos: i32, steps: &[i32]) -> Program {
     let name = func.name.clone();
     let module = module(vec![func]);
     assert_eq!(rdc_ir::verify::verify_text(&module), None);
-    let program = super::build(&module, &options()).unwrap();
+    let program = super::build(&module, options).unwrap();
     let params = params(&module);
     for &steps in steps {
         let args = args(&module.funcs[0], pos, steps);
@@ -87,17 +94,17 @@ pub fn kinds(program: &Program, steps: &[Step]) -> String {
         Step::Zero { .. } => "zero".to_string(),
         Step::Loop(inner) => format!("[{}]", kinds(program, &inner.body)),
         Step::Launch(launch) => match program.kernels[launch.kernel].kind {
-            KernelKind::Rows { .. } => "rows",
-            KernelKind::Matmul { .. } => "matmul",
-            KernelKind::KvWrite { .. } => "kv",
-            KernelKind::Attention { .. } => "attention",
-            KernelKind::DecodeAttention => "decode",
-            KernelKind::Product { .. } => "product",
-            KernelKind::Pack { .. } => "pack",
-            KernelKind::Columns { .. } => "columns",
-            KernelKind::ScatterAdd { .. } => "scatter",
-            KernelKind::AttentionGrad { .. } => "attention_grad",
-            KernelKind::Generic => "generic",
+            KernelKind::Rows(_) => "rows",
+            KernelKind::Matmul(_) => "matmul",
+            KernelKind::KvWrite(_) => "kv",
+            KernelKind::Attention(_) => "attention",
+            KernelKind::DecodeAttention(_) => "decode",
+            KernelKind::Product(_) => "product",
+            KernelKind::Pack(_) => "pack",
+            KernelKind::Columns(_) => "columns",
+            KernelKind::ScatterAdd(_) => "scatter",
+            KernelKind::AttentionGrad(_) => "attention_grad",
+            KernelKind::Generic(_) => "generic",
         }
         .to_string(),
     };
@@ -240,6 +247,40 @@ fn models_that_leave_early() {
         "prefill.act: rows rows zero zero zero zero [matmul kv attention matmul matmul matmul rows matmul generic] matmul",
     ];
     assert_eq!(schedules, expected);
+}
+
+/// A machine of another family, that answers what it must and nothing else.
+#[derive(Debug)]
+struct Plain;
+
+impl Machine for Plain {
+    fn panel(&self) -> usize {
+        16
+    }
+    fn tile(&self, kernel: &KernelKind) -> Tiled {
+        let (rows, tiling) = match kernel {
+            KernelKind::Rows(body) => (body.graph.rows, Tiling::Rows { rows_per_task: 3 }),
+            KernelKind::Matmul(body) => {
+                assert_eq!(Around::of(body), Around { before: 0, whole: false, block: 1 }, "{kernel:?}");
+                (body.m, Tiling::Blocks { rows_per_task: 3, columns_per_task: body.n, kc: 16 })
+            }
+            _ => (1, Tiling::Whole),
+        };
+        Tiled { tiling, tasks: rows.div_ceil(3), dispatch: Dispatch::Dynamic }
+    }
+    fn loss_tokens(&self, _: usize) -> usize {
+        64
+    }
+}
+
+#[test]
+fn a_plain_machine_fuses_elementwise_operations_only() {
+    let options = Options { machine: Arc::new(Plain), ..options() };
+    let program = agrees_with(&options, function("f", &Sizes::default()), 2, &[0, 3]);
+    assert!(program.kernels.iter().flat_map(|kernel| &kernel.pointers).all(|pointer| pointer.pitch.is_none()));
+    let wanted = "rows matmul kv attention matmul rows matmul matmul rows [matmul rows matmul kv attention matmul rows matmul matmul rows";
+    let found = kinds(&program, &program.entries[0].steps);
+    assert!(found.starts_with(wanted), "{found}");
 }
 
 /// Whether running a changed program is caught.

@@ -3,10 +3,11 @@
 use super::check;
 use super::testing::options;
 use super::tests::kinds;
-use crate::{Error, Options, Remat, Training};
+use crate::{Error, Options, Training};
 use rdc_ir::interp::{self, Inputs, Tensor};
 use rdc_ir::program::{LoopStep, Offset, Place, Program, Step};
 use rdc_ir::testing::{convert, most_steps, random_inputs, random_loss};
+use rdc_ir::training::Remat;
 use rdc_ir::{ArgRole, Module};
 use std::rc::Rc;
 
@@ -280,7 +281,8 @@ func \"f\"(\"n\" steps = %n: i32[], \"x\" input = %x: f32[2, 16]) {
 #[test]
 fn training_runs_as_planned() {
     for remat in [Remat::None, Remat::Iteration] {
-        let training = Training { max_grad_steps: 4, remat, optimizer: None, frozen: Vec::new(), losses: true };
+        let training =
+            Training { max_grad_steps: 4, remat, memory: None, optimizer: None, frozen: Vec::new(), losses: true };
         let options = Options { training: Some(training), ..options() };
         let text = include_str!("testdata/loss.rdir");
         let module = crate::optimise(rdc_ir::parse(text).unwrap(), &options, &mut |_, _| ()).unwrap();
@@ -306,7 +308,8 @@ fn random_functions_train_as_planned() {
     for seed in 0..60 {
         let remat = [Remat::None, Remat::Iteration][seed as usize % 2];
         let optimizer = (seed % 5 == 0).then(Default::default);
-        let training = Training { max_grad_steps: 3, remat, optimizer, frozen: Vec::new(), losses: false };
+        let training =
+            Training { max_grad_steps: 3, remat, memory: None, optimizer, frozen: Vec::new(), losses: false };
         let options = Options { training: Some(training), ..options() };
         let module = random_loss(seed);
         let most = most_steps(&module) as i32;

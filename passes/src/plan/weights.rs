@@ -164,15 +164,14 @@ fn pieces(func: &Func, value: ValueId) -> Option<Rows> {
             let (from, source) = (inner(0)?, func.ty(op.operands[0]));
             let (axis, start, end) = (op.size("axis"), op.size("start"), op.size("end"));
             if axis + 1 == source.rank() && axis > 0 {
-                let cut = |p: Piece| Piece { cols: (p.cols.0 + start, p.cols.0 + end), ..p };
                 let whole_rows = from.whole_rows && start == 0 && end == source.last();
-                return Some(Rows { pieces: from.pieces.into_iter().map(cut).collect(), whole_rows, ..from });
+                return Some(Rows { pieces: Piece::columns_between(&from.pieces, start, end), whole_rows, ..from });
             }
             if axis + 1 == source.rank() || source.shape[..axis].iter().any(|&n| n != 1) {
                 return None;
             }
             let rows_each: usize = source.shape[axis + 1..source.rank() - 1].iter().product();
-            let pieces = rows_between(from.pieces, start * rows_each, end * rows_each);
+            let pieces = Piece::rows_between(&from.pieces, start * rows_each, end * rows_each);
             Some(Rows { pieces, ..from })
         }
         Opcode::Concat => {
@@ -193,21 +192,6 @@ fn pieces(func: &Func, value: ValueId) -> Option<Rows> {
         }
         _ => None,
     }
-}
-
-/// Rows `start..end` of a stack.
-fn rows_between(pieces: Vec<Piece>, start: usize, end: usize) -> Vec<Piece> {
-    let mut at = 0;
-    let mut out = Vec::new();
-    for piece in pieces {
-        let len = piece.rows.1 - piece.rows.0;
-        let (from, to) = (start.max(at), end.min(at + len));
-        if from < to {
-            out.push(Piece { rows: (piece.rows.0 + from - at, piece.rows.0 + to - at), ..piece });
-        }
-        at += len;
-    }
-    out
 }
 
 /// The program's weights, each once.

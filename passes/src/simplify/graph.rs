@@ -1,7 +1,6 @@
 //! The e-graph of one region: nodes are pure operations, leaves are the values that the region does not compute purely.
 use egg::{DidMerge, EGraph, Id, Language};
 use rdc_ir::{Attr, Attrs, DType, Opcode, Type, ValueId};
-use std::cmp::Ordering;
 use std::collections::HashMap;
 
 /// What a value depends on, from the least to the most often computed.
@@ -16,7 +15,7 @@ pub enum Level {
 }
 
 /// An operation or a leaf over e-classes. Where the text says it is no part of it: equal values from two places are one.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Node {
     /// What it is.
     pub head: Head,
@@ -25,7 +24,7 @@ pub struct Node {
 }
 
 /// What a node is.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Head {
     /// A value that stays as it is.
     Leaf(ValueId),
@@ -59,51 +58,6 @@ impl Node {
     /// The attribute at an index of the op table, as sizes.
     pub fn sizes(&self, index: usize) -> Vec<usize> {
         self.attrs().get(index).map_or(&[][..], Attr::as_ints).iter().map(|&n| n.max(0) as usize).collect()
-    }
-}
-
-impl Ord for Head {
-    fn cmp(&self, other: &Head) -> Ordering {
-        match (self, other) {
-            (Head::Leaf(a), Head::Leaf(b)) => a.cmp(b),
-            (Head::Leaf(_), Head::Op(..)) => Ordering::Less,
-            (Head::Op(..), Head::Leaf(_)) => Ordering::Greater,
-            (Head::Op(a, x), Head::Op(b, y)) => a.cmp(b).then_with(|| {
-                let pairs = x.iter().zip(y).map(|(p, q)| compare_attrs(p, q));
-                pairs.fold(x.len().cmp(&y.len()), Ordering::then)
-            }),
-        }
-    }
-}
-
-/// A total order that agrees with equality; which one does not matter.
-fn compare_attrs(a: &Attr, b: &Attr) -> Ordering {
-    match (a, b) {
-        (Attr::Int(a), Attr::Int(b)) => a.cmp(b),
-        (Attr::Float(a), Attr::Float(b)) => a.total_cmp(b),
-        (Attr::Bool(a), Attr::Bool(b)) => a.cmp(b),
-        (Attr::Str(a), Attr::Str(b)) => a.cmp(b),
-        (Attr::Ints(a), Attr::Ints(b)) => a.cmp(b),
-        (Attr::DType(a), Attr::DType(b)) => a.cmp(b),
-        _ => (a.kind() as u8).cmp(&(b.kind() as u8)),
-    }
-}
-
-impl PartialOrd for Head {
-    fn partial_cmp(&self, other: &Head) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Node {
-    fn cmp(&self, other: &Node) -> Ordering {
-        self.head.cmp(&other.head).then_with(|| self.children.cmp(&other.children))
-    }
-}
-
-impl PartialOrd for Node {
-    fn partial_cmp(&self, other: &Node) -> Option<Ordering> {
-        Some(self.cmp(other))
     }
 }
 
@@ -189,7 +143,7 @@ impl Graph {
     }
     /// The class of a scalar constant.
     pub fn constant(&mut self, value: f64, dtype: DType) -> Option<Id> {
-        self.add(Opcode::Constant, vec![Attr::Float(value), Attr::DType(dtype)], &[])
+        self.add(Opcode::Constant, vec![Attr::float(value), Attr::DType(dtype)], &[])
     }
     /// `slice`, or the operand itself if the range is the whole axis.
     pub fn slice(&mut self, x: Id, axis: usize, start: usize, end: usize) -> Option<Id> {

@@ -128,7 +128,7 @@ fn linear(c: &mut Build<'_>, x: ValueId, w: ValueId) -> ValueId {
     c.op(Opcode::Matmul, &[x, w], vec![Attr::Bool(false), Attr::Bool(true)])
 }
 fn norm(c: &mut Build<'_>, x: ValueId, w: ValueId) -> ValueId {
-    c.op(Opcode::RmsNorm, &[x, w], vec![Attr::Float(1e-2)])
+    c.op(Opcode::RmsNorm, &[x, w], vec![Attr::float(1e-2)])
 }
 fn slice(c: &mut Build<'_>, x: ValueId, axis: usize, start: usize, end: usize) -> ValueId {
     c.op(Opcode::Slice, &[x], vec![int(axis), int(start), int(end)])
@@ -225,7 +225,7 @@ const STACKED: Model = Model {
         let h = c.map(Opcode::Add, &[h, state[0]]);
         let h = norm(c, h, g.w[3]);
         let labels = token_ids(c, 1);
-        let nll = c.op(Opcode::LinearCrossEntropy, &[h, g.w[0], labels], vec![Attr::Float(1e-3)]);
+        let nll = c.op(Opcode::LinearCrossEntropy, &[h, g.w[0], labels], vec![Attr::float(1e-3)]);
         let gate = linear(c, h, g.w[2]);
         let gate = reshape(c, gate, &[3]);
         let leave = c.map(Opcode::Sigmoid, &[gate]);
@@ -295,7 +295,7 @@ const ATTENTION: Model = Model {
     inputs: &[&[1, 3, 4]],
     can_exit: false,
     begin: |c, g| {
-        let table = c.op(Opcode::RopeTable, &[], vec![int(4), int(2), Attr::Float(10.0)]);
+        let table = c.op(Opcode::RopeTable, &[], vec![int(4), int(2), Attr::float(10.0)]);
         let zero = c.b.constant(0.0, DType::I32);
         let pos = reshape(c, zero, &[1]);
         (vec![table, pos], vec![g.w[0]])
@@ -311,11 +311,11 @@ const ATTENTION: Model = Model {
             c.op(Opcode::Rope, &[x, g.captured[0], g.captured[1]], vec![Attr::Str("adjacent".into())])
         };
         let (q, k) = (rope(c, q), rope(c, k));
-        let y = c.op(Opcode::Attention, &[q, k, v, g.captured[1]], vec![Attr::Bool(true), Attr::Float(0.7)]);
+        let y = c.op(Opcode::Attention, &[q, k, v, g.captured[1]], vec![Attr::Bool(true), Attr::float(0.7)]);
         let y = reshape(c, y, &[1, 3, 4]);
         let y = linear(c, y, g.w[4]);
         let y = c.map(Opcode::Add, &[y, state[0]]);
-        let y = c.op(Opcode::LayerNorm, &[y, g.w[2], g.w[3]], vec![Attr::Float(1e-2)]);
+        let y = c.op(Opcode::LayerNorm, &[y, g.w[2], g.w[3]], vec![Attr::float(1e-2)]);
         Body { next: vec![y], done: None, stacked: vec![] }
     },
     end: |c, g, state, _| {

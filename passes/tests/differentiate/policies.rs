@@ -1,23 +1,27 @@
 //! What is kept changes nothing about the gradients; frozen parameters, errors, and what later passes do.
 use super::models::{MODELS, TOKENS, WIDE};
 use super::support::{assert_close, loss, run_gradient, with_gradient};
+use rdc_ir::training::Remat;
 use rdc_ir::{Attr, Module, Opcode};
-use rdc_passes::differentiate::{Options, Remat, kept, run};
+use rdc_passes::differentiate::{Options, kept, run};
 use rdc_passes::{cse, dce, hoist};
 
 fn options(remat: Remat) -> Options {
     Options { max_grad_steps: 4, remat, ..Options::default() }
 }
 
+fn within(budget: usize) -> Options {
+    Options { budget, ..options(Remat::Auto) }
+}
+
 /// Every policy, with and without stacks for the gradients of weights.
 fn all_options(module: &Module) -> Vec<Options> {
     let most = kept(module, &module.funcs[0], &options(Remat::None)).unwrap().bytes();
-    let budgets = [0, most / 4, most / 2, most * 3 / 4, most].map(Remat::Budget);
-    let policies = [Remat::None, Remat::Iteration].into_iter().chain(budgets);
+    let budgets = [0, most / 4, most / 2, most * 3 / 4, most].map(within);
+    let policies = [Remat::None, Remat::Iteration].map(options).into_iter().chain(budgets);
+    let stacks = [None, Some(200), Some(1 << 20)];
     policies
-        .flat_map(|remat| {
-            [None, Some(200), Some(1 << 20)].map(|stack_weight_grads| Options { stack_weight_grads, ..options(remat) })
-        })
+        .flat_map(|policy| stacks.map(|stack_weight_grads| Options { stack_weight_grads, ..policy.clone() }))
         .collect()
 }
 
@@ -54,17 +58,17 @@ fn budgets_are_kept_and_never_take_more_than_an_iteration() {
     let mut spared = false;
     for model in MODELS {
         let (module, _) = model.looped(7);
-        let bytes = |remat| kept(&module, &module.funcs[0], &options(remat)).unwrap().bytes();
-        let (most, iteration) = (bytes(Remat::None), bytes(Remat::Iteration));
+        let bytes = |options: Options| kept(&module, &module.funcs[0], &options).unwrap().bytes();
+        let (most, iteration) = (bytes(options(Remat::None)), bytes(options(Remat::Iteration)));
         for budget in (0..=most).step_by(16) {
-            let found = bytes(Remat::Budget(budget));
+            let found = bytes(within(budget));
             assert!(found <= budget.max(iteration), "{}: {found} of {budget}, {iteration}", model.name);
             assert!(found <= most, "{}: {found} of {most}", model.name);
         }
         // Without a limit, only what costs less to compute again than to keep is not kept.
-        let worth_it = bytes(Remat::Budget(usize::MAX));
+        let worth_it = bytes(within(usize::MAX));
         assert!(worth_it <= most, "{}: {worth_it} of {most}", model.name);
-        assert_eq!(bytes(Remat::Budget(most)), worth_it, "{}", model.name);
+        assert_eq!(bytes(within(most)), worth_it, "{}", model.name);
         spared |= worth_it < most;
     }
     assert!(spared);
@@ -73,7 +77,7 @@ fn budgets_are_kept_and_never_take_more_than_an_iteration() {
 #[test]
 fn budgets_are_used_up() {
     let (module, _) = WIDE.looped(7);
-    let stacks = |budget| kept(&module, &module.funcs[0], &options(Remat::Budget(budget))).unwrap().bytes();
+    let stacks = |budget| kept(&module, &module.funcs[0], &within(budget)).unwrap().bytes();
     let all = stacks(usize::MAX);
     // Of four iterations and eight tokens, in f32.
     let column = 4 * 8 * 4;

@@ -2,7 +2,8 @@
 use super::support::{assert_close, execute, run_gradient, with_gradient};
 use rdc_ir::interp::{Inputs, Tensor};
 use rdc_ir::testing::{Rng, most_steps, random_inputs, random_loss};
-use rdc_passes::differentiate::{Options, Remat};
+use rdc_ir::training::Remat;
+use rdc_passes::differentiate::Options;
 
 const MODULES: u64 = 100;
 
@@ -62,12 +63,17 @@ fn policies_agree() {
         let most = most_steps(&module);
         let mut inputs = random_inputs(&module, "loss", seed);
         inputs.args.remove("steps");
-        let options =
-            |remat, stack_weight_grads| Options { max_grad_steps: 3, remat, stack_weight_grads, ..Options::default() };
+        let options = |remat, stack_weight_grads| Options {
+            max_grad_steps: 3,
+            remat,
+            budget: 500,
+            stack_weight_grads,
+            ..Options::default()
+        };
         let expected = with_gradient(&module, &options(Remat::None, None));
         for (n, k) in [(0, most.min(3)), (most / 2, (most - most / 2).min(2))] {
             let expected = run_gradient(&expected, &inputs, n, k);
-            for remat in [Remat::Iteration, Remat::Budget(500)] {
+            for remat in [Remat::Iteration, Remat::Auto] {
                 let gradient = with_gradient(&module, &options(remat, Some(1 << 20)));
                 let found = run_gradient(&gradient, &inputs, n, k);
                 for ((name, f), (_, e)) in found.tensors.iter().zip(&expected.tensors) {

@@ -214,11 +214,11 @@ fn heavy(opcode: Opcode, c: &mut Build<'_>) -> Option<ValueId> {
         }
         Opcode::RmsNorm => {
             let (x, w) = (c.param(&x_shape), c.param(&[columns]));
-            c.op(opcode, &[x, w], vec![Attr::Float(1e-2)])
+            c.op(opcode, &[x, w], vec![Attr::float(1e-2)])
         }
         Opcode::LayerNorm => {
             let (x, w, b) = (c.param(&x_shape), c.param(&[columns]), c.param(&[columns]));
-            c.op(opcode, &[x, w, b], vec![Attr::Float(1e-2)])
+            c.op(opcode, &[x, w, b], vec![Attr::float(1e-2)])
         }
         Opcode::Softmax => {
             let x = c.param(&x_shape);
@@ -227,7 +227,7 @@ fn heavy(opcode: Opcode, c: &mut Build<'_>) -> Option<ValueId> {
         Opcode::CrossEntropy => {
             let x = c.param(&x_shape);
             let labels = labels(c, &rows, columns);
-            c.op(opcode, &[x, labels], vec![Attr::Float(1e-2)])
+            c.op(opcode, &[x, labels], vec![Attr::float(1e-2)])
         }
         Opcode::LinearCrossEntropy => {
             let vocabulary = 1 + c.size(5);
@@ -237,12 +237,12 @@ fn heavy(opcode: Opcode, c: &mut Build<'_>) -> Option<ValueId> {
             if c.rng.one_in(2) {
                 operands.push(c.param(&[vocabulary]));
             }
-            c.op(opcode, &operands, vec![Attr::Float(1e-2)])
+            c.op(opcode, &operands, vec![Attr::float(1e-2)])
         }
         Opcode::Rope => {
             let [batch, seq, heads, half] = [c.size(2), c.size(3), c.size(2), c.size(2)];
             let x = c.param(&[batch, seq, heads, 2 * half]);
-            let table = c.op(Opcode::RopeTable, &[], vec![int(8), int(2 * half), Attr::Float(100.0)]);
+            let table = c.op(Opcode::RopeTable, &[], vec![int(8), int(2 * half), Attr::float(100.0)]);
             let pos = c.ids(&[batch], 4);
             let layout = c.rng.pick(&["adjacent", "half"]);
             c.op(opcode, &[x, table, pos], vec![Attr::Str(layout.into())])
@@ -254,7 +254,7 @@ fn heavy(opcode: Opcode, c: &mut Build<'_>) -> Option<ValueId> {
             let q = c.param(&[batch, seq, groups * each, dim]);
             let (k, v) = (c.param(&[batch, keys, groups, dim]), c.param(&[batch, keys, groups, dim]));
             let pos = c.ids(&[batch], 2);
-            c.op(opcode, &[q, k, v, pos], vec![Attr::Bool(causal), Attr::Float(0.7)])
+            c.op(opcode, &[q, k, v, pos], vec![Attr::Bool(causal), Attr::float(0.7)])
         }
         _ => return None,
     })

@@ -130,8 +130,8 @@ fn random_op(rng: &mut Rng, func: &Func, pool: &[ValueId]) -> (Opcode, Vec<Value
             let rows = of_type(func, &floats, |t| t.rank() == 1 && t.last() == ty.last());
             let w = if rows.is_empty() { y } else { rng.pick(&rows) };
             match rng.below(3) {
-                0 => (RmsNorm, vec![x, w], vec![Attr::Float(1e-2)]),
-                1 => (LayerNorm, vec![x, w, w], vec![Attr::Float(1e-2)]),
+                0 => (RmsNorm, vec![x, w], vec![Attr::float(1e-2)]),
+                1 => (LayerNorm, vec![x, w, w], vec![Attr::float(1e-2)]),
                 _ => (Softmax, vec![x], vec![]),
             }
         }
@@ -158,11 +158,11 @@ fn random_op(rng: &mut Rng, func: &Func, pool: &[ValueId]) -> (Opcode, Vec<Value
                     let q = rng.pick(&heads);
                     let keys = of_type(func, &floats, |t| t.shape == [1, 4, 2, 3] || t.shape == [1, 4, 1, 3]);
                     let k = rng.pick(&keys);
-                    (Attention, vec![q, k, k, pool[4]], vec![Attr::Bool(rng.below(2) == 0), Attr::Float(0.5)])
+                    (Attention, vec![q, k, k, pool[4]], vec![Attr::Bool(rng.below(2) == 0), Attr::float(0.5)])
                 }
             }
         }
-        _ => (Constant, vec![], vec![Attr::Float(rng.pick(&[0.0, 1.0, -1.0, 0.5])), Attr::DType(DType::F32)]),
+        _ => (Constant, vec![], vec![Attr::float(rng.pick(&[0.0, 1.0, -1.0, 0.5])), Attr::DType(DType::F32)]),
     }
 }
 
@@ -176,7 +176,7 @@ fn write_cache(rng: &mut Rng, b: &mut Builder, pool: &mut Vec<ValueId>, cache: &
     let slot = b.constant(rng.below(2) as f64, DType::I32);
     let Ok(results) = b.try_op(Opcode::CacheUpdate, &[*cache, x, pool[4], slot], vec![]) else { return };
     *cache = results[0];
-    let attrs = vec![Attr::Bool(true), Attr::Float(0.5)];
+    let attrs = vec![Attr::Bool(true), Attr::float(0.5)];
     pool.push(b.op(Opcode::Attention, &[q, results[1], results[1], pool[4]], attrs));
 }
 

@@ -45,8 +45,19 @@ pub struct Meta {
     pub report: serde_json::Value,
     /// Byte offset in the code section of each kernel, by name.
     pub symbols: BTreeMap<String, u64>,
+    /// What the code section is made of.
+    pub isa: Isa,
     /// The program.
     pub program: Program,
+}
+
+/// The instructions of machine code, as far as a loader must know them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Isa {
+    /// The architecture, by its name in `std::env::consts`: `x86_64`, `aarch64`.
+    pub architecture: String,
+    /// CPU features that must be present to run it, by their `std::arch` names (`avx2`, `fma`).
+    pub requires: Vec<String>,
 }
 
 /// A read-out of a model.

@@ -119,7 +119,7 @@ impl Artifact {
     /// # Errors
     /// If it is for another architecture, or needs a CPU feature that this machine lacks, or the system forbids executable memory.
     pub fn load_code(&self) -> Result<Code, Error> {
-        crate::model::check_target(&self.meta.program.target).map_err(|m| Error::file(&self.path, m))?;
+        crate::model::check_isa(&self.meta.isa, &self.meta.program.target).map_err(|m| Error::file(&self.path, m))?;
         let section = self.sections.iter().find(|s| s.name == CODE);
         let section = section.ok_or_else(|| Error::file(&self.path, "it has no section `code`"))?;
         Code::from_file(&self.file, section.offset, bytes_of(&self.map, section), self.meta.symbols.clone())
@@ -217,11 +217,16 @@ fn parse_header(bytes: &[u8]) -> Result<Vec<Section>, String> {
     let version = u32_at(8);
     if version > VERSION {
         return Err(format!(
-            "its format is version {version}, newer than this rdc, which reads up to version {VERSION}: update rdc, or compile the model with this one"
+            "its format is version {version}, newer than version {VERSION}, which this rdc reads: update rdc, or compile the model with this one"
         ));
     }
     if version == 0 {
         return Err("the header is damaged: its format version is 0".into());
+    }
+    if version < VERSION {
+        return Err(format!(
+            "its format is version {version}, older than version {VERSION}, which this rdc reads: compile the model again"
+        ));
     }
     let (header_size, file_size, count) = (u32_at(12) as usize, u64_at(16), u32_at(24) as usize);
     if header_size > bytes.len() {

@@ -201,13 +201,15 @@ fn assemble(parts: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 #[test]
-fn a_newer_format_says_so() {
+fn another_format_says_so() {
     let (_dir, path) = folder();
     write_test(&path, &test_meta(), false);
     let mut bytes = std::fs::read(&path).unwrap();
-    bytes[8..12].copy_from_slice(&(VERSION + 1).to_le_bytes());
-    let message = open_bytes(&path, &bytes).unwrap_err().to_string();
-    assert!(message.contains(&format!("version {}, newer", VERSION + 1)), "{message}");
+    for (version, what) in [(VERSION + 1, "newer"), (1, "older")] {
+        bytes[8..12].copy_from_slice(&version.to_le_bytes());
+        let message = open_bytes(&path, &bytes).unwrap_err().to_string();
+        assert!(message.contains(&format!("version {version}, {what}")), "{message}");
+    }
 }
 
 #[test]
@@ -223,8 +225,8 @@ fn another_cpu_says_so_when_code_is_loaded() {
         let message = artifact.load_code().unwrap_err().to_string();
         assert!(message.contains(expected) && message.contains("m.rda"), "{message}");
     };
-    refused(|m| m.program.target.requires = vec!["warp-drive".into()], "warp-drive");
-    refused(|m| m.program.target.triple = "riscv64-unknown-linux-gnu".into(), "compiled for riscv64");
+    refused(|m| m.isa.requires = vec!["warp-drive".into()], "warp-drive");
+    refused(|m| m.isa.architecture = "riscv64".into(), "compiled for riscv64");
     meta.symbols.clear();
     write_test(&path, &meta, false);
     let artifact = Artifact::open(&path, Verify::Auto).unwrap();
@@ -292,8 +294,8 @@ proptest! {
 
 #[test]
 fn features_by_name() {
-    let mut target = program().target;
-    assert!(crate::model::check_target(&target).is_ok());
-    target.requires = vec!["no-such-feature".into()];
-    assert!(crate::model::check_target(&target).unwrap_err().contains("no-such-feature"));
+    let mut isa = test_meta().isa;
+    assert!(crate::model::check_isa(&isa, "native").is_ok());
+    isa.requires = vec!["no-such-feature".into()];
+    assert!(crate::model::check_isa(&isa, "native").unwrap_err().contains("no-such-feature"));
 }

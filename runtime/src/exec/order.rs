@@ -30,7 +30,7 @@ pub(super) struct Phased<'a> {
 /// A pointer of a launch.
 struct Access<'a> {
     arg: &'a LaunchArg,
-    pointer: Pointer<'a>,
+    pointer: &'a Pointer,
     reach: Reach,
 }
 
@@ -96,7 +96,7 @@ impl<'a> Spaces<'a> {
 
 fn accesses<'a>(phased: &Phased<'a>) -> Vec<Access<'a>> {
     let Phased { launch, kernel, .. } = *phased;
-    let pointers = kernel.pointers().zip(kernel.reaches());
+    let pointers = kernel.pointers.iter().zip(kernel.reaches());
     launch.args.iter().zip(pointers).map(|(arg, (pointer, reach))| Access { arg, pointer, reach }).collect()
 }
 

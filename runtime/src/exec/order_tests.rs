@@ -1,13 +1,16 @@
 //! Launches without barriers between them, whose tasks wait for each other.
 use super::order::{Phased, Spaces};
-use super::testing::{args, kernel, launch, meta, program};
+use super::testing::{args, kernel, launch, meta, pointers, program};
 use super::{AfterExit, Executor};
 use crate::code::{Code, KernelFn};
 use crate::memory::Buffer;
 use crate::model::Model;
 use crate::weights::DrawnSource;
+use rdc_ir::program::body::Rows;
+use rdc_ir::program::rows::RowGraph;
 use rdc_ir::program::{
-    self as p, Dispatch, Entry, Input, Kernel, KernelKind, Launch, LoopStep, Offset, OutputBuffer, Place, Program, Step,
+    self as p, Access, Dispatch, Entry, Input, Kernel, KernelKind, Launch, LoopStep, Offset, OutputBuffer, Place,
+    Program, Step, Tiling,
 };
 use rdc_ir::{ArgRole, DType, Type};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -84,8 +87,10 @@ fn rows() -> Type {
 
 fn kernels() -> Vec<Kernel> {
     let by_rows = |name: &str, dispatch| {
-        let kind = KernelKind::Rows { rows: ROWS, rows_per_task: 1 };
-        Kernel { kind, ..kernel(name, &[rows()], &[rows()], ROWS, dispatch) }
+        let graph = RowGraph { rows: ROWS, nodes: vec![] };
+        let (kind, tiling) = (KernelKind::Rows(Rows { graph, results: vec![] }), Tiling::Rows { rows_per_task: 1 });
+        let pointers = pointers(&[rows()], &[rows()], Access::Rows(WIDTH));
+        Kernel { kind, tiling, pointers, ..kernel(name, &[rows()], &[rows()], ROWS, dispatch) }
     };
     let sums = Type::f32([WIDTH]);
     vec![

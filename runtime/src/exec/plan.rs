@@ -234,8 +234,8 @@ impl Planner<'_> {
         let mut stacked: Vec<(usize, usize, usize)> = Vec::new();
         for step in &inner.body {
             let Step::Launch(launch) = step else { continue };
-            let func = &self.model.program().kernels[launch.kernel].func;
-            for arg in launch.args.iter().skip(func.regions[func.body].args.len()) {
+            let kernel = &self.model.program().kernels[launch.kernel];
+            for arg in kernel.results().map(|result| &launch.args[result]) {
                 if let Offset::Step { stride } = arg.offset
                     && reads_beyond(&self.entry.steps, inner, arg.buffer, None)
                     && !stacked.iter().any(|s| s.0 == arg.buffer)

@@ -3,11 +3,12 @@
 //! Prelude: `e[b, s, :] = table[ids[b, s], :] + 0.25 pos[b]`. Loop: `s' = s / 2 + e + scale * step`, in two launches (a static one with
 //! the halving, a dynamic one with the sum), stacked copies of s', and, in the entries `*.exit`, an exit once `s'[0]`
 //! passes a limit. Then `sum`, the sum over the valid entries of the stack.
-use crate::artifact::{Meta, Readout};
+use crate::artifact::{Isa, Meta, Readout};
 use crate::code::{Code, KernelFn};
 use crate::model::Model;
 use crate::weights::DrawnSource;
 use rdc_ir::positions::{self, Positions};
+use rdc_ir::program::body::Generic;
 use rdc_ir::program::*;
 use rdc_ir::{ArgRole, Attr, DType, Func, Init, Loc, Opcode, Type};
 use std::collections::BTreeMap;
@@ -106,8 +107,16 @@ pub fn kernel(name: &str, inputs: &[Type], results: &[Type], tasks: usize, dispa
     func.regions[body].ops.push(op);
     func.regions[body].yields = func.ops[op].results.clone();
     let (flops, bytes) = (1000, 100);
-    let (name, kind, pitches) = (name.into(), KernelKind::Generic, BTreeMap::new());
-    Kernel { name, kind, func, pitches, tasks, dispatch, scratch: 64, flops, bytes }
+    let kind = KernelKind::Generic(Generic { op, in_place: vec![], rows: None });
+    let (name, tiling, pointers) = (name.into(), Tiling::Whole, pointers(inputs, results, Access::Whole));
+    Kernel { name, kind, tiling, func, pointers, tasks, dispatch, scratch: 64, flops, bytes }
+}
+
+/// The pointers of a kernel that reaches all of them in the same way.
+pub fn pointers(inputs: &[Type], results: &[Type], access: Access) -> Vec<Pointer> {
+    let pointer = |ty: &Type, written: bool| Pointer { ty: ty.clone(), access, pitch: None, written };
+    let inputs = inputs.iter().map(|ty| pointer(ty, ty.cache && ty.rank() == 5));
+    inputs.chain(results.iter().map(|ty| pointer(ty, true))).collect()
 }
 
 pub fn launch(kernel: usize, args: &[(usize, Offset)], barrier: bool) -> Step {
@@ -243,21 +252,9 @@ pub fn program() -> Program {
         entries.push(entry(base, rows, first, false));
         entries.push(entry(&format!("{base}.exit"), rows, first, true));
     }
-    let target = Target {
-        name: "native".into(),
-        triple: format!("{}-unknown-linux-gnu", std::env::consts::ARCH),
-        cpu: "generic".into(),
-        features: String::new(),
-        requires: Vec::new(),
-        lanes: 8,
-        mr: 6,
-        nr: 16,
-        l1: 32768,
-        l2: 524288,
-    };
     let source = WeightSource::Param { name: "table".into(), via_bf16: false };
     let weights = vec![Weight { name: "table".into(), ty: Type::f32([VOCABULARY, DIM]), source }];
-    Program { name: "test".into(), target, weights, kernels, entries }
+    Program { name: "test".into(), target: "native".into(), weights, kernels, entries }
 }
 
 /// Metadata around a program.
@@ -292,6 +289,7 @@ pub fn meta(program: Program) -> Meta {
         options: BTreeMap::new(),
         report: serde_json::Value::Null,
         symbols: BTreeMap::new(),
+        isa: Isa { architecture: std::env::consts::ARCH.into(), requires: Vec::new() },
         program,
     }
 }

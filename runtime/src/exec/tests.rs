@@ -205,7 +205,7 @@ fn malformed_programs_are_refused() {
         },
         |p| {
             let kernel = first(p).kernel;
-            p.kernels[kernel].pitches.insert(3, DIM * 4 + 4);
+            p.kernels[kernel].pointers[3].pitch = Some(DIM * 4 + 4);
         },
         |p| {
             let buffer = p.entries[0].outputs[0].buffer;
@@ -219,7 +219,7 @@ fn malformed_programs_are_refused() {
         },
         |p| {
             let (kernel, buffer) = (first(p).kernel, first(p).args[3].buffer);
-            p.kernels[kernel].pitches.insert(3, DIM * 4 - 4);
+            p.kernels[kernel].pointers[3].pitch = Some(DIM * 4 - 4);
             p.entries[0].buffers[buffer].pitch = Some(DIM * 4 - 4);
         },
         // A result in an input.

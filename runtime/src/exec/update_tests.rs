@@ -283,7 +283,6 @@ fn a_file_is_never_written() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.rda");
     let mut meta = described();
-    meta.program.target.requires.clear();
     let symbols = ["advance", "record", "collect", "descend"].map(|name| (name.to_string(), 0));
     meta.symbols = symbols.into();
     let params = DrawnSource::new(&meta.params, 5);

@@ -2,6 +2,7 @@
 use super::{Optimizer, Recurrence, Schedule};
 use crate::Error;
 use crate::data::DataConfig;
+use rdc_ir::training::Remat;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -76,30 +77,6 @@ pub struct TrainConfig {
 
 fn one() -> usize {
     1
-}
-
-/// What is kept across the iterations with gradient, and what is computed again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Remat {
-    /// Only elementwise operations are computed again.
-    None,
-    /// Only the carried state is kept.
-    Iteration,
-    /// What costs less to compute again than to keep is, and the least of the rest that makes the plan fit the memory.
-    #[default]
-    Auto,
-}
-
-impl Remat {
-    /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Remat::None => "none",
-            Remat::Iteration => "iteration",
-            Remat::Auto => "auto",
-        }
-    }
 }
 
 /// The section `[validate]`.

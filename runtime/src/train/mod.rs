@@ -15,8 +15,8 @@ pub mod state;
 mod trainer;
 
 pub use batch::{Batch, Batches, Rows};
-pub use config::{Bytes, CheckpointConfig, Config, ModelConfig, Remat, TrainConfig, ValidateConfig};
-pub use optimizer::{Hyper, Optimizer, OptimizerKind};
+pub use config::{Bytes, CheckpointConfig, Config, ModelConfig, TrainConfig, ValidateConfig};
+pub use optimizer::{Hyper, Optimizer};
 pub use recurrence::{Depth, Kind, Recurrence};
 pub use run::{Event, METRICS, Parts, Run, Summary};
 pub use schedule::{Schedule, Shape, Span};

@@ -1,4 +1,5 @@
 //! From hyperparameters to the scalars that the compiled `update` takes at a step.
+use rdc_ir::training::OptimizerKind;
 use serde::{Deserialize, Serialize};
 
 /// The table `[optimizer]`.
@@ -17,27 +18,6 @@ pub struct Optimizer {
     pub weight_decay: f64,
     /// The global norm that gradients are scaled down to; `inf` for none.
     pub clip: f64,
-}
-
-/// An optimiser that the compiler has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OptimizerKind {
-    /// AdamW as in PyTorch.
-    #[default]
-    Adamw,
-    /// The paper's variant: running initialisation of the moments, update clipping, atan2 instead of a division.
-    EllisAdam,
-}
-
-impl OptimizerKind {
-    /// Its name in configurations and in the metadata of programs.
-    pub fn name(self) -> &'static str {
-        match self {
-            OptimizerKind::Adamw => "adamw",
-            OptimizerKind::EllisAdam => "ellis-adam",
-        }
-    }
 }
 
 impl Default for Optimizer {
@@ -103,12 +83,12 @@ impl Optimizer {
     pub fn hyper(&self, t: u64, lr: f64) -> Hyper {
         let (beta1, beta2) = self.betas;
         let decay = match self.kind {
-            OptimizerKind::Adamw => lr * self.weight_decay,
+            OptimizerKind::AdamW => lr * self.weight_decay,
             OptimizerKind::EllisAdam => lr / self.lr * self.weight_decay,
         };
         let bias = |beta: f64| (1.0 - libm::pow(beta, t as f64)) as f32;
         let eps = self.eps.unwrap_or(match self.kind {
-            OptimizerKind::Adamw => 1e-8,
+            OptimizerKind::AdamW => 1e-8,
             OptimizerKind::EllisAdam => 1e-6,
         });
         Hyper {
@@ -167,7 +147,7 @@ mod tests {
         let hyper = ellis.hyper(1, 2.5e-4);
         assert_eq!((hyper.decay, hyper.eps, hyper.grad_scale), (1e-5, 1e-6, 1.0));
         assert_eq!((hyper.scalar("first"), hyper.scalar("beta2"), hyper.scalar("x")), (Some(1.0), Some(0.95), None));
-        for kind in [OptimizerKind::Adamw, OptimizerKind::EllisAdam] {
+        for kind in [OptimizerKind::AdamW, OptimizerKind::EllisAdam] {
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
         }
     }

@@ -8,6 +8,7 @@ use crate::code::{Code, KernelFn};
 use crate::exec::testing as plain;
 use crate::model::Model;
 use crate::weights::DrawnSource;
+use rdc_ir::program::body::Generic;
 use rdc_ir::program::*;
 use rdc_ir::{ArgRole, Attr, DType, Func, Init, Loc, Opcode, Type};
 
@@ -148,6 +149,7 @@ enum What {
 fn entry(program: &mut Program, name: &str, values: &[(&str, Type, What)]) {
     let mut func = Func::new(name);
     let (mut buffers, mut inputs, mut outputs, mut args, mut results) = (vec![], vec![], vec![], vec![], vec![]);
+    let mut types = Vec::new();
     for (value, ty, what) in values {
         let index = buffers.len();
         let weight = |name: &str| Place::Weight(program.weights.iter().position(|w| w.name == name).unwrap());
@@ -164,12 +166,16 @@ fn entry(program: &mut Program, name: &str, values: &[(&str, Type, What)]) {
             What::Updates(name) => weight(name),
         };
         match what {
-            What::Input(_) | What::Weight => args.push(func.add_arg(func.body, ty.clone(), None)),
+            What::Input(_) | What::Weight => {
+                types.push(ty.clone());
+                args.push(func.add_arg(func.body, ty.clone(), None));
+            }
             What::Output | What::Updates(_) => results.push(ty.clone()),
         }
         buffers.push(Buffer { name: (*value).into(), ty: ty.clone(), pitch: None, place });
     }
     let (loc, body) = (Loc::default(), func.body);
+    let pointers = plain::pointers(&types, &results, Access::Whole);
     let op = func.make_op(Opcode::Param, vec![], vec![Attr::Str(name.into())], results, vec![], loc);
     func.regions[body].ops.push(op);
     func.regions[body].yields = func.ops[op].results.clone();
@@ -181,9 +187,10 @@ fn entry(program: &mut Program, name: &str, values: &[(&str, Type, What)]) {
     }
     program.kernels.push(Kernel {
         name: name.into(),
-        kind: KernelKind::Generic,
+        kind: KernelKind::Generic(Generic { op, in_place: vec![], rows: None }),
+        tiling: Tiling::Whole,
+        pointers,
         func,
-        pitches: Default::default(),
         tasks: 1,
         dispatch: Dispatch::Static,
         scratch: 0,

@@ -4,6 +4,7 @@ use super::*;
 use crate::Error;
 use crate::random::Draws;
 use rdc_ir::IGNORED_LABEL;
+use rdc_ir::training::OptimizerKind;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;

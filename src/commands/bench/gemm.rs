@@ -48,14 +48,16 @@ pub fn model() -> Result<Arc<Model>> {
     build.output("y", product, false);
     module.funcs.push(func);
     let params: Vec<ParamInfo> = module.params.values().map(ParamInfo::from).collect();
+    let target = rdc_backend_cpu::target("native")?;
     let options = rdc_passes::Options {
-        target: rdc_backend_cpu::target("native")?,
+        target: target.name.clone(),
+        machine: std::sync::Arc::new(target.machine),
         dtype: rdc_passes::WeightType::F32,
         expected_trips: 1,
         training: None,
     };
     let (_, mut program) = rdc_passes::compile(module, &options, &mut |_, _| ()).context("the matmul benchmark")?;
-    let image = rdc_backend_cpu::compile(&mut program, &rdc_backend_cpu::Options::default())?;
+    let image = rdc_backend_cpu::compile(&mut program, &target, &rdc_backend_cpu::Options::default())?;
     let symbols: BTreeMap<String, u64> = image.symbols.iter().map(|s| (s.name.clone(), s.offset as u64)).collect();
     let meta = Meta {
         compiler: env!("CARGO_PKG_VERSION").into(),
@@ -75,6 +77,7 @@ pub fn model() -> Result<Arc<Model>> {
         options: BTreeMap::new(),
         report: Default::default(),
         symbols: symbols.clone(),
+        isa: crate::pipeline::build::isa(&target),
         program,
     };
     let drawn = DrawnSource::new(&meta.params.clone(), 0);

@@ -75,10 +75,10 @@ impl Kernels {
 /// rows are apart.
 fn entry(meta: &Meta, index: usize) -> Entry {
     let kernel = &meta.program.kernels[index];
-    let arguments = kernel.func.regions[kernel.func.body].args.len();
     let (mut buffers, mut inputs, mut arena) = (Vec::<Buffer>::new(), Vec::new(), 0);
-    for (index, pointer) in kernel.pointers().enumerate() {
-        let given = index < arguments && pointer.pitch.is_none();
+    for (index, pointer) in kernel.pointers.iter().enumerate() {
+        let is_result = pointer.written && !pointer.ty.cache;
+        let given = !is_result && pointer.pitch.is_none();
         let place = if given { Place::Input(inputs.len()) } else { Place::Arena(arena) };
         let name = format!("p{index}");
         if given {

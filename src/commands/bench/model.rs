@@ -2,9 +2,10 @@
 use super::measure::{Label, Line, Need, measure};
 use super::sizes::Size;
 use crate::cli::{BenchArgs, Dtype, GRAD_STEPS, ModelArgs, Work};
-use crate::pipeline::{self, Shapes, Text};
+use crate::pipeline;
+use crate::pipeline::front::{Shapes, Text};
 use crate::progress::Progress;
-use crate::training;
+use crate::training::Training;
 use anyhow::Result;
 use rdc_runtime::{RunOptions, Session, Tensor, TensorMap};
 use std::sync::Arc;
@@ -36,7 +37,7 @@ pub fn measure_size(
 ) -> Result<()> {
     let options = ModelArgs { dtype: Some(dtype), last_only: true, ..options(size, most_steps(args)) };
     let shapes = Shapes { chunks: Some(vec![size.seq, 1]), ..Shapes::default() };
-    let model = Arc::new(pipeline::compile_in_memory(text(), &options, &shapes, args.seed, progress)?);
+    let model = Arc::new(pipeline::text::model(text(), &options, &shapes, args.seed, progress)?);
     for &threads in threads {
         let mut session = Session::new(model.clone(), threads)?;
         for &steps in &args.steps {
@@ -74,9 +75,9 @@ pub fn measure_training(
 ) -> Result<()> {
     let most = most_steps(args);
     let options = ModelArgs { batch: Some(size.train_batch), seq: Some(size.seq), ..options(size, most) };
-    let training = training::of_flags(&args.training, Some(GRAD_STEPS.min(most)))?;
+    let training = Training::of_flags(&args.training, Some(GRAD_STEPS.min(most)))?;
     let shapes = Shapes { training: Some(training), ..Shapes::default() };
-    let mut trainer = pipeline::compile_trainer(text(), &options, &shapes, args.seed, threads, progress)?;
+    let mut trainer = pipeline::text::trainer(text(), &options, &shapes, args.seed, threads, progress)?;
     super::train::measure_trainer(args, &mut trainer, size.name, threads, progress, add)
 }
 

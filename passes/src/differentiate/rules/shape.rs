@@ -53,7 +53,7 @@ pub(super) fn index(cx: &mut Reverse<'_, '_>, op: &Op, dy: ValueId) {
     let stack = cx.old_ty(op.operands[0]).shape.clone();
     let i = cx.primal(op.operands[1]);
     let mut whole =
-        |value: usize| cx.op(Opcode::Constant, &[], vec![Attr::Float(value as f64), Attr::DType(DType::I32)]);
+        |value: usize| cx.op(Opcode::Constant, &[], vec![Attr::float(value as f64), Attr::DType(DType::I32)]);
     let (first, last) = (whole(0), whole(stack[0] - 1));
     let i = cx.map(Opcode::Max, &[i, first]);
     let i = cx.map(Opcode::Min, &[i, last]);

@@ -22,7 +22,6 @@ pub mod graph;
 pub mod kernel;
 pub mod matmul;
 pub mod normalise;
-pub mod ones;
 pub mod rows;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,5 @@
 //! Rewrites a function into the form that fusion and planning expect. The meaning stays; what changes is
-//! 1. what works along an axis of one element is elementwise; a reduction that drops the last axis keeps it, and a reshape drops it;
+//! 1. a reduction that drops the last axis keeps it, and a reshape drops it;
 //! 2. attention over keys and values that nothing else needs writes them to caches of one slot first, where a head's keys
 //!    lie side by side;
 //! 3. a bias that comes before the split into heads, `reshape(x + b)`, is added after, `reshape(x) + reshape(b)`, if queries
@@ -11,7 +11,7 @@
 //! 7. operations without use are gone.
 use super::attention::bias_of;
 use super::uses::{User, Uses};
-use super::{columns, duplicate, gradients, ones};
+use super::{columns, duplicate, gradients};
 use crate::plan::weights::stored;
 use crate::tile::Machine;
 use rdc_ir::{Attr, Builder, DType, Func, OpId, Opcode, Type, ValueDef, ValueId};
@@ -22,7 +22,6 @@ use std::collections::{HashMap, HashSet};
 pub fn normalise(func: &Func, machine: &dyn Machine) -> Func {
     let mut func = func.clone();
     remove_unused(&mut func);
-    ones::elementwise(&mut func);
     keep_reduced_axes(&mut func);
     cache_attention(&mut func);
     bias_after_heads(&mut func);

@@ -1,6 +1,6 @@
 //! A program as text: weights, kernels with what they compute, and each function's memory and schedule.
 use crate::kv;
-use rdc_ir::program::{Entry, LaunchArg, LoopStep, Offset, Place, Program, Step, WeightSource};
+use rdc_ir::program::{Advance, Beyond, Entry, LaunchArg, LoopStep, Offset, Place, Program, Step, WeightSource};
 use std::fmt::Write;
 
 /// The text of a program.
@@ -64,6 +64,8 @@ fn place(place: Place, entry: &Entry) -> String {
         Place::Step => "the step".into(),
         Place::IsLast => "whether the step is the last".into(),
         Place::Trips => "the steps taken".into(),
+        Place::MayExit => "whether loops may end early".into(),
+        Place::Pair { even, odd, trips } => format!("%{even} if %{trips} is even, else %{odd}"),
     }
 }
 
@@ -75,28 +77,26 @@ fn steps(out: &mut String, depth: usize, list: &[Step], program: &Program) {
                 let args: Vec<String> = launch.args.iter().map(argument).collect();
                 let lines: Vec<String> = launch.locs.iter().map(|l| l.line.to_string()).collect();
                 let waits = if launch.waits { "; waits" } else { "" };
-                let barrier = if launch.barrier { "; barrier" } else { "" };
-                line(out, depth, format!("{name}({}){waits}{barrier}  # lines {}", args.join(", "), lines.join(", ")));
+                line(out, depth, format!("{name}({}){waits}  # lines {}", args.join(", "), lines.join(", ")));
             }
-            Step::Copy { dst, src } => line(out, depth, format!("%{dst} := %{src}; barrier")),
-            Step::Zero { buffer, barrier } => {
-                let barrier = if *barrier { "; barrier" } else { "" };
-                line(out, depth, format!("%{buffer} := 0{barrier}"));
+            Step::Copy { dst, src } => line(out, depth, format!("%{dst} := %{src}")),
+            Step::Zero { buffer, beyond: None } => line(out, depth, format!("%{buffer} := 0")),
+            Step::Zero { buffer, beyond: Some(Beyond { trips, stride }) } => {
+                line(out, depth, format!("%{buffer} from %{trips} * {stride} on := 0"));
             }
+            Step::Barrier => line(out, depth, "barrier".into()),
             Step::Loop(inner) => loop_step(out, depth, inner, program),
         }
     }
 }
 
 fn loop_step(out: &mut String, depth: usize, inner: &LoopStep, program: &Program) {
-    let exit = inner.done.map_or(String::new(), |done| format!(", until %{done}"));
+    let Advance { step, is_last, trips, exit } = inner.advance;
+    let exit = exit.map_or(String::new(), |exit| format!(", until %{} if %{}", exit.done, exit.allowed));
     let order = if inner.reverse { ", last step first" } else { "" };
     line(out, depth, format!("loop %{} times, at most {}{exit}{order}:", inner.steps, inner.max_steps));
     steps(out, depth + 1, &inner.body, program);
-    let swaps: Vec<String> = inner.swaps.iter().map(|(a, b)| format!("%{a} <-> %{b}")).collect();
-    if !swaps.is_empty() {
-        line(out, depth + 1, format!("swap {}", swaps.join(", ")));
-    }
+    line(out, depth + 1, format!("advance %{step}, %{is_last}, %{trips}"));
 }
 
 fn argument(arg: &LaunchArg) -> String {

@@ -306,9 +306,10 @@ impl Analysis<'_> {
                 Ok(state)
             }
             All if state.along.is_none() => Ok(State::free(&[])),
-            All if state.along == Some(Axis { axis: 1, outer: 1 }) && self.spares_padding(op.operands[0]) => {
-                Ok(State { vote: Some(op.loc), ..State::free(&[]) })
-            }
+            All if state.along == Some(Axis { axis: 1, outer: 1 }) => match self.spares_padding(op.operands[0]) {
+                true => Ok(State { vote: Some(op.loc), ..State::free(&[]) }),
+                false => Err("`all` over positions, padding among them".into()),
+            },
             All => Err("`all` over positions that are not the second axis".into()),
             Gather if operands[0].along.is_some() => Err("a table with a row for each position of a call".into()),
             Gather => {

@@ -134,8 +134,19 @@ impl fmt::Display for Module {
 
 impl fmt::Display for Func {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Printer { func: self, names: Names::new(self) }.function(f)
+        Printer { func: self, names: Names::new(self), notes: &HashMap::new() }.function(f)
     }
+}
+
+/// The text of one function, with comments above some operations.
+pub fn print_func_with(func: &Func, notes: &HashMap<OpId, String>) -> String {
+    struct Noted<'f>(&'f Func, &'f HashMap<OpId, String>);
+    impl fmt::Display for Noted<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            Printer { func: self.0, names: Names::new(self.0), notes: self.1 }.function(f)
+        }
+    }
+    Noted(func, notes).to_string()
 }
 
 /// The text of one function, as it stands in the text of its module.
@@ -146,7 +157,8 @@ pub fn print_func(func: &Func) -> String {
 /// The text of one operation (without the regions of a `loop`), values named as in the text of its function.
 pub fn print_op(func: &Func, op: OpId) -> String {
     let mut out = String::new();
-    let printer = Printer { func, names: Names::new(func) };
+    let notes = HashMap::new();
+    let printer = Printer { func, names: Names::new(func), notes: &notes };
     // Writing into a String cannot fail.
     let _ = printer.op_line(&mut out, op);
     out
@@ -238,6 +250,8 @@ fn identifier(name: &str) -> String {
 struct Printer<'f> {
     func: &'f Func,
     names: Names,
+    /// Comments above operations.
+    notes: &'f HashMap<OpId, String>,
 }
 
 impl Printer<'_> {
@@ -306,6 +320,9 @@ impl Printer<'_> {
     }
     fn op(&self, f: &mut fmt::Formatter<'_>, id: OpId, depth: usize, open: &mut HashSet<RegionId>) -> fmt::Result {
         let pad = "  ".repeat(depth);
+        for line in self.notes.get(&id).into_iter().flat_map(|note| note.lines()) {
+            writeln!(f, "{pad}; {line}")?;
+        }
         f.write_str(&pad)?;
         self.op_line(f, id)?;
         let Some(op) = self.func.ops.get(id) else { return f.write_char('\n') };

@@ -36,7 +36,7 @@ mod tiling;
 
 pub use kernel::{Access, Dispatch, Kernel, KernelKind, Pointer};
 pub use reach::Reach;
-pub use schedule::{KvPolicy, Launch, LaunchArg, LoopStep, Offset, Step};
+pub use schedule::{Advance, Beyond, Exit, KvPolicy, Launch, LaunchArg, LoopStep, Offset, Step};
 pub use tiling::Tiling;
 
 /// A compiled model, less its code.
@@ -223,7 +223,7 @@ impl Entry {
     }
 }
 
-/// The buffers that steps write other than in place.
+/// The buffers that steps write.
 fn note_written(kernels: &[Kernel], steps: &[Step], written: &mut Vec<usize>) {
     for step in steps {
         match step {
@@ -232,6 +232,7 @@ fn note_written(kernels: &[Kernel], steps: &[Step], written: &mut Vec<usize>) {
                 let results = kernels.get(launch.kernel).into_iter().flat_map(Kernel::results);
                 written.extend(results.filter_map(|result| launch.args.get(result)).map(|arg| arg.buffer));
             }
+            Step::Barrier => {}
             Step::Loop(inner) => note_written(kernels, &inner.body, written),
         }
     }
@@ -269,12 +270,31 @@ pub enum Place {
     Input(usize),
     /// Memory of the caller, for the entry's output of that index.
     Output(usize),
-    /// A thread-private `i32` that holds the step of the loop around.
+    /// Where `even` lives while the trips of a loop are even, where `odd` does while they are odd: a value that the loop carries, or,
+    /// the two the other way around, the one that comes next. Neither of the two is a pair, and both are as this buffer.
+    Pair {
+        /// A buffer.
+        even: usize,
+        /// Another.
+        odd: usize,
+        /// The buffer of [`Place::Trips`].
+        trips: usize,
+    },
+    /// A cell: the `i32` step of the loop around.
     Step,
-    /// A thread-private `bool` that says whether the step is the last.
+    /// A cell: a `bool`, whether the step is the last.
     IsLast,
-    /// A thread-private `i32` that receives the trips of a loop.
+    /// A cell: the `i32` number of iterations that a loop has done.
     Trips,
+    /// A cell: a `bool` of the caller, whether loops may end before their last step.
+    MayExit,
+}
+
+impl Place {
+    /// Whether it is a cell: a number that each thread may keep for itself.
+    pub fn is_cell(self) -> bool {
+        matches!(self, Place::Step | Place::IsLast | Place::Trips | Place::MayExit)
+    }
 }
 
 /// An argument of an entry.
@@ -286,6 +306,9 @@ pub struct Input {
     pub role: ArgRole,
     /// Its buffer.
     pub buffer: usize,
+    /// Of ids: each is below this, the rows of the smallest table that they are looked up in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vocabulary: Option<usize>,
 }
 
 /// A result of an entry.
@@ -293,8 +316,11 @@ pub struct Input {
 pub struct OutputBuffer {
     /// Its name.
     pub name: String,
-    /// Its buffer; the runtime reads the pointer as it stands after the last step.
+    /// Its buffer, read after the last step.
     pub buffer: usize,
     /// Whether the leading axis is to be cut to the trips of the loop.
     pub stacked: bool,
+    /// Which axis holds the positions of the sequence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<usize>,
 }

@@ -17,6 +17,8 @@ pub mod plan;
 mod rewrite;
 pub mod simplify;
 pub mod tile;
+pub mod uses;
+pub mod weights;
 
 pub use options::{Error, Options, Training, WeightType};
 pub use pipeline::{Observer, POINTS, Stage, TRAINING_POINTS, compile, optimise};

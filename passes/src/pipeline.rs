@@ -1,15 +1,17 @@
 //! The order of the passes.
 use crate::differentiate;
+use crate::fuse::FusedModule;
 use crate::options::{Error, Options, Training, WeightType};
-use crate::{cse, dce, expand, hoist, layout, optimizer, plan, simplify};
+use crate::{cse, dce, expand, fuse, hoist, layout, optimizer, plan, simplify};
 use rdc_ir::program::Program;
 use rdc_ir::training::Remat;
 use rdc_ir::{Loc, Module};
 use std::time::{Duration, Instant};
 
 /// The points at which an [`Observer`] sees the module, in order; each is the name of the pass before it. `lower` is the
-/// module as given. At `plan` it sees the program.
-pub const POINTS: &[&str] = &["lower", "simplify", "hoist", "cse", "dce", "layout", "hoist2", "cse2", "dce2", "plan"];
+/// module as given. At `fuse` it sees the kernels, at `plan` the program.
+pub const POINTS: &[&str] =
+    &["lower", "simplify", "hoist", "cse", "dce", "layout", "hoist2", "cse2", "dce2", "fuse", "plan"];
 
 /// The points if the module is compiled for training.
 pub const TRAINING_POINTS: &[&str] = &[
@@ -29,6 +31,7 @@ pub const TRAINING_POINTS: &[&str] = &[
     "hoist3",
     "cse3",
     "dce3",
+    "fuse",
     "plan",
 ];
 
@@ -48,10 +51,12 @@ const WORTH_IT: Keep = Keep { remat: Remat::Auto, budget: usize::MAX };
 const LEAST: Keep = Keep { remat: Remat::Iteration, budget: usize::MAX };
 
 /// What there is after a pass. What hoisting saves shows in `rdc_ir::cost::func_cost` at `lower` and `hoist`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Stage<'a> {
     /// The module.
     pub module: &'a Module,
+    /// The kernels that its operations are grouped into, after `fuse`.
+    pub fused: Option<&'a FusedModule>,
     /// The program, after the last pass.
     pub program: Option<&'a Program>,
     /// How long the pass took.
@@ -72,8 +77,11 @@ pub type Observer<'o> = dyn FnMut(&str, Stage<'_>) + 'o;
 pub fn compile(module: Module, options: &Options, observer: &mut Observer<'_>) -> Result<(Module, Program), Error> {
     let module = optimise(module, options, observer)?;
     let start = Instant::now();
-    let program = plan::build(&module, options)?;
-    observer("plan", Stage { module: &module, program: Some(&program), elapsed: start.elapsed() });
+    let fused = fuse::run(&module, &*options.machine)?;
+    observer("fuse", Stage { module: &module, fused: Some(&fused), program: None, elapsed: start.elapsed() });
+    let start = Instant::now();
+    let program = plan::build(fused, options)?;
+    observer("plan", Stage { module: &module, fused: None, program: Some(&program), elapsed: start.elapsed() });
     Ok((module, program))
 }
 
@@ -134,7 +142,7 @@ impl Run<'_, '_> {
         match rdc_ir::verify::verify_text(&self.module) {
             Some(details) => Err(Error::Invalid { pass: name, details }),
             None => {
-                (self.observer)(name, Stage { module: &self.module, program: None, elapsed });
+                (self.observer)(name, Stage { module: &self.module, fused: None, program: None, elapsed });
                 Ok(())
             }
         }
@@ -186,7 +194,7 @@ fn what_fits(module: &Module, options: &Options, training: &Training, memory: us
         let mut run = Run { module: module.clone(), observer: &mut |_, _| {} };
         run.train(options, training, keep)?;
         // Of no threads: their scratch is known after code generation only.
-        Ok(plan::build(&run.module, options)?.memory(0))
+        Ok(plan::build(fuse::run(&run.module, &*options.machine)?, options)?.memory(0))
     };
     let all = bytes(WORTH_IT)?;
     if all <= memory {

@@ -6,9 +6,9 @@
 #![allow(clippy::unwrap_used)]
 mod common;
 
+use rdc_ir::Module;
 use rdc_ir::positions::analyse;
-use rdc_ir::{Func, Module};
-use rdc_passes::{Options, WeightType, cse, dce, differentiate, expand, hoist, layout, optimise, simplify};
+use rdc_passes::{Options, WeightType, cse, dce, differentiate, expand, fuse, hoist, layout, optimise, simplify};
 use std::path::{Path, PathBuf};
 
 const SEPARATOR: &str = "; ---\n";
@@ -22,7 +22,7 @@ fn options(text: &str) -> Options {
     common::options(dtype)
 }
 
-fn apply(pass: &str, mut module: Module, options: &Options) -> Module {
+fn apply(pass: &str, mut module: Module, options: &Options) -> String {
     match pass {
         "simplify" => {
             simplify::run(&mut module, options.expected_trips);
@@ -50,10 +50,11 @@ fn apply(pass: &str, mut module: Module, options: &Options) -> Module {
             layout::run_for_training(&mut module, options.machine.panel());
             dce::run(&mut module);
         }
+        "fuse" => return fuse::run(&module, &*options.machine).unwrap().to_string(),
         "pipeline" => module = optimise(module, options, &mut |_, _| {}).unwrap(),
         other => panic!("no pass is called {other}"),
     }
-    module
+    module.to_string()
 }
 
 /// The gradient without the loss function, for four steps with gradient at most.
@@ -86,12 +87,13 @@ fn passes_give_the_text_in_the_files() {
         let module = rdc_ir::parse(input).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         assert_eq!(rdc_ir::verify::verify_text(&module), None, "{}: the input is not valid", path.display());
         let found = if pass == "positions" {
-            let of =
-                |f: &Func| format!("{}: {}", f.name, analyse(f, false).to_string().trim_end().replace('\n', "\n  "));
-            module.funcs.iter().map(|f| of(f) + "\n").collect()
+            let line = |f: &rdc_ir::Func| {
+                format!("{}: {}\n", f.name, analyse(f, false).to_string().trim_end().replace('\n', "\n  "))
+            };
+            module.funcs.iter().map(line).collect()
         } else {
-            let module = apply(&pass, module, &options(input));
-            let found = module.to_string();
+            let found = apply(&pass, module, &options(input));
+            let module = rdc_ir::parse(&found).unwrap_or_else(|e| panic!("{}: {e}\n{found}", path.display()));
             assert_eq!(rdc_ir::verify::verify_text(&module), None, "{}: invalid result:\n{found}", path.display());
             found
         };

@@ -7,7 +7,8 @@ pub(crate) use weight::weight;
 use crate::artifact::Meta;
 use rdc_ir::entity::Entity;
 use rdc_ir::program::{
-    Buffer, Entry, Kernel, KvPolicy, Launch, LaunchArg, LoopStep, Offset, Place, Pointer, Program, Step, WeightSource,
+    Advance, Buffer, Entry, Kernel, KvPolicy, Launch, LaunchArg, LoopStep, Offset, Place, Pointer, Program, Step,
+    WeightSource,
 };
 use rdc_ir::{ArgRole, DType, Type, ValueDef};
 
@@ -79,7 +80,7 @@ fn entry(program: &Program, entry: &Entry) -> Result<(), String> {
     for (index, buffer) in entry.buffers.iter().enumerate() {
         let size = bytes_at(&buffer.ty, buffer.pitch).ok_or_else(|| format!("buffer {} is too large", buffer.name))?;
         // What is outside is seen by those who know nothing of the pitch.
-        if buffer.pitch.is_some() && !matches!(buffer.place, Place::Arena(_)) {
+        if buffer.pitch.is_some() && !matches!(buffer.place, Place::Arena(_) | Place::Pair { .. }) {
             return Err(format!("rows of buffer {} are apart", buffer.name));
         }
         let fits = match buffer.place {
@@ -92,7 +93,16 @@ fn entry(program: &Program, entry: &Entry) -> Result<(), String> {
                 .and_then(|o| entry.buffers.get(o.buffer))
                 .is_some_and(|o| bytes(&o.ty).is_some_and(|room| size <= room)),
             Place::Step | Place::Trips => buffer.ty == Type::scalar(DType::I32),
-            Place::IsLast => buffer.ty == Type::scalar(DType::Bool),
+            Place::IsLast | Place::MayExit => buffer.ty == Type::scalar(DType::Bool),
+            Place::Pair { even, odd, trips } => {
+                let alike = |b: usize| {
+                    let one = entry.buffers.get(b)?;
+                    let is_memory = matches!(one.place, Place::Arena(_) | Place::Input(_) | Place::Output(_));
+                    Some(is_memory && one.ty == buffer.ty && one.pitch == buffer.pitch)
+                };
+                let is_trips = entry.buffers.get(trips).is_some_and(|b| b.place == Place::Trips);
+                alike(even) == Some(true) && alike(odd) == Some(true) && is_trips
+            }
         };
         if !fits {
             return Err(format!("buffer {} ({}) does not fit its place {:?}", buffer.name, buffer.ty, buffer.place));
@@ -153,11 +163,13 @@ impl Checker<'_> {
                         return Err(format!("buffer {} cannot be copied to {}", from.name, to.name));
                     }
                 }
-                Step::Zero { buffer, .. } => {
-                    if !self.writable(*buffer)? {
+                Step::Zero { buffer, beyond } => {
+                    let is_trips = |cell| self.place(cell).map(|place| place == Place::Trips);
+                    if !self.writable(*buffer)? || !beyond.map_or(Ok(true), |beyond| is_trips(beyond.trips))? {
                         return Err(format!("buffer {buffer} cannot be set to zero"));
                     }
                 }
+                Step::Barrier => {}
                 Step::Loop(inner) => self.loop_step(inner)?,
             }
         }
@@ -176,7 +188,7 @@ impl Checker<'_> {
         for (arg, pointer) in launch.args.iter().zip(pointers) {
             self.argument(arg, pointer, around)?;
             // What an entry updates is what its results say, and a cache is no result.
-            if pointer.ty.cache && matches!(self.place(arg.buffer)?, Place::Weight(_)) {
+            if pointer.ty.cache && matches!(self.place(arg.buffer)?, Place::Weight(_) | Place::Pair { .. }) {
                 return Err(format!("kernel {} would use weight {} as a cache", kernel.name, arg.buffer));
             }
             if pointer.written && !self.writable(arg.buffer)? {
@@ -193,7 +205,8 @@ impl Checker<'_> {
             Place::Weight(w) => self.program.weights.get(w).is_some_and(|w| {
                 matches!(w.source, WeightSource::Param { via_bf16: false, .. } | WeightSource::State { .. })
             }),
-            Place::Step | Place::IsLast | Place::Trips => false,
+            Place::Pair { even, odd, .. } => self.writable(even)? && self.writable(odd)?,
+            Place::Step | Place::IsLast | Place::Trips | Place::MayExit => false,
         })
     }
     /// Checks that what a kernel addresses by a pointer lies in the buffer in every step of the loop around.
@@ -226,8 +239,10 @@ impl Checker<'_> {
     }
     fn loop_step(&self, inner: &LoopStep) -> Result<(), String> {
         let steps = self.buffer(inner.steps)?;
-        let cells = [(inner.step, Place::Step), (inner.is_last, Place::IsLast), (inner.trips, Place::Trips)];
-        for (buffer, place) in cells {
+        let Advance { step, is_last, trips, exit } = inner.advance;
+        let cells = [(step, Place::Step), (is_last, Place::IsLast), (trips, Place::Trips)];
+        let allowed = exit.map(|exit| (exit.allowed, Place::MayExit));
+        for (buffer, place) in cells.into_iter().chain(allowed) {
             if self.place(buffer)? != place {
                 return Err(format!("buffer {buffer} of the loop is not a {place:?} cell"));
             }
@@ -235,18 +250,11 @@ impl Checker<'_> {
         if steps.ty != Type::scalar(DType::I32) || inner.max_steps > i32::MAX as usize {
             return Err("the loop's number of steps is not an i32".into());
         }
-        if inner.reverse && inner.done.is_some() {
+        if inner.reverse && exit.is_some() {
             return Err("a loop from the last step to the first cannot end early".into());
         }
-        for &(a, b) in &inner.swaps {
-            let (a, b) = (self.buffer(a)?, self.buffer(b)?);
-            let fixed = |p| matches!(p, Place::Step | Place::IsLast | Place::Trips | Place::Weight(_));
-            if a.ty != b.ty || a.pitch != b.pitch || fixed(a.place) || fixed(b.place) {
-                return Err(format!("buffers {} and {} cannot be exchanged", a.name, b.name));
-            }
-        }
-        if let Some(done) = inner.done
-            && self.buffer(done)?.ty != Type::scalar(DType::Bool)
+        if let Some(exit) = exit
+            && self.buffer(exit.done)?.ty != Type::scalar(DType::Bool)
         {
             return Err("the loop's exit is not a bool".into());
         }
@@ -255,6 +263,11 @@ impl Checker<'_> {
             if buffer.pitch.is_some() {
                 return Err(format!("rows of {}, which a loop carries, are apart", buffer.name));
             }
+        }
+        // Two executions of a launch have a barrier between them.
+        let is_launch = |step: &Step| matches!(step, Step::Launch(_));
+        if inner.body.iter().any(is_launch) && !inner.body.contains(&Step::Barrier) {
+            return Err("a loop has no barrier".into());
         }
         self.steps(&inner.body, Some(inner))
     }

@@ -9,7 +9,6 @@ use crate::table::{self, Table};
 use crate::training::Training;
 use anyhow::{Context, Result, bail, ensure};
 use rdc_backend_cpu::Stage;
-use rdc_ir::Module;
 use rdc_passes::pipeline::{POINTS, TRAINING_POINTS};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -38,17 +37,17 @@ pub fn run(args: &CompileArgs, quiet: bool) -> Result<()> {
     let front = front::lower(Text::read(&args.model)?, &args.options, &shapes)?;
     times.push(("front end".to_string(), start.elapsed()));
     progress.stage("optimising");
-    let mut seen: Option<Module> = None;
+    let mut seen: Option<String> = None;
     let mut built = build::program(front, &mut |point, stage| {
         if args.after.as_deref() == Some(point) {
-            seen = Some(stage.module.clone());
+            seen = Some(stage.fused.map_or_else(|| stage.module.to_string(), ToString::to_string));
         }
         times.push((point.to_string(), stage.elapsed));
     })?;
     match args.emit {
         Some(stage) => {
             drop(progress);
-            show(stage, &built, seen.as_ref(), args.output.as_deref())?;
+            show(stage, &built, seen.as_deref(), args.output.as_deref())?;
         }
         None => {
             let generating = Instant::now();
@@ -69,9 +68,9 @@ pub fn run(args: &CompileArgs, quiet: bool) -> Result<()> {
 }
 
 /// Prints a stage, or writes one file per kernel into a folder.
-fn show(emit: Emit, built: &Built, seen: Option<&Module>, folder: Option<&Path>) -> Result<()> {
+fn show(emit: Emit, built: &Built, seen: Option<&str>, folder: Option<&Path>) -> Result<()> {
     let whole = match emit {
-        Emit::Ir => Some(("ir", seen.unwrap_or(&built.module).to_string())),
+        Emit::Ir => Some(("ir", seen.map_or_else(|| built.module.to_string(), str::to_string))),
         Emit::Program => Some(("program", crate::listing::program(&built.meta.program))),
         _ => None,
     };

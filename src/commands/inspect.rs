@@ -168,7 +168,7 @@ fn launches(steps: &[Step]) -> (Vec<&Launch>, Vec<&Launch>) {
     for step in steps {
         match step {
             Step::Launch(launch) => once.push(launch),
-            Step::Copy { .. } | Step::Zero { .. } => {}
+            Step::Copy { .. } | Step::Zero { .. } | Step::Barrier => {}
             Step::Loop(inner) => {
                 let (outer, inner) = launches(&inner.body);
                 looped.extend(outer);

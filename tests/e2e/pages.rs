@@ -15,6 +15,7 @@ fn page(text: &str, settings: &[&str]) -> String {
         ("IR simplified", &["ir", "--after", "simplify"]),
         ("IR with the invariant part hoisted out of the loop", &["ir", "--after", "dce"]),
         ("IR with weights laid out", &["ir"]),
+        ("Kernels", &["ir", "--after", "fuse"]),
         ("Program", &["program"]),
     ] {
         let _ = writeln!(page, "==== {title}\n{}", decode_only(&emit(stage)));

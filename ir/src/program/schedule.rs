@@ -9,22 +9,34 @@ use serde::{Deserialize, Serialize};
 pub enum Step {
     /// Run a kernel.
     Launch(Launch),
-    /// Copy a buffer, each thread a share, then a barrier.
+    /// Copy a buffer, each thread a share.
     Copy {
         /// Destination buffer.
         dst: usize,
         /// Source buffer.
         src: usize,
     },
-    /// Set every byte of a buffer to zero, each thread a share.
+    /// Set the bytes of a buffer to zero, each thread a share.
     Zero {
         /// The buffer.
         buffer: usize,
-        /// Whether the threads meet after it, as for a launch.
-        barrier: bool,
+        /// If set, only those of a stack's entries that no iteration has written.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        beyond: Option<Beyond>,
     },
+    /// All threads meet: what any of them did before is done, and seen by all. Threads meet nowhere else.
+    Barrier,
     /// Run the body `min(steps, max_steps, first done)` times.
     Loop(LoopStep),
+}
+
+/// The entries of a stack from the trips of its loop on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beyond {
+    /// Buffer of [`Place::Trips`] of the loop.
+    pub trips: usize,
+    /// Bytes of an entry.
+    pub stride: usize,
 }
 
 /// A kernel launch.
@@ -38,8 +50,6 @@ pub struct Launch {
     /// ([`Kernel::reaches`]), one of them writing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub waits: bool,
-    /// Whether the threads meet after it (false where the next step does not depend on it, or waits).
-    pub barrier: bool,
     /// The lines of model text it comes from, for people.
     pub locs: Vec<Loc>,
 }
@@ -116,9 +126,9 @@ impl KvPolicy {
     }
 }
 
-/// A loop of a schedule. A result that its launches address by [`Offset::Step`] is a stacked result: if a step outside may
-/// read entries that no iteration wrote, the runtime sets those to zero when the loop ends. (A later loop of as many steps
-/// that reads it by [`Offset::Step`] reads no others.)
+/// A loop of a schedule. A result that its launches address by [`Offset::Step`] is a stacked result, whose entries beyond the trips no
+/// iteration writes. A carried value that one kernel reads element by element as it writes the next (a sum) has one buffer; others
+/// have two, of which the trips so far say which is the value and which the next ([`Place::Pair`]).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoopStep {
     /// The `i32[]` buffer that holds r: an input, a constant's, or the trips of an earlier loop.
@@ -127,19 +137,38 @@ pub struct LoopStep {
     pub max_steps: usize,
     /// Whether the step index runs from r - 1 down to 0.
     pub reverse: bool,
+    /// What is between iterations.
+    pub advance: Advance,
+    /// The iteration.
+    pub body: Vec<Step>,
+    /// Carried tensors in the order of the text, for `--states`: buffers as they stand after the advance.
+    pub carried: Vec<usize>,
+}
+
+/// How a loop goes on. When it begins, the trips become 0; after each iteration they grow by one. Either way, the loop ends if they are
+/// `min(steps, max_steps)` or the iteration has decided so, and else the step (the trips, or in reverse `steps - 1 - trips`) and
+/// whether it is the last are set for the next one.
+///
+/// Each thread may keep these cells for itself and do this alone, or one does it for all between two barriers: the body's steps order
+/// what they touch against the reading of `done` and `steps` at the end of an iteration and the beginning of the loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Advance {
     /// Buffer of [`Place::Step`].
     pub step: usize,
     /// Buffer of [`Place::IsLast`].
     pub is_last: usize,
     /// Buffer of [`Place::Trips`].
     pub trips: usize,
-    /// The iteration.
-    pub body: Vec<Step>,
-    /// Pairs (carried, next): after each iteration every thread exchanges the two buffers' addresses. A carried value that one
-    /// kernel reads element by element as it writes the next (a sum) has one buffer and is not among them.
-    pub swaps: Vec<(usize, usize)>,
-    /// If set, a `bool[]` buffer read after the iteration (behind a barrier): true ends the loop.
-    pub done: Option<usize>,
-    /// Carried tensors in the order of the text, for `--states`: buffers as they stand after the swaps.
-    pub carried: Vec<usize>,
+    /// How an iteration may decide that it is the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<Exit>,
+}
+
+/// An iteration is the last if both are true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// A `bool[]` buffer that the iteration writes.
+    pub done: usize,
+    /// Buffer of [`Place::MayExit`].
+    pub allowed: usize,
 }

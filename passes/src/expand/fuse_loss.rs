@@ -1,6 +1,6 @@
 //! The loss of a linear head as one operation, so that its derivative need not keep the logits.
-use crate::fuse::uses::Uses;
 use crate::rewrite::rewrite;
+use crate::uses::Uses;
 use rdc_ir::{Attr, Builder, Module, OpId, Opcode, ValueId};
 
 /// Rewrites `cross_entropy(matmul(x, w, trans_b) [+ bias], labels)` to `linear_cross_entropy` in every function, where nothing

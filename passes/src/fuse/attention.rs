@@ -1,6 +1,6 @@
 //! Attentions and cache updates, with the chains that make their operands: slice, heads, bias, rotation.
 use super::graph::{GroupId, GroupKind, UseGraph};
-use crate::plan::weights::stored;
+use crate::weights::stored;
 use rdc_ir::{Func, OpId, Opcode, ValueId};
 
 /// Makes groups of all attentions and cache updates.

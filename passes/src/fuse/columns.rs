@@ -1,8 +1,8 @@
 //! Column sums: `sum_to` from `[rows, columns]` to `[columns]`, with the elementwise operations around it.
 use super::graph::{GroupId, GroupKind, UseGraph};
 use super::rows::{fits, is_elementwise};
-use super::uses::{User, Uses};
 use crate::tile::Machine;
+use crate::uses::{User, Uses};
 use rdc_ir::{Attr, Builder, Func, OpId, Opcode, RegionId, Type, ValueDef, ValueId};
 use std::collections::{HashMap, HashSet};
 

@@ -1,6 +1,6 @@
 //! Copies of operations that cost nothing, one for each user.
 use super::rows::natural_rows;
-use super::uses::{User, Uses};
+use crate::uses::{User, Uses};
 use rdc_ir::{Builder, Func, OpId, Opcode};
 
 /// Gives every row operation a `one_hot` or `broadcast` of its own: made where it is used, it needs no memory.

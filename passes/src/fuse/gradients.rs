@@ -1,7 +1,7 @@
 //! The derivatives of an attention, with what follows them: the rotation back, and their heads side by side in rows of one
 //! tensor, as the projection's derivative takes them.
 use super::graph::{GroupKind, UseGraph};
-use super::uses::{User, Uses};
+use crate::uses::{User, Uses};
 use rdc_ir::{Builder, Func, OpId, Opcode, ValueId};
 use std::collections::HashSet;
 

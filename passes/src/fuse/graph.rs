@@ -1,6 +1,6 @@
 //! The use graph of a region and its contraction into groups.
-use super::uses::{User, Uses};
 use crate::tile::Machine;
+use crate::uses::{User, Uses};
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
 use rdc_ir::{Func, OpId, Opcode, RegionId, ValueId};

@@ -2,8 +2,8 @@
 //! operand.
 use super::graph::{GroupId, GroupKind, UseGraph};
 use super::rows;
-use super::uses::User;
 use crate::tile::Machine;
+use crate::uses::User;
 use rdc_ir::{Func, OpId, Opcode, ValueId};
 use std::collections::BTreeSet;
 

@@ -11,11 +11,15 @@
 //! 5. the row operations left join into row kernels, which join the packed matmul whose result they alone take (row epilogue);
 //! 6. reshapes and contiguous slices that nobody took need no kernel; every other operation is a kernel of its own.
 //!
+//! Before that, the function is rewritten into the form that fusion expects ([`normalise`]), and what must be written to a place of its
+//! own gets an operation of its own ([`copies`]).
+//!
 //! A group is then taken apart, once, into the typed body that all who come after read ([`body`]). If its family does not compute it
 //! after all, its operations become kernels of their own ([`apart`]).
 pub mod attention;
 pub mod body;
 pub mod columns;
+mod copies;
 pub mod duplicate;
 pub mod gradients;
 pub mod graph;
@@ -25,15 +29,140 @@ pub mod normalise;
 pub mod rows;
 #[cfg(test)]
 mod tests;
-pub mod uses;
 
 pub use graph::{Group, GroupKind};
 
 use crate::tile::Machine;
+use crate::uses::{User, Uses, alias, is_zero, moving};
+use crate::weights::{Weights, leaves};
+use crate::{Error, analysis};
 use graph::{GroupId, UseGraph};
-use rdc_ir::{Func, OpId, Opcode, RegionId, ValueId};
-use std::collections::HashSet;
-use uses::{User, Uses, alias, moving};
+use kernel::{Built, Operand};
+use rdc_ir::print::{Names, print_func_with};
+use rdc_ir::{Func, Module, OpId, Opcode, RegionId, ValueId};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt::{self, Write};
+
+/// A module whose operations are grouped into kernels. Its text is IR in which operations stand in the order of execution, with a
+/// comment above those of each kernel: what it is, how it is cut, and how it reaches each value.
+pub struct FusedModule {
+    /// The module without its functions.
+    pub head: Module,
+    /// The functions.
+    pub funcs: Vec<Fused>,
+    /// What is known of constant buffers; none is listed yet.
+    pub weights: Weights,
+}
+
+/// A function whose operations are grouped into kernels.
+pub struct Fused {
+    /// The function, normalised.
+    pub func: Func,
+    /// Who uses its values.
+    pub uses: Uses,
+    /// The groups of each region in an order of execution.
+    pub regions: HashMap<RegionId, Vec<Item>>,
+}
+
+/// A group with its kernel, if it is one.
+pub struct Item {
+    /// The group.
+    pub group: Group,
+    /// Its kernel.
+    pub built: Option<Built>,
+}
+
+/// Fuses a module whose weights are packed for the machine.
+///
+/// # Errors
+/// If no kernel computes an operation.
+pub fn run(module: &Module, machine: &dyn Machine) -> Result<FusedModule, Error> {
+    let weights = Weights::new(module);
+    let funcs = module.funcs.iter().map(|func| fuse(func, &weights, machine)).collect::<Result<_, _>>()?;
+    let head = Module { name: module.name.clone(), params: module.params.clone(), funcs: Vec::new() };
+    Ok(FusedModule { head, funcs, weights })
+}
+
+fn fuse(func: &Func, weights: &Weights, machine: &dyn Machine) -> Result<Fused, Error> {
+    let mut func = normalise::normalise(func, machine);
+    copies::insert(&mut func, weights);
+    normalise::remove_unused(&mut func);
+    let uses = Uses::new(&func);
+    let leaves = leaves(&func, &uses, weights);
+    let mut regions = HashMap::new();
+    for region in analysis::regions_inside_out(&func) {
+        let mut items = Vec::new();
+        let mut groups: VecDeque<Group> = self::groups(&func, &uses, &leaves, region, machine).into();
+        while let Some(group) = groups.pop_front() {
+            let no_kernel =
+                matches!(group.kind, GroupKind::Alias | GroupKind::Loop(_)) || zeros(&func, &group).is_some();
+            let built = (!no_kernel).then(|| kernel::build(&func, &uses, region, &group, machine));
+            match built.transpose() {
+                Ok(built) => items.push(Item { group, built }),
+                Err(_) if group.ops.len() > 1 => {
+                    apart(&func, &uses, &group).into_iter().rev().for_each(|group| groups.push_front(group));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        regions.insert(region, items);
+    }
+    Ok(Fused { func, uses, regions })
+}
+
+/// The value of a group that is zeros and nothing else.
+pub fn zeros(func: &Func, group: &Group) -> Option<ValueId> {
+    let [op] = group.ops[..] else { return None };
+    let op = &func.ops[op];
+    (op.opcode == Opcode::Broadcast && is_zero(func, op.results[0])).then_some(op.results[0])
+}
+
+impl fmt::Display for FusedModule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.head)?;
+        self.funcs.iter().try_for_each(|fused| write!(f, "\n{fused}"))
+    }
+}
+
+impl fmt::Display for Fused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut func = self.func.clone();
+        let mut notes = HashMap::new();
+        let names = Names::new(&func);
+        for (&region, items) in &self.regions {
+            let grouped: Vec<OpId> = items.iter().flat_map(|item| item.group.ops.clone()).collect();
+            // What needs no kernel comes first: constants, and what weights hold.
+            let ops = &mut func.regions[region].ops;
+            ops.retain(|op| !grouped.contains(op));
+            ops.extend(grouped);
+            for item in items {
+                if let (Some(built), Some(&first)) = (&item.built, item.group.ops.first()) {
+                    notes.insert(first, note(built, &names));
+                }
+            }
+        }
+        f.write_str(&print_func_with(&func, &notes))
+    }
+}
+
+/// What a kernel is, and how it reaches the values that it takes and gives.
+fn note(built: &Built, names: &Names) -> String {
+    let kernel = &built.kernel;
+    let mut text = format!("{}: {}, {} tasks of {:?}", kernel.name, kernel.kind.name(), kernel.tasks, kernel.tiling);
+    let taken = built.args.iter().map(|arg| match *arg {
+        Operand::Value(value) => names.get(value),
+        Operand::Slot(_) => "the slot".into(),
+    });
+    let given = built.results.iter().map(|&value| names.get(value));
+    for ((name, pointer), written) in
+        taken.chain(given).zip(&kernel.pointers).zip(kernel.pointers.iter().map(|p| p.written))
+    {
+        let verb = if written { "writes" } else { "reads" };
+        // Writing into a String cannot fail.
+        let _ = write!(text, "\n  {verb} {name}: {:?}", pointer.access);
+    }
+    text
+}
 
 /// Groups the operations of a region (not of the regions inside it), in an order of execution, as suits a machine. `leaves` need no
 /// kernel.

@@ -10,10 +10,10 @@
 //!    saves memory;
 //! 7. operations without use are gone.
 use super::attention::bias_of;
-use super::uses::{User, Uses};
 use super::{columns, duplicate, gradients};
-use crate::plan::weights::stored;
 use crate::tile::Machine;
+use crate::uses::{User, Uses};
+use crate::weights::stored;
 use rdc_ir::{Attr, Builder, DType, Func, OpId, Opcode, Type, ValueDef, ValueId};
 use std::collections::{HashMap, HashSet};
 

@@ -1,10 +1,10 @@
 //! Which operations become one kernel.
 #![allow(clippy::unwrap_used)]
 use super::normalise::{normalise, remove_unused};
-use super::uses::Uses;
 use super::{GroupKind, groups};
 use crate::plan::testing::CPU;
-use crate::plan::weights::{Weights, leaves};
+use crate::uses::Uses;
+use crate::weights::{Weights, leaves};
 
 /// The kernels of the body of the function `f`, one a line: the kind, then the operations.
 fn kernels(body: &str) -> String {

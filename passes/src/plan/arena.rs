@@ -72,7 +72,7 @@ fn most_alive(sizes: impl Iterator<Item = (usize, Range)>, moments: usize) -> us
 
 /// The live range of each buffer that is used, and the number of the last moment.
 fn ranges(entry: &Entry, lives: &[Life]) -> (Vec<Option<Range>>, usize) {
-    let mut walk = Walk { lives, clock: 0, path: Vec::new(), spans: Vec::new(), uses: Vec::new() };
+    let mut walk = Walk { entry, lives, clock: 0, path: Vec::new(), spans: Vec::new(), uses: Vec::new() };
     walk.steps(&entry.steps);
     let mut ranges: Vec<Option<Range>> = vec![None; entry.buffers.len()];
     for &(buffer, at, inner) in &walk.uses {
@@ -80,21 +80,18 @@ fn ranges(entry: &Entry, lives: &[Life]) -> (Vec<Option<Range>>, usize) {
         let range = inner.map_or(Range { from: at, to: at }, |number| walk.spans[number]);
         ranges[buffer] = Some(ranges[buffer].map_or(range, |r| r.cover(range)));
     }
-    for (buffer, life) in lives.iter().enumerate() {
-        if let (true, Some(range)) = (life.to_the_end, &mut ranges[buffer]) {
-            range.to = walk.clock;
-        }
-    }
-    // Which of the two a carried value is in depends on the trips.
-    for (buffer, life) in lives.iter().enumerate() {
-        if let (Some(a), Some(b)) = (ranges[buffer], life.pair.and_then(|pair| ranges[pair])) {
-            ranges[buffer] = Some(a.cover(b));
+    for (buffer, _) in lives.iter().enumerate().filter(|(_, life)| life.to_the_end) {
+        for behind in entry.behind(buffer) {
+            if let Some(range) = &mut ranges[behind] {
+                range.to = walk.clock;
+            }
         }
     }
     (ranges, walk.clock)
 }
 
 struct Walk<'a> {
+    entry: &'a Entry,
     lives: &'a [Life],
     clock: usize,
     path: Vec<usize>,
@@ -105,8 +102,11 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn touch(&mut self, buffer: usize) {
-        let inner = self.lives.get(buffer).and_then(|life| self.path.get(life.home.len())).copied();
-        self.uses.push((buffer, self.clock, inner));
+        // Which of a pair it is depends on the trips.
+        for buffer in self.entry.behind(buffer) {
+            let inner = self.lives.get(buffer).and_then(|life| self.path.get(life.home.len())).copied();
+            self.uses.push((buffer, self.clock, inner));
+        }
     }
     fn steps(&mut self, steps: &[Step]) {
         for step in steps {
@@ -115,14 +115,13 @@ impl Walk<'_> {
                 Step::Launch(launch) => launch.args.iter().for_each(|arg| self.touch(arg.buffer)),
                 Step::Zero { buffer, .. } => self.touch(*buffer),
                 Step::Copy { dst, src } => [*dst, *src].into_iter().for_each(|b| self.touch(b)),
+                Step::Barrier => {}
                 Step::Loop(inner) => {
                     let number = self.spans.len();
                     self.spans.push(Range { from: self.clock, to: self.clock });
                     self.path.push(number);
-                    let pairs = inner.swaps.iter().flat_map(|&(a, b)| [a, b]);
-                    for buffer in pairs.chain(inner.done).chain([inner.steps]) {
-                        self.touch(buffer);
-                    }
+                    let done = inner.advance.exit.map(|exit| exit.done);
+                    done.into_iter().chain([inner.steps]).for_each(|buffer| self.touch(buffer));
                     self.steps(&inner.body);
                     self.path.pop();
                     self.clock += 1;

@@ -4,10 +4,9 @@
 //! do so if neither writes memory that the other touches; memory, not values, because buffers share the arena. If one does, but
 //! threads have tasks to choose from, the tasks of the second wait one by one for what they need of the first (`Launch::waits`):
 //! a thread that is held up then keeps others waiting only for its own rows. Before a loop and at the end of its body all launches
-//! are settled, so the analysis needs no fixed point. Every thread reads the trip count when it comes to a loop: who writes it
-//! again must wait for a barrier after that. (`done` is the runtime's care.)
-use rdc_ir::program::{Buffer, Dispatch, Entry, Kernel, Launch, LaunchArg, Offset, Place, Step};
-use rdc_ir::{DType, Type};
+//! are settled, so the analysis needs no fixed point. Every thread reads the trip count when it comes to a loop, and after each
+//! iteration whether it was the last: who writes those again must wait for a barrier after that.
+use rdc_ir::program::{Dispatch, Entry, Kernel, Launch, LaunchArg, LoopStep, Offset, Place, Step};
 
 /// A stretch of shared memory that a step touches.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,38 +29,27 @@ impl Access {
 
 /// Sets the barriers of an entry whose buffers have places.
 pub fn place(entry: &mut Entry, kernels: &[Kernel]) {
-    let pairs = entry.pairs();
     let steps = std::mem::take(&mut entry.steps);
-    let mut placer = Placer { entry, pairs, kernels, open: Vec::new(), spacer: None };
+    let mut placer = Placer { entry, kernels, open: Vec::new() };
     let mut steps = placer.steps(steps);
     // Results are complete when the schedule ends.
-    if let Some(barrier) = barrier_of(steps.last_mut()) {
-        *barrier = true;
+    if !matches!(steps.last(), Some(Step::Barrier | Step::Loop(_)) | None) {
+        steps.push(Step::Barrier);
     }
     entry.steps = steps;
 }
 
 struct Placer<'a> {
-    entry: &'a mut Entry,
-    pairs: Vec<Option<usize>>,
+    entry: &'a Entry,
     kernels: &'a [Kernel],
     /// What was touched since the last barrier.
     open: Vec<Access>,
-    spacer: Option<(usize, usize)>,
-}
-
-/// The flag of a step that may have a barrier after it.
-fn barrier_of(step: Option<&mut Step>) -> Option<&mut bool> {
-    match step {
-        Some(Step::Launch(Launch { barrier, .. }) | Step::Zero { barrier, .. }) => Some(barrier),
-        _ => None,
-    }
 }
 
 impl Placer<'_> {
     /// What is touched of a buffer from an offset on, by tasks of a kernel if one is given.
     fn touch(&self, arg: &LaunchArg, bytes: usize, write: bool, kernel: Option<usize>) -> Vec<Access> {
-        let memory = self.entry.memory(&self.pairs, arg, 0..bytes);
+        let memory = self.entry.memory(arg, 0..bytes);
         memory
             .into_iter()
             .map(|(space, range)| Access { space, from: range.start, to: range.end, write, kernel })
@@ -82,7 +70,7 @@ impl Placer<'_> {
             Step::Launch(launch) => self.launch(launch),
             Step::Zero { buffer, .. } => self.touch_all(*buffer, true),
             Step::Copy { dst, src } => [self.touch_all(*dst, true), self.touch_all(*src, false)].concat(),
-            Step::Loop(_) => Vec::new(),
+            Step::Barrier | Step::Loop(_) => Vec::new(),
         }
     }
     /// Whether any step, of loops inside too, may not happen at the same time as what is open.
@@ -109,31 +97,8 @@ impl Placer<'_> {
     }
     /// A barrier before what comes next.
     fn settle(&mut self, steps: &mut Vec<Step>) {
-        if let Some(barrier) = barrier_of(steps.last_mut()) {
-            *barrier = true;
-        } else if !matches!(steps.last(), Some(Step::Copy { .. })) {
-            // Nothing here carries a barrier: at the beginning of a body, or after a loop. A copy does.
-            let (dst, src) = self.spacer();
-            steps.push(Step::Copy { dst, src });
-        }
+        steps.push(Step::Barrier);
         self.open.clear();
-    }
-    /// Two buffers that nothing else uses.
-    fn spacer(&mut self) -> (usize, usize) {
-        let spacer = self.spacer.unwrap_or_else(|| {
-            let first = self.entry.buffers.len();
-            for _ in 0..2 {
-                let place = Place::Arena(self.entry.arena);
-                self.entry.arena += 64;
-                self.entry.live += 64;
-                let (name, ty) = ("spacer".into(), Type::scalar(DType::Bool));
-                self.entry.buffers.push(Buffer { name, ty, pitch: None, place });
-                self.pairs.push(None);
-            }
-            (first, first + 1)
-        });
-        self.spacer = Some(spacer);
-        spacer
     }
     fn steps(&mut self, steps: Vec<Step>) -> Vec<Step> {
         let mut out = Vec::with_capacity(steps.len());
@@ -145,31 +110,34 @@ impl Placer<'_> {
                     _ => self.settle(&mut out),
                 }
             }
-            match &mut step {
-                Step::Launch(_) | Step::Zero { .. } => self.open.extend(touched),
-                Step::Copy { .. } => self.open.clear(),
-                Step::Loop(inner) => {
-                    if let Some(barrier) = barrier_of(out.last_mut()) {
-                        *barrier = true;
-                        self.open.clear();
-                    }
-                    let trip_count = self.touch_all(inner.steps, false);
-                    self.open.extend(trip_count);
-                    let settled = self.open.clone();
-                    inner.body = self.steps(std::mem::take(&mut inner.body));
-                    if let Some(barrier) = barrier_of(inner.body.last_mut()) {
-                        *barrier = true;
-                    } else if self.any_clashes(&inner.body) {
-                        // A loop at the end of the body may have run no iteration.
-                        let mut body = std::mem::take(&mut inner.body);
-                        self.settle(&mut body);
-                        inner.body = body;
-                    }
-                    self.open = settled;
+            self.open.extend(touched);
+            if let Step::Loop(inner) = &mut step {
+                if !matches!(out.last(), Some(Step::Barrier | Step::Loop(_)) | None) {
+                    self.settle(&mut out);
                 }
+                self.repeat(inner);
             }
             out.push(step);
         }
         out
+    }
+    fn repeat(&mut self, inner: &mut LoopStep) {
+        let done = inner.advance.exit.map(|exit| exit.done);
+        let read = std::iter::once(inner.steps).chain(done).flat_map(|buffer| self.touch_all(buffer, false));
+        let read: Vec<Access> = read.collect();
+        self.open.extend(read);
+        let settled = self.open.clone();
+        let mut body = self.steps(std::mem::take(&mut inner.body));
+        let ends = match body.last() {
+            Some(Step::Barrier) | None => false,
+            // A loop at the end of the body may have run no iteration. Between two iterations there is always a barrier.
+            Some(Step::Loop(_)) => done.is_some() || !body.contains(&Step::Barrier) || self.any_clashes(&body),
+            Some(_) => true,
+        };
+        if ends {
+            body.push(Step::Barrier);
+        }
+        inner.body = body;
+        self.open = settled;
     }
 }

@@ -4,13 +4,12 @@
 //! - a launch writes over its own arguments only where a result depends on the argument element by element: the kernel runs
 //!   again with some elements changed.
 //!
-//! Memory starts as NaNs. The walk follows the runtime's rules for loops and their barriers, and for the entries of a stack
-//! that no iteration wrote.
+//! Memory starts as NaNs, but for outputs that are stacks, which callers cut.
 #![allow(clippy::unwrap_used)]
 use rdc_ir::interp::{self, Data, Inputs, Tensor};
 use rdc_ir::packing::{Element, Packing, row_scale};
 use rdc_ir::program::{
-    Entry, Kernel, KernelKind, Launch, LoopStep, Offset, Piece, Place, Program, Step, Weight, WeightSource,
+    Advance, Entry, Kernel, KernelKind, Launch, LoopStep, Offset, Piece, Place, Program, Step, Weight, WeightSource,
 };
 use rdc_ir::{DType, Module, Opcode, Type, tables};
 use std::collections::HashMap;
@@ -36,13 +35,11 @@ pub fn run(program: &Program, entry: &str, params: &Tensors, args: &Tensors) -> 
     let entry = program.entries.iter().find(|e| e.name == entry).unwrap();
     let weights: Vec<Tensor<f32>> = program.weights.iter().map(|w| evaluate(w, params)).collect();
     let spaces = Spaces::new(entry);
-    let table = (0..entry.buffers.len()).collect();
     let mut machine = Machine {
         program,
         entry,
         weights,
         spaces,
-        table,
         cells: HashMap::new(),
         open: vec![],
         launched: None,
@@ -103,8 +100,10 @@ enum Space {
 impl Spaces {
     fn new(entry: &Entry) -> Spaces {
         let mut memory = HashMap::from([(Space::Arena, vec![0xff; entry.arena])]);
-        for buffer in &entry.buffers {
-            let bytes = vec![0xff; buffer.bytes()];
+        for (index, buffer) in entry.buffers.iter().enumerate() {
+            let is_cut = |&index: &usize| entry.outputs.iter().any(|o| o.stacked && o.buffer == index);
+            let fill = if is_cut(&index) { 0 } else { 0xff };
+            let bytes = vec![fill; buffer.bytes()];
             match buffer.place {
                 Place::Input(i) => memory.insert(Space::Input(i), bytes),
                 Place::Weight(i) if buffer.ty.dtype == DType::F32 => memory.insert(Space::Weight(i), bytes),
@@ -136,8 +135,6 @@ struct Machine<'p> {
     entry: &'p Entry,
     weights: Vec<Tensor<f32>>,
     spaces: Spaces,
-    /// Which buffer's memory each buffer now has.
-    table: Vec<usize>,
     /// Thread-private scalars.
     cells: HashMap<usize, Tensor<f32>>,
     open: Vec<Touch>,
@@ -154,9 +151,6 @@ impl Machine<'_> {
                     self.launched = Some(launch.waits);
                     self.launch(launch, step);
                     self.launched = None;
-                    if launch.barrier {
-                        self.open.clear();
-                    }
                 }
                 Step::Copy { dst, src } => {
                     let (from, to) = (&self.entry.buffers[*src], &self.entry.buffers[*dst]);
@@ -166,87 +160,53 @@ impl Machine<'_> {
                     self.touch(*src, 0, from.bytes(), false);
                     self.touch(*dst, 0, to.bytes(), true);
                     self.store(*dst, 0, ty, &tensor);
-                    self.open.clear();
                 }
-                Step::Zero { buffer, barrier } => {
-                    let ty = Type::new(DType::Bool, [self.entry.buffers[*buffer].bytes()]);
-                    self.touch(*buffer, 0, ty.bytes(), true);
-                    self.store(*buffer, 0, (&ty, None), &Tensor::zeros(&ty));
-                    if *barrier {
-                        self.open.clear();
-                    }
+                Step::Zero { buffer, beyond } => {
+                    let from = beyond.map_or(0, |beyond| self.number(beyond.trips) * beyond.stride);
+                    let ty = Type::new(DType::Bool, [self.entry.buffers[*buffer].bytes() - from]);
+                    self.touch(*buffer, from, ty.bytes(), true);
+                    self.store(*buffer, from, (&ty, None), &Tensor::zeros(&ty));
                 }
+                Step::Barrier => self.open.clear(),
                 Step::Loop(inner) => self.repeat(inner),
             }
         }
     }
     fn repeat(&mut self, inner: &LoopStep) {
-        let scalar = Type::scalar(DType::I32);
+        let Advance { step, is_last, trips, exit } = inner.advance;
         self.touch(inner.steps, 0, 4, false);
-        let steps = self.load(inner.steps, 0, (&scalar, None), true).ints()[0] as usize;
+        let steps = self.number(inner.steps);
         assert!(steps <= inner.max_steps);
-        let meets = |step: &Step| match step {
-            Step::Launch(launch) => launch.barrier,
-            Step::Zero { barrier, .. } => *barrier,
-            Step::Copy { .. } => true,
-            Step::Loop(_) => false,
-        };
-        let writes = |step: &Step, buffer: usize| match step {
-            Step::Launch(launch) => launch.args.iter().any(|a| a.buffer == buffer),
-            Step::Copy { dst, .. } => *dst == buffer,
-            Step::Zero { buffer: dst, .. } => *dst == buffer,
-            Step::Loop(_) => true,
-        };
-        let ends_met = inner.body.last().is_some_and(meets);
-        let mut trips = 0;
-        while trips < steps {
-            let step = if inner.reverse { steps - 1 - trips } else { trips };
-            self.cells.insert(inner.step, Tensor::int(step as i32));
-            self.cells.insert(inner.is_last, Tensor::bool(step + 1 == steps));
-            self.steps(&inner.body, step);
-            trips += 1;
-            if !ends_met && (inner.done.is_some() || !inner.body.iter().any(meets)) {
-                self.open.clear();
-            }
-            let mut done = false;
-            if let Some(buffer) = inner.done {
-                self.touch(buffer, 0, 1, false);
-                done = self.load(buffer, 0, (&Type::scalar(DType::Bool), None), true).bools()[0];
-                let before = inner.body.iter().position(|s| writes(s, buffer)).unwrap();
-                if !inner.body[..before].iter().any(meets) {
-                    self.open.clear();
-                }
-            }
-            for &(a, b) in &inner.swaps {
-                let [one, other] = [a, b].map(|b| (&self.entry.buffers[b].ty, self.entry.buffers[b].pitch));
-                assert_eq!(one, other);
-                self.table.swap(a, b);
-            }
+        let mut taken = 0;
+        self.cells.insert(trips, Tensor::int(0));
+        while taken < steps {
+            let now = if inner.reverse { steps - 1 - taken } else { taken };
+            self.cells.insert(step, Tensor::int(now as i32));
+            self.cells.insert(is_last, Tensor::bool(now + 1 == steps));
+            self.steps(&inner.body, now);
+            taken += 1;
+            let done = exit.is_some_and(|exit| {
+                self.touch(exit.done, 0, 1, false);
+                assert_eq!(self.entry.buffers[exit.allowed].place, Place::MayExit);
+                self.load(exit.done, 0, (&Type::scalar(DType::Bool), None), true).bools()[0]
+            });
+            self.cells.insert(trips, Tensor::int(taken as i32));
             let carried = inner.carried.iter().map(|&b| self.load(b, 0, (&self.entry.buffers[b].ty, None), true));
             self.states.push(carried.collect());
             if done {
                 break;
             }
         }
-        self.cells.insert(inner.trips, Tensor::int(trips as i32));
-        let mut zeroed = Vec::new();
-        for step in &inner.body {
-            let Step::Launch(launch) = step else { continue };
-            let kernel = &self.program.kernels[launch.kernel].func;
-            for arg in &launch.args[kernel.regions[kernel.body].args.len()..] {
-                if let Offset::Step { stride } = arg.offset {
-                    zeroed.push((arg.buffer, stride));
-                }
-            }
-        }
-        for (buffer, stride) in zeroed {
-            let written = trips * stride;
-            // The caller cuts what it gets.
-            let cut = self.entry.outputs.iter().any(|o| o.buffer == buffer);
-            if cut || reads_beyond(&self.entry.steps, inner, buffer, None) {
-                let rest = Type::new(DType::Bool, [self.entry.buffers[buffer].bytes() - written]);
-                self.store(buffer, written, (&rest, None), &Tensor::zeros(&rest));
-            }
+    }
+    /// A number in a buffer.
+    fn number(&self, buffer: usize) -> usize {
+        self.load(buffer, 0, (&Type::scalar(DType::I32), None), true).ints()[0] as usize
+    }
+    /// The buffer that one stands for.
+    fn behind(&self, buffer: usize) -> usize {
+        match self.entry.buffers[buffer].place {
+            Place::Pair { even, odd, trips } => [even, odd][self.number(trips) % 2],
+            _ => buffer,
         }
     }
     fn launch(&mut self, launch: &Launch, step: usize) {
@@ -315,7 +275,7 @@ impl Machine<'_> {
     }
 
     fn place(&self, buffer: usize, offset: usize, bytes: usize) -> Option<(Space, usize)> {
-        let at = &self.entry.buffers[self.table[buffer]];
+        let at = &self.entry.buffers[self.behind(buffer)];
         assert!(offset + bytes <= at.bytes(), "{offset} + {bytes} is outside of {} ({})", at.name, at.ty);
         match at.place {
             Place::Arena(start) => Some((Space::Arena, start + offset)),
@@ -349,17 +309,18 @@ impl Machine<'_> {
     }
     /// A tensor of that type and pitch from a buffer. `checked`: it must have been written there.
     fn load(&self, buffer: usize, offset: usize, (ty, pitch): (&Type, Option<usize>), checked: bool) -> Tensor<f32> {
-        let at = &self.entry.buffers[self.table[buffer]];
+        let behind = self.behind(buffer);
+        let at = &self.entry.buffers[behind];
         match at.place {
             Place::Weight(w) if at.ty.dtype != DType::F32 => return part(&self.weights[w], offset, ty),
-            Place::Step | Place::IsLast | Place::Trips => return self.cells[&buffer].clone(),
+            place if place.is_cell() => return self.cells[&buffer].clone(),
             _ => {}
         }
         let size = ty.bytes_at(pitch);
         let (space, from) = self.place(buffer, offset, size).unwrap();
         if space == Space::Arena && checked {
             let owners = &self.spaces.owner[from..from + size];
-            let wrong = owners.iter().find(|&&o| o != self.table[buffer]);
+            let wrong = owners.iter().find(|&&o| o != behind);
             assert!(wrong.is_none(), "{} is overwritten or unwritten: {wrong:?}", at.name);
         }
         let rows = self.spaces.memory[&space][from..from + size].chunks_exact(pitch.unwrap_or(ty.row_bytes()).max(1));
@@ -393,28 +354,10 @@ impl Machine<'_> {
             to[..row.len()].copy_from_slice(row);
         }
         if space == Space::Arena {
-            self.spaces.owner[from..from + size].fill(self.table[buffer]);
+            let behind = self.behind(buffer);
+            self.spaces.owner[from..from + size].fill(behind);
         }
     }
-}
-
-/// Whether a step may read entries of a stack that a loop did not write: as a whole, or by the step of a loop that may take
-/// more steps.
-fn reads_beyond(steps: &[Step], of: &LoopStep, stack: usize, around: Option<&LoopStep>) -> bool {
-    let as_many = |other: &LoopStep| {
-        std::ptr::eq(other, of) || other.steps == of.trips || other.steps == of.steps && of.done.is_none()
-    };
-    steps.iter().any(|step| match step {
-        Step::Launch(launch) => launch.args.iter().any(|a| match a.offset {
-            _ if a.buffer != stack => false,
-            Offset::Fixed(_) => true,
-            Offset::Step { .. } => !around.is_some_and(as_many),
-            Offset::Slot { .. } => false,
-        }),
-        Step::Copy { src, .. } => *src == stack,
-        Step::Zero { .. } => false,
-        Step::Loop(inner) => reads_beyond(&inner.body, of, stack, Some(inner)),
-    })
 }
 
 /// The kernel again, with some elements of an argument changed (as all the arguments that share its memory): in the result

@@ -1,14 +1,13 @@
 //! Gives every value of a function a place and emits its schedule.
 use super::kernels::Kernels;
-use super::survey::{Survey, zeros};
-use super::weights::{self, Weights};
+use super::survey::Survey;
 use crate::Error;
-use crate::fuse::GroupKind;
 use crate::fuse::kernel::{Built, Operand};
-use crate::fuse::uses::{Uses, alias, moving, root};
-use crate::tile::Machine;
+use crate::fuse::{Fused, GroupKind, zeros};
+use crate::uses::{Uses, alias, moving, root};
+use crate::weights::Weights;
 use rdc_ir::program::{Buffer, Entry, Input, KvPolicy, Launch, LaunchArg, Offset, Place, Step};
-use rdc_ir::{Func, Loc, Op, OpId, Opcode, RegionId, Type, ValueDef, ValueId};
+use rdc_ir::{ArgRole, Func, Loc, Op, OpId, Opcode, RegionId, Type, ValueDef, ValueId};
 use std::collections::{HashMap, HashSet};
 
 /// What the arena needs to know about a buffer.
@@ -20,23 +19,16 @@ pub struct Life {
     pub home: Vec<usize>,
     /// Whether it must keep its contents to the end.
     pub to_the_end: bool,
-    /// The buffer that it exchanges addresses with.
-    pub pair: Option<usize>,
 }
 
-/// Plans one function, which must be normalised, for a machine: its schedule without barriers, and what places in the arena depend on, by buffer.
+/// Plans one function: its schedule without barriers, and what places in the arena depend on, by buffer.
 ///
 /// # Errors
 /// As [`super::build`].
-pub fn plan(
-    func: &Func,
-    machine: &dyn Machine,
-    weights: &mut Weights,
-    kernels: &mut Kernels,
-) -> Result<(Entry, Vec<Life>), Error> {
-    let uses = Uses::new(func);
-    let leaves = weights::leaves(func, &uses, weights);
-    let survey = Survey::new(func, &uses, weights, &leaves, machine)?;
+pub fn plan(fused: Fused, weights: &mut Weights, kernels: &mut Kernels) -> Result<(Entry, Vec<Life>), Error> {
+    let Fused { func, uses, regions } = fused;
+    let func = &func;
+    let survey = Survey::new(func, &uses, weights, regions);
     let mut planner = Planner {
         func,
         uses,
@@ -120,7 +112,8 @@ impl Planner<'_> {
             .map(|(index, (arg, value))| {
                 let buffer = self.buffer(&arg.name, self.func.ty(value).clone(), Place::Input(index));
                 self.place.insert(value, At::whole(buffer));
-                Input { name: arg.name.clone(), role: arg.role, buffer }
+                let vocabulary = (arg.role == ArgRole::Ids).then(|| self.vocabulary(value)).flatten();
+                Input { name: arg.name.clone(), role: arg.role, buffer, vocabulary }
             })
             .collect()
     }
@@ -136,7 +129,7 @@ impl Planner<'_> {
                 self.emit_loop(op, &mut steps)?;
             } else if let Some(value) = zeros(self.func, &item.group) {
                 let buffer = self.result(value).buffer;
-                steps.push(Step::Zero { buffer, barrier: false });
+                steps.push(Step::Zero { buffer, beyond: None });
             } else if item.built.is_some() {
                 let launch = self.launch(region, index)?;
                 steps.push(Step::Launch(launch));
@@ -162,7 +155,7 @@ impl Planner<'_> {
         let mut owners = values.filter(|&v| {
             let at = self.place.get(&v).copied();
             let life = at.filter(|at| at.offset == Offset::Fixed(0)).map(|at| &self.lives[at.buffer]);
-            let own = life.is_some_and(|l| l.arena && l.pair.is_none() && !l.to_the_end && l.home == self.path);
+            let own = life.is_some_and(|l| l.arena && !l.to_the_end && l.home == self.path);
             let here = self.func.def_op(v).is_some_and(|op| self.uses.region(op) == region);
             let yielded = || self.func.regions[region].yields.iter().any(|&y| root(self.func, y).0 == v);
             own && here && !self.wanted.contains_key(&v) && !yielded()
@@ -216,7 +209,7 @@ impl Planner<'_> {
             };
             args.push(LaunchArg { buffer: at.buffer, offset: at.offset });
         }
-        Ok(Launch { kernel: self.kernels.index(built.kernel), args, waits: false, barrier: false, locs: built.locs })
+        Ok(Launch { kernel: self.kernels.index(built.kernel), args, waits: false, locs: built.locs })
     }
 
     fn is_view(&self, value: ValueId) -> bool {

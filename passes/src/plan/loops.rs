@@ -1,8 +1,11 @@
 //! Loops: buffers of carried values, stacked results, the schedule of the body.
+//!
+//! A carried value that has two buffers begins in `even`. Inside and after the loop it is the pair of both, which follows the trips, so
+//! where it stands does not depend on how often the loop runs, or ran before in a loop around.
 use super::entry::{At, Planner};
 use crate::Error;
-use crate::fuse::uses::{User, alias, is_zero, root};
-use rdc_ir::program::{LoopStep, Offset, Place, Step};
+use crate::uses::{User, alias, is_zero, root};
+use rdc_ir::program::{Advance, Exit, LoopStep, Offset, Place, Step};
 use rdc_ir::{DType, Op, OpId, Type, ValueId};
 
 impl Planner<'_> {
@@ -21,7 +24,7 @@ impl Planner<'_> {
         self.place.insert(args[1], At::whole(is_last));
         self.place.insert(op.results[inits.len()], At::whole(trips));
 
-        let (mut swaps, mut carried) = (Vec::new(), Vec::new());
+        let mut carried = Vec::new();
         for (index, &init) in inits.iter().enumerate() {
             let (arg, result) = (args[2 + index], op.results[index]);
             if func.ty(init).cache {
@@ -30,30 +33,28 @@ impl Planner<'_> {
                 self.place.insert(result, at);
                 continue;
             }
-            let now = self.initial(id, index, steps)?;
+            let initial = self.initial(id, index, steps)?;
+            let (now, next) = match self.survey.in_place(id, index) {
+                true => (initial, initial),
+                false => {
+                    let (name, ty) = (self.buffers[initial.buffer].name.clone(), func.ty(arg).clone());
+                    let (even, odd) = (initial.buffer, self.in_arena(format!("other {name}"), ty.clone()));
+                    let now = self.buffer(&name, ty.clone(), Place::Pair { even, odd, trips });
+                    let next = self.buffer(format!("next {name}"), ty, Place::Pair { even: odd, odd: even, trips });
+                    (At::whole(now), At::whole(next))
+                }
+            };
             self.place.insert(arg, now);
             self.place.insert(result, now);
+            self.wanted.insert(root(func, yields[index]).0, next);
             // A part of a buffer is no tensor of its own to be recorded.
             carried.extend((now == At::whole(now.buffer)).then_some(now.buffer));
-            if self.survey.in_place(id, index) {
-                self.wanted.insert(root(func, yields[index]).0, now);
-                continue;
-            }
-            let now = now.buffer;
-            let next = self.in_arena(format!("next {}", self.buffers[now].name), func.ty(arg).clone());
-            self.lives[now].pair = Some(next);
-            self.lives[next].pair = Some(now);
-            self.wanted.insert(root(func, yields[index]).0, At::whole(next));
-            swaps.push((now, next));
         }
-        let mut done = None;
-        if op.flag("exit") {
-            // Read by every thread after an iteration, while others may be ahead: nothing else may use its byte.
-            let buffer = self.in_arena("done", Type::scalar(DType::Bool));
-            self.lives[buffer].to_the_end = true;
-            self.wanted.insert(root(func, yields[inits.len()]).0, At::whole(buffer));
-            done = Some(buffer);
-        }
+        let exit = op.flag("exit").then(|| {
+            let done = self.in_arena("done", Type::scalar(DType::Bool));
+            self.wanted.insert(root(func, yields[inits.len()]).0, At::whole(done));
+            Exit { done, allowed: self.may_exit() }
+        });
         self.stacked(op);
 
         self.path.push(self.loops);
@@ -77,12 +78,8 @@ impl Planner<'_> {
             steps: trip_count,
             max_steps,
             reverse: op.flag("reverse"),
-            step,
-            is_last,
-            trips,
+            advance: Advance { step, is_last, trips, exit },
             body,
-            swaps,
-            done,
             carried,
         }));
         Ok(())
@@ -97,7 +94,7 @@ impl Planner<'_> {
         let wanted = self.wanted.get(&op.results[index]).filter(|_| self.survey.in_place(id, index)).copied();
         if is_zero(func, init) {
             let at = wanted.unwrap_or_else(|| At::whole(self.in_arena(name, ty)));
-            let zero = Step::Zero { buffer: at.buffer, barrier: false };
+            let zero = Step::Zero { buffer: at.buffer, beyond: None };
             // The other parts of the place are this loop's too.
             if !steps.iter().rev().take_while(|step| matches!(step, Step::Zero { .. })).any(|step| *step == zero) {
                 steps.push(zero);
@@ -110,7 +107,7 @@ impl Planner<'_> {
         }
         let life = &self.lives[at.buffer];
         let owner = root(func, init).0;
-        let own = life.arena && life.pair.is_none() && !life.to_the_end && life.home == self.path;
+        let own = life.arena && !life.to_the_end && life.home == self.path;
         let free = own && self.uses.home(func, owner) == self.uses.region(id) && self.only_user(owner, id);
         if free && wanted.is_none() {
             self.buffers[at.buffer].ty = ty;
@@ -120,6 +117,11 @@ impl Planner<'_> {
         let to = wanted.unwrap_or_else(|| At::whole(self.in_arena(name, ty)));
         steps.push(Step::Copy { dst: to.buffer, src: at.buffer });
         Ok(to)
+    }
+    /// The cell that says whether loops may end early.
+    fn may_exit(&mut self) -> usize {
+        let found = self.buffers.iter().position(|buffer| buffer.place == Place::MayExit);
+        found.unwrap_or_else(|| self.buffer("may_exit", Type::scalar(DType::Bool), Place::MayExit))
     }
     /// Whether a loop takes a value once, as an initial value, and nothing else uses it.
     pub(super) fn only_user(&self, value: ValueId, id: OpId) -> bool {
@@ -135,7 +137,7 @@ impl Planner<'_> {
         }
         count == 1
     }
-    /// Places of the stacked results. (The runtime zeroes the entries that no iteration wrote, where a step reads them.)
+    /// Places of the stacked results. (`tails` zeroes the entries that no iteration writes, where a step reads them.)
     fn stacked(&mut self, op: &Op) {
         let func = self.func;
         let (yields, count) = (&func.regions[op.regions[0]].yields, op.size("stacked"));

@@ -71,7 +71,11 @@ impl Classes {
         }
         let mut classes = Classes { sets: UnionFind::new(spread.len()), spread, buffers, pointers };
         for (index, entry) in entries.iter().enumerate() {
-            classes.steps(&entry.steps, (classes.buffers[index], &entry.buffers), kernels);
+            let first = classes.buffers[index];
+            for buffer in 0..entry.buffers.len() {
+                entry.behind(buffer).for_each(|behind| _ = classes.sets.union(first + buffer, first + behind));
+            }
+            classes.steps(&entry.steps, (first, &entry.buffers), kernels);
         }
         classes
     }
@@ -90,12 +94,8 @@ impl Classes {
                     self.sets.union(first + dst, first + src);
                     self.spread[first + dst] &= buffers[*dst].ty.last() == buffers[*src].ty.last();
                 }
-                Step::Zero { .. } => {}
-                Step::Loop(inner) => {
-                    let LoopStep { body, swaps, carried, .. } = inner;
-                    for &(a, b) in swaps {
-                        self.sets.union(first + a, first + b);
-                    }
+                Step::Zero { .. } | Step::Barrier => {}
+                Step::Loop(LoopStep { body, carried, .. }) => {
                     carried.iter().for_each(|carried| self.spread[first + carried] = false);
                     self.steps(body, (first, buffers), kernels);
                 }
@@ -107,7 +107,8 @@ impl Classes {
 /// How far apart the rows of a buffer of the schedule had better lie.
 fn pitch(buffer: &Buffer, machine: &dyn Machine) -> Option<usize> {
     let ty = &buffer.ty;
-    let rows = matches!(buffer.place, Place::Arena(_)) && ty.dtype == DType::F32 && !ty.cache;
+    let own = matches!(buffer.place, Place::Arena(_) | Place::Pair { .. });
+    let rows = own && ty.dtype == DType::F32 && !ty.cache;
     rows.then(|| machine.pitch(ty.rows(), ty.last())).flatten()
 }
 
@@ -136,7 +137,7 @@ fn move_args(steps: &mut [Step], buffers: &[Buffer]) {
                 }
             }
             Step::Loop(inner) => move_args(&mut inner.body, buffers),
-            Step::Copy { .. } | Step::Zero { .. } => {}
+            Step::Copy { .. } | Step::Zero { .. } | Step::Barrier => {}
         }
     }
 }

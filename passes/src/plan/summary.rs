@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Work {
     /// Launches.
     pub launches: usize,
-    /// Barriers between threads, copies included.
+    /// Barriers between threads.
     pub barriers: usize,
     /// Floating-point operations.
     pub flops: u64,
@@ -60,12 +60,11 @@ fn work(program: &Program, steps: &[Step], kernels: &mut BTreeSet<usize>, iterat
                 let kernel = &program.kernels[launch.kernel];
                 kernels.insert(launch.kernel);
                 sum.launches += 1;
-                sum.barriers += usize::from(launch.barrier);
                 sum.flops = sum.flops.saturating_add(kernel.flops);
                 sum.bytes = sum.bytes.saturating_add(kernel.bytes);
             }
-            Step::Copy { .. } => sum.barriers += 1,
-            Step::Zero { barrier, .. } => sum.barriers += usize::from(*barrier),
+            Step::Barrier => sum.barriers += 1,
+            Step::Copy { .. } | Step::Zero { .. } => {}
             Step::Loop(inner) => {
                 let at = iterations.len();
                 iterations.push((inner.max_steps, Work::default()));
@@ -106,7 +105,7 @@ fn slots(steps: &[Step], max_steps: Option<usize>, users: &mut Users) {
                     }
                 }
             }
-            Step::Copy { .. } | Step::Zero { .. } => {}
+            Step::Copy { .. } | Step::Zero { .. } | Step::Barrier => {}
             Step::Loop(inner) => slots(&inner.body, Some(inner.max_steps), users),
         }
     }
@@ -115,7 +114,7 @@ fn slots(steps: &[Step], max_steps: Option<usize>, users: &mut Users) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::build;
+    use crate::plan::testing::build;
     use crate::plan::testing::{Sizes, function, module, options};
 
     #[test]

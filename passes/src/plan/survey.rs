@@ -5,23 +5,13 @@
 //! itself, element by element. A loop inside that takes it as an initial value and hands its result back counts as one
 //! kernel if one buffer serves the value there too.
 use super::share::may_share;
-use super::weights::Weights;
-use crate::Error;
 use crate::analysis;
-use crate::fuse::kernel::{self, Built, Operand};
-use crate::fuse::uses::{Uses, is_zero, moving, root};
-use crate::fuse::{self, Group, GroupKind};
-use crate::tile::Machine;
+use crate::fuse::kernel::{Built, Operand};
+use crate::fuse::{GroupKind, Item};
+use crate::uses::{Uses, moving, root};
+use crate::weights::Weights;
 use rdc_ir::{Func, OpId, Opcode, RegionId, ValueId};
-use std::collections::{HashMap, HashSet, VecDeque};
-
-/// A group with its kernel, if it is one.
-pub struct Item {
-    /// The group.
-    pub group: Group,
-    /// Its kernel.
-    pub built: Option<Built>,
-}
+use std::collections::{HashMap, HashSet};
 
 /// A reading of memory by a group of a region.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,19 +35,10 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// Surveys a normalised function.
-    ///
-    /// # Errors
-    /// If no kernel computes a group.
-    pub fn new(
-        func: &Func,
-        uses: &Uses,
-        weights: &Weights,
-        leaves: &HashSet<OpId>,
-        machine: &dyn Machine,
-    ) -> Result<Survey, Error> {
+    /// Surveys a function whose operations are grouped.
+    pub fn new(func: &Func, uses: &Uses, weights: &Weights, items: HashMap<RegionId, Vec<Item>>) -> Survey {
         let mut survey = Survey {
-            items: HashMap::new(),
+            items,
             at: HashMap::new(),
             reads: HashMap::new(),
             params: HashMap::new(),
@@ -65,26 +46,9 @@ impl Survey {
             handed: HashSet::new(),
         };
         let regions = analysis::regions_inside_out(func);
-        for &region in &regions {
-            let mut items = Vec::new();
-            let mut groups: VecDeque<Group> = fuse::groups(func, uses, leaves, region, machine).into();
-            while let Some(group) = groups.pop_front() {
-                let needs_none =
-                    matches!(group.kind, GroupKind::Alias | GroupKind::Loop(_)) || zeros(func, &group).is_some();
-                let built = (!needs_none).then(|| kernel::build(func, uses, region, &group, machine));
-                let built = match built.transpose() {
-                    Ok(built) => built,
-                    Err(_) if group.ops.len() > 1 => {
-                        let apart = fuse::apart(func, uses, &group);
-                        apart.into_iter().rev().for_each(|group| groups.push_front(group));
-                        continue;
-                    }
-                    Err(error) => return Err(error),
-                };
-                survey.at.extend(group.ops.iter().map(|&op| (op, items.len())));
-                items.push(Item { group, built });
-            }
-            survey.items.insert(region, items);
+        for items in survey.items.values() {
+            let places = items.iter().enumerate();
+            survey.at.extend(places.flat_map(|(index, item)| item.group.ops.iter().map(move |&op| (op, index))));
         }
         for (_, id) in func.walk() {
             let op = &func.ops[id];
@@ -103,7 +67,7 @@ impl Survey {
                 survey.in_place.insert(id, in_place);
             }
         }
-        Ok(survey)
+        survey
     }
     /// The number of groups of a region.
     pub fn len(&self, region: RegionId) -> usize {
@@ -266,11 +230,4 @@ struct Reader<'a> {
     func: &'a Func,
     uses: &'a Uses,
     weights: &'a Weights,
-}
-
-/// The value of a group that is zeros and nothing else.
-pub fn zeros(func: &Func, group: &Group) -> Option<ValueId> {
-    let [op] = group.ops[..] else { return None };
-    let op = &func.ops[op];
-    (op.opcode == Opcode::Broadcast && is_zero(func, op.results[0])).then_some(op.results[0])
 }

@@ -2,12 +2,12 @@
 //!
 //! What a kernel makes of such a result's memory element by element may be there before: a sum that a loop carries, the base
 //! of a `scatter_add`. So a target is handed on from a result to the values that it is made of. A parameter keeps its old
-//! value until everything that reads it has run; where a result comes too early for that, or from memory that a loop
-//! exchanges, it is copied at the end. What a result is joined of, end to end, is made in its parts of the place.
+//! value until everything that reads it has run; where a result comes too early for that, or is in one
+//! of two buffers, it is copied at the end. What a result is joined of, end to end, is made in its parts of the place.
 use super::entry::{At, Planner};
 use crate::Error;
 use crate::fuse::kernel::Operand;
-use crate::fuse::uses::{is_zero, root};
+use crate::uses::{is_zero, root};
 use rdc_ir::program::{Offset, OutputBuffer, Place, Step};
 use rdc_ir::{Loc, OpId, Opcode, ValueDef, ValueId};
 use std::collections::HashSet;
@@ -42,7 +42,7 @@ impl Planner<'_> {
                 let buffer = self.updated(&outcome.name)?;
                 self.want(outcome.owner, At::whole(buffer));
             } else {
-                if !self.is_exchanged(outcome.owner) {
+                if !self.is_paired(outcome.owner) {
                     let ty = self.func.ty(outcome.owner).clone();
                     let buffer = self.buffer(outcome.name, ty, Place::Output(index));
                     self.want(outcome.owner, At::whole(buffer));
@@ -59,8 +59,8 @@ impl Planner<'_> {
             index.ok_or_else(|| self.error(Loc::default(), format!("there is no parameter `{name}` to update")))?;
         Ok(self.weight_buffer(index))
     }
-    /// Whether a loop exchanges a value's memory with another's.
-    fn is_exchanged(&self, value: ValueId) -> bool {
+    /// Whether a value is in one of two buffers, as the trips of a loop say.
+    fn is_paired(&self, value: ValueId) -> bool {
         match self.func.values[value].def {
             ValueDef::Result(id, index) => {
                 let op = &self.func.ops[id];
@@ -92,7 +92,7 @@ impl Planner<'_> {
         let Some(group) = self.survey.group(def).filter(|_| self.uses.region(def) == self.func.body) else {
             return false;
         };
-        if self.is_exchanged(value) {
+        if self.is_paired(value) {
             return false;
         }
         let Place::Weight(weight) = self.buffers[at.buffer].place else { return true };
@@ -192,7 +192,9 @@ impl Planner<'_> {
                 }
             } else {
                 self.lives[at.buffer].to_the_end = true;
-                outputs.push(OutputBuffer { name: outcome.name, buffer: at.buffer, stacked: outcome.stacked });
+                let Outcome { name, stacked, .. } = outcome;
+                let sequence = self.sequence_of(&self.buffers[at.buffer].ty, stacked);
+                outputs.push(OutputBuffer { name, buffer: at.buffer, stacked, sequence });
             }
         }
         Ok(outputs)

@@ -1,8 +1,8 @@
 //! What tests of fusing and planning share.
 #![allow(clippy::unwrap_used)]
 use crate::tile::Cpu;
-use crate::{Options, WeightType};
-use rdc_ir::program::KvPolicy;
+use crate::{Error, Options, WeightType, fuse};
+use rdc_ir::program::{KvPolicy, Program};
 use rdc_ir::{ArgRole, Attr, Builder, DType, Func, Init, Loc, Module, Opcode, Param, Type, ValueId};
 
 /// A machine with 256-bit vectors.
@@ -12,6 +12,11 @@ pub const CPU: Cpu = Cpu { lanes: 8, mr: 6, nr: 16, l1: 32 << 10, l2: 512 << 10 
 pub fn options() -> Options {
     let (target, machine) = ("x86-64-v3".into(), std::sync::Arc::new(CPU));
     Options { target, machine, dtype: WeightType::F32, expected_trips: 8, training: None }
+}
+
+/// The program of a module.
+pub fn build(module: &Module, options: &Options) -> Result<Program, Error> {
+    super::build(fuse::run(module, &*options.machine)?, options)
 }
 
 /// Sizes of the test model: a prelude block, a loop over core blocks, a tied head.
@@ -65,7 +70,8 @@ impl Default for Sizes {
     }
 }
 
-const VOCAB: usize = 23;
+/// Ids are below this.
+pub const VOCAB: usize = 23;
 
 impl Sizes {
     fn dim(&self) -> usize {

@@ -59,7 +59,7 @@ fn agrees_with(options: &Options, func: Func, pos: i32, steps: &[i32]) -> Progra
     let name = func.name.clone();
     let module = module(vec![func]);
     assert_eq!(rdc_ir::verify::verify_text(&module), None);
-    let program = super::build(&module, options).unwrap();
+    let program = super::testing::build(&module, options).unwrap();
     let params = params(&module);
     for &steps in steps {
         let args = args(&module.funcs[0], pos, steps);
@@ -91,6 +91,7 @@ fn same(name: &str, steps: i32, got: &Tensor<f32>, want: &Tensor<f32>) {
 pub fn kinds(program: &Program, steps: &[Step]) -> String {
     let word = |step: &Step| match step {
         Step::Copy { .. } => "copy".to_string(),
+        Step::Barrier => unreachable!("only launches, copies, zeros and loops have a kind"),
         Step::Zero { .. } => "zero".to_string(),
         Step::Loop(inner) => format!("[{}]", kinds(program, &inner.body)),
         Step::Launch(launch) => match program.kernels[launch.kernel].kind {
@@ -108,7 +109,7 @@ pub fn kinds(program: &Program, steps: &[Step]) -> String {
         }
         .to_string(),
     };
-    steps.iter().map(word).collect::<Vec<_>>().join(" ")
+    steps.iter().filter(|step| **step != Step::Barrier).map(word).collect::<Vec<_>>().join(" ")
 }
 
 fn schedule(program: &Program) -> String {
@@ -168,7 +169,7 @@ fn attention_without_caches_writes_its_own() {
 fn equal_layers_share_kernels() {
     let of = |layers, max_steps| {
         let func = function("f", &Sizes { layers, max_steps, ..Sizes::default() });
-        super::build(&module(vec![func]), &options()).unwrap()
+        super::testing::build(&module(vec![func]), &options()).unwrap()
     };
     let (two, five) = (of(2, 4), of(5, 30));
     assert_eq!(two.kernels.len(), five.kernels.len());
@@ -177,7 +178,7 @@ fn equal_layers_share_kernels() {
 
 #[test]
 fn a_program_is_the_same_each_time() {
-    let build = || super::build(&module(vec![function("f", &Sizes::default())]), &options()).unwrap();
+    let build = || super::testing::build(&module(vec![function("f", &Sizes::default())]), &options()).unwrap();
     assert_eq!(build(), build());
     let types: Vec<Type> = build().weights.iter().map(|w| w.ty.clone()).collect();
     assert!(types.iter().all(|ty| ty.elements() > 0));
@@ -196,7 +197,7 @@ fn random_modules_run_as_planned() {
             module = crate::optimise(module, &options(), &mut |_, _| ()).unwrap();
         }
         let text = format!("seed {seed}\n{module}");
-        let program = match super::build(&module, &options()) {
+        let program = match super::testing::build(&module, &options()) {
             Ok(program) => program,
             Err(Error::Unsupported { .. }) => continue,
             Err(e) => panic!("{e}\n{text}"),
@@ -225,7 +226,7 @@ fn models_that_leave_early() {
     for (text, dtype) in texts.iter().flat_map(|t| [(t, WeightType::F32), (t, WeightType::Bf16), (t, WeightType::I8)]) {
         let options = Options { dtype, ..options() };
         let module = crate::optimise(rdc_ir::parse(text).unwrap(), &options, &mut |_, _| ()).unwrap();
-        let program = super::build(&module, &options).unwrap();
+        let program = super::testing::build(&module, &options).unwrap();
         for entry in &program.entries {
             let inputs: Inputs<f32> = convert(&random_inputs(&module, &entry.name, 5));
             let want = interp::run(&module, &entry.name, &inputs, &mut interp::Options::default()).unwrap();
@@ -278,7 +279,7 @@ fn a_plain_machine_fuses_elementwise_operations_only() {
     let options = Options { machine: Arc::new(Plain), ..options() };
     let program = agrees_with(&options, function("f", &Sizes::default()), 2, &[0, 3]);
     assert!(program.kernels.iter().flat_map(|kernel| &kernel.pointers).all(|pointer| pointer.pitch.is_none()));
-    let wanted = "rows matmul kv attention matmul rows matmul matmul rows [matmul rows matmul kv attention matmul rows matmul matmul rows";
+    let wanted = "rows matmul kv attention matmul rows matmul matmul rows matmul copy [matmul rows matmul kv attention matmul rows";
     let found = kinds(&program, &program.entries[0].steps);
     assert!(found.starts_with(wanted), "{found}");
 }
@@ -286,7 +287,7 @@ fn a_plain_machine_fuses_elementwise_operations_only() {
 /// Whether running a changed program is caught.
 fn is_caught(change: impl Fn(&mut Entry)) -> bool {
     let module = module(vec![function("f", &Sizes::default())]);
-    let mut program = super::build(&module, &options()).unwrap();
+    let mut program = super::testing::build(&module, &options()).unwrap();
     change(&mut program.entries[0]);
     let (params, args) = (params(&module), args(&module.funcs[0], 0, 2));
     std::panic::catch_unwind(|| check::run(&program, "f", &params, &args)).is_err()
@@ -295,32 +296,45 @@ fn is_caught(change: impl Fn(&mut Entry)) -> bool {
 #[test]
 fn the_check_sees_bad_plans() {
     assert!(!is_caught(|_| ()));
-    let every_barrier = 2 * 6 + 1;
-    for index in 0..every_barrier {
-        let without = |entry: &mut Entry| {
-            let (mut seen, mut stack) = (0, vec![&mut entry.steps]);
-            while let Some(steps) = stack.pop() {
-                for step in steps {
-                    match step {
-                        Step::Launch(launch) => {
-                            // The next one waits, if not all threads do.
-                            launch.barrier &= seen != index;
-                            launch.waits &= seen != index + 1;
-                            seen += 1;
-                        }
-                        Step::Loop(inner) => stack.push(&mut inner.body),
-                        Step::Copy { .. } | Step::Zero { .. } => {}
-                    }
+    // Without each of the barriers, and where a launch waits without that.
+    let (mut missed, mut index, mut orders) = (Vec::new(), 0, 1);
+    while index < orders {
+        let seen = std::cell::Cell::new(0);
+        let is_next = || seen.replace(seen.get() + 1) == index;
+        fn drop_one(steps: &mut Vec<Step>, is_next: &dyn Fn() -> bool) {
+            steps.retain(|step| *step != Step::Barrier || !is_next());
+            for step in steps {
+                match step {
+                    Step::Launch(launch) => launch.waits = launch.waits && !is_next(),
+                    Step::Loop(inner) => drop_one(&mut inner.body, is_next),
+                    Step::Copy { .. } | Step::Zero { .. } | Step::Barrier => {}
                 }
             }
-        };
-        // What follows the launches before the loop and after it does not depend on them.
-        assert!(is_caught(without) || [7, 8, 9].contains(&index), "nothing waits for launch {index}");
+        }
+        if !is_caught(|entry| drop_one(&mut entry.steps, &is_next)) {
+            missed.push(index);
+        }
+        (index, orders) = (index + 1, seen.get());
     }
+    // Nothing comes after the last of the body.
+    assert_eq!((orders, missed), (24, vec![2]));
     assert!(is_caught(|entry| {
         let in_arena = entry.buffers.iter_mut().filter(|b| matches!(b.place, Place::Arena(_)));
         in_arena.for_each(|b| b.place = Place::Arena(0));
     }));
+}
+
+#[test]
+fn callers_are_told_of_ids_and_of_the_sequence() {
+    for (s, exit) in [(4, true), (1, false)] {
+        let program = agrees(function("f", &Sizes { s, exit, ..Sizes::default() }), 0, &[2]);
+        let entry = &program.entries[0];
+        let vocabulary = |role: ArgRole| entry.inputs.iter().find(|i| i.role == role).unwrap().vocabulary;
+        assert_eq!((vocabulary(ArgRole::Ids), vocabulary(ArgRole::Position)), (Some(super::testing::VOCAB), None));
+        assert_eq!(entry.outputs.iter().map(|o| o.sequence).collect::<Vec<_>>(), [Some(1), Some(2), None]);
+        // What lets a loop end early is a cell, and there is none where no loop may.
+        assert_eq!(entry.buffers.iter().filter(|b| b.place == Place::MayExit).count(), usize::from(exit));
+    }
 }
 
 #[test]
@@ -329,7 +343,7 @@ fn weights_are_shared() {
     let decode = function("decode", &Sizes { s: 1, ..sizes.clone() });
     let both = module(vec![function("prefill", &sizes), decode.clone()]);
     let one = module(vec![decode]);
-    let count = |module: &Module| super::build(module, &options()).unwrap().weights.len();
+    let count = |module: &Module| super::testing::build(module, &options()).unwrap().weights.len();
     assert_eq!(count(&both), count(&one));
 
     // Layout leaves no such weight; if it did, it would be packed at run time.

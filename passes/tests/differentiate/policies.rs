@@ -4,6 +4,7 @@ use super::support::{assert_close, loss, run_gradient, with_gradient};
 use rdc_ir::training::Remat;
 use rdc_ir::{Attr, Module, Opcode};
 use rdc_passes::differentiate::{Options, kept, run};
+use rdc_passes::tile::Backward;
 use rdc_passes::{cse, dce, hoist};
 
 fn options(remat: Remat) -> Options {
@@ -123,7 +124,9 @@ fn weights_are_one_product_where_that_moves_less() {
 #[test]
 fn sums_over_many_tokens_are_carried_in_parts() {
     let carried = |model: &super::models::Model| -> Vec<String> {
-        let gradient = with_gradient(&model.looped(7).0, &options(Remat::None));
+        let backward = Backward { partial_sums: 2, many_tokens: 16, ..Backward::default() };
+        let options = Options { backward, ..options(Remat::None) };
+        let gradient = with_gradient(&model.looped(7).0, &options);
         let func = gradient.func("grad").unwrap();
         let is_sum = |op: &rdc_ir::Op| op.opcode == Opcode::Matmul && op.flag("trans_a");
         let sums = func.walk().into_iter().filter(|(region, op)| *region != func.body && is_sum(&func.ops[*op]));

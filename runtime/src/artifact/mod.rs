@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 /// The first bytes of every artifact. As in PNG, a byte that is not ASCII and both line ends betray a transfer as text.
 pub const MAGIC: [u8; 8] = *b"\x89RDA\r\n\x1a\n";
-/// The format that this crate reads and writes. In version 1 tiles were numbers of a kernel's kind.
+/// The format that this crate writes, and the only one that it reads.
 pub const VERSION: u32 = 2;
 /// Alignment of sections: the largest page size of the machines in question.
 pub const SECTION_ALIGN: u64 = 64 << 10;

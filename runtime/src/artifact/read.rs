@@ -41,7 +41,7 @@ impl Artifact {
     /// Opens and checks an artifact. Code is neither mapped executable nor run, and any machine can open any artifact.
     ///
     /// # Errors
-    /// If it cannot be read, is no artifact, of a newer format, truncated or damaged.
+    /// If it cannot be read, is no artifact, of another format, truncated or damaged.
     pub fn open(path: &Path, verify: Verify) -> Result<Artifact, Error> {
         let file = File::open(path).map_err(Error::io(path))?;
         let length = file.metadata().map_err(Error::io(path))?.len();
@@ -217,7 +217,7 @@ fn parse_header(bytes: &[u8]) -> Result<Vec<Section>, String> {
     let version = u32_at(8);
     if version > VERSION {
         return Err(format!(
-            "its format is version {version}, newer than version {VERSION}, which this rdc reads: update rdc, or compile the model with this one"
+            "its format is version {version}, newer than this rdc, which reads version {VERSION}: update rdc, or compile the model with this one"
         ));
     }
     if version == 0 {
@@ -225,7 +225,7 @@ fn parse_header(bytes: &[u8]) -> Result<Vec<Section>, String> {
     }
     if version < VERSION {
         return Err(format!(
-            "its format is version {version}, older than version {VERSION}, which this rdc reads: compile the model again"
+            "its format is version {version}, older than this rdc, which reads version {VERSION}: compile the model again"
         ));
     }
     let (header_size, file_size, count) = (u32_at(12) as usize, u64_at(16), u32_at(24) as usize);

@@ -212,6 +212,14 @@ fn another_format_says_so() {
     }
 }
 
+/// The fixture is a whole artifact, as it was written before there were barriers and pairs in schedules.
+#[test]
+fn an_older_format_says_so() {
+    let (_dir, path) = folder();
+    let message = open_bytes(&path, include_bytes!("testdata/format-1.bin")).unwrap_err().to_string();
+    assert!(message.contains("version 1, older") && message.contains("compile the model again"), "{message}");
+}
+
 #[test]
 fn another_cpu_says_so_when_code_is_loaded() {
     let (_dir, path) = folder();

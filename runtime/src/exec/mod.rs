@@ -1,8 +1,8 @@
 //! Runs the schedules of a program.
 //!
 //! All threads walk the same list of steps. A launch is cut into tasks, of which each thread takes a share; the cut does not
-//! depend on the number of threads, so results do not either. State that differs between threads (the addresses that a loop
-//! exchanges, the step, a thread's count of barriers) is each thread's own and needs no synchronisation.
+//! depend on the number of threads, so results do not either. State that may differ between threads (the cells: step and trips; a
+//! thread's count of barriers) is each thread's own and needs no synchronisation.
 mod claim;
 mod order;
 mod plan;
@@ -171,14 +171,15 @@ impl Executor {
                 Place::Weight(index) => weights[index],
                 Place::Input(index) => inputs[index].shared(),
                 Place::Output(index) => outputs[index].shared(),
-                // Each thread puts its own.
-                Place::Step | Place::IsLast | Place::Trips => Shared(std::ptr::null_mut()),
+                // Each thread's own, or one of two others.
+                _ => Shared(std::ptr::null_mut()),
             })
             .collect();
         let plan = &self.plans[entry];
         let states = states.map(Mutex::new);
         let context = Context {
             plan,
+            addresses: &addresses,
             barrier: &self.barrier,
             claims: &self.claims,
             stamps: &self.stamps,
@@ -189,7 +190,6 @@ impl Executor {
         let workers = &self.workers;
         self.pool.run(&|thread| {
             let mut worker = workers[thread].lock().unwrap_or_else(PoisonError::into_inner);
-            worker.enter(&addresses, plan);
             // SAFETY: every address is of memory as long as its buffer's type says: the arena, a weight and the callers' buffers,
             // which the lengths above and `validate::meta` make sure of, and which this function holds borrowed exclusively (of
             // the model it is the only owner if the entry writes weights, and they are only read if not). All threads of the
@@ -197,8 +197,8 @@ impl Executor {
             unsafe { worker.walk(&context) };
         });
         let mut worker = self.workers[0].lock().unwrap_or_else(PoisonError::into_inner);
-        worker.collect(described, outputs);
-        let trips = worker.trips;
+        worker.collect(&context, outputs);
+        let trips = worker.trips(plan);
         drop(worker);
         if let Some(profile) = &mut self.profile {
             for (thread, worker) in self.workers.iter().enumerate() {

@@ -16,8 +16,6 @@ pub(super) struct Order {
 /// Where the buffers of an entry are.
 pub(super) struct Spaces<'a> {
     entry: &'a Entry,
-    /// For each buffer the one that it is exchanged with.
-    pairs: Vec<Option<usize>>,
 }
 
 /// A launch of a phase: what it touches by pointer, and how its tasks are cut into runs.
@@ -36,7 +34,7 @@ struct Access<'a> {
 
 impl<'a> Spaces<'a> {
     pub fn new(entry: &'a Entry) -> Spaces<'a> {
-        Spaces { entry, pairs: entry.pairs() }
+        Spaces { entry }
     }
     /// The stamps of the runs of launches between two barriers, in order, from `next` on.
     pub fn order(&self, phase: &[Phased], next: &mut usize) -> Vec<Order> {
@@ -88,7 +86,7 @@ impl<'a> Spaces<'a> {
         if a.arg == b.arg {
             return overlap(&within, &others);
         }
-        let places = |arg: &LaunchArg, bytes: Range<usize>| self.entry.memory(&self.pairs, arg, bytes);
+        let places = |arg: &LaunchArg, bytes: Range<usize>| self.entry.memory(arg, bytes);
         let (places, others) = (places(a.arg, within), places(b.arg, others));
         places.iter().any(|(space, a)| others.iter().any(|(other, b)| space == other && overlap(a, b)))
     }

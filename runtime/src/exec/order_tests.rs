@@ -1,6 +1,6 @@
 //! Launches without barriers between them, whose tasks wait for each other.
 use super::order::{Phased, Spaces};
-use super::testing::{args, kernel, launch, meta, pointers, program};
+use super::testing::{args, input, kernel, launch, meta, output, pointers, program};
 use super::{AfterExit, Executor};
 use crate::code::{Code, KernelFn};
 use crate::memory::Buffer;
@@ -9,8 +9,8 @@ use crate::weights::DrawnSource;
 use rdc_ir::program::body::Rows;
 use rdc_ir::program::rows::RowGraph;
 use rdc_ir::program::{
-    self as p, Access, Dispatch, Entry, Input, Kernel, KernelKind, Launch, LoopStep, Offset, OutputBuffer, Place,
-    Program, Step, Tiling,
+    self as p, Access, Advance, Dispatch, Entry, Kernel, KernelKind, Launch, LoopStep, Offset, Place, Program, Step,
+    Tiling,
 };
 use rdc_ir::{ArgRole, DType, Type};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -102,9 +102,9 @@ fn kernels() -> Vec<Kernel> {
 }
 
 /// A launch that waits.
-fn waiting(kernel: usize, args: &[usize], barrier: bool) -> Step {
+fn waiting(kernel: usize, args: &[usize]) -> Step {
     let args: Vec<(usize, Offset)> = args.iter().map(|&buffer| (buffer, FIXED)).collect();
-    let Step::Launch(one) = launch(kernel, &args, barrier) else { unreachable!("a launch is a launch") };
+    let Step::Launch(one) = launch(kernel, &args) else { unreachable!("a launch is a launch") };
     Step::Launch(Launch { waits: true, ..one })
 }
 
@@ -127,44 +127,42 @@ fn entry() -> Entry {
     let [step, trips] = [Place::Step, Place::Trips].map(|place| buffer(number(), Some(place)));
     let is_last = buffer(Type::scalar(DType::Bool), Some(Place::IsLast));
     let [a, b] = [buffer(rows(), None), buffer(rows(), None)];
-    let s = buffer(rows(), Some(Place::Output(0)));
-    let next = buffer(rows(), None);
+    let (even, odd) = (buffer(rows(), Some(Place::Output(0))), buffer(rows(), None));
+    let s = buffer(rows(), Some(Place::Pair { even, odd, trips }));
+    let next = buffer(rows(), Some(Place::Pair { even: odd, odd: even, trips }));
     let sums = buffer(Type::f32([WIDTH]), Some(Place::Output(1)));
     let held = buffer(rows(), Some(Place::Output(2)));
     let body = vec![
-        waiting(0, &[s, a], false),
-        waiting(0, &[a, b], false),
-        waiting(1, &[b, sums, sums], false),
+        waiting(0, &[s, a]),
+        waiting(0, &[a, b]),
+        waiting(1, &[b, sums, sums]),
         // Over what the second reads, and over what the sums read.
-        waiting(0, &[b, a], false),
-        waiting(0, &[a, b], false),
-        waiting(0, &[b, next], true),
+        waiting(0, &[b, a]),
+        waiting(0, &[a, b]),
+        waiting(0, &[b, next]),
+        Step::Barrier,
     ];
     let inner = LoopStep {
         reverse: false,
         steps,
         max_steps: MAX,
-        step,
-        is_last,
-        trips,
+        advance: Advance { step, is_last, trips, exit: None },
         body,
-        swaps: vec![(s, next)],
-        done: None,
         carried: vec![s],
     };
     let steps_of = vec![
-        Step::Zero { buffer: sums, barrier: false },
-        Step::Copy { dst: s, src: x },
+        Step::Zero { buffer: sums, beyond: None },
+        Step::Copy { dst: even, src: x },
+        Step::Barrier,
         Step::Loop(inner),
-        waiting(2, &[s, a], false),
-        waiting(3, &[a, held], true),
+        waiting(2, &[s, a]),
+        waiting(3, &[a, held]),
+        Step::Barrier,
     ];
-    let input = |name: &str, role, buffer| Input { name: name.into(), role, buffer };
-    let output = |name: &str, buffer| OutputBuffer { name: name.into(), buffer, stacked: false };
     Entry {
         name: "chain".into(),
         inputs: vec![input("steps", ArgRole::Steps, steps), input("x", ArgRole::Input, x)],
-        outputs: vec![output("s", s), output("sums", sums), output("held", held)],
+        outputs: vec![output("s", s, None), output("sums", sums, None), output("held", held, None)],
         steps: steps_of,
         buffers,
         live: arena,
@@ -218,7 +216,7 @@ fn tasks_wait_for_what_they_touch_and_for_nothing_else() {
 #[test]
 fn a_run_waits_for_the_fewest_that_imply_the_rest() {
     let (entry, kernels) = (entry(), kernels());
-    let Step::Loop(inner) = &entry.steps[2] else { unreachable!("the third step is the loop") };
+    let Step::Loop(inner) = &entry.steps[3] else { unreachable!("the fourth step is the loop") };
     let phase: Vec<Phased> = inner
         .body
         .iter()

@@ -4,25 +4,41 @@ use super::order::{Order, Phased, Spaces};
 use crate::code::KernelFn;
 use crate::model::Model;
 use crate::profile::LaunchInfo;
-use rdc_ir::program::{Dispatch, Entry, Launch, LoopStep, Offset, Place, Step};
+use rdc_ir::program::{Advance, Beyond, Dispatch, Entry, Launch, LoopStep, Offset, Place, Step};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A prepared entry.
 pub(super) struct Plan {
     pub nodes: Vec<Node>,
-    /// Thread-private buffers and their cells.
-    pub private: Vec<(usize, usize)>,
-    /// Number of those cells.
+    /// Number of cells.
     pub cells: usize,
+    /// The cells that say whether loops may end early.
+    pub may_exit: Vec<usize>,
+    /// The cell with the trips of the last loop.
+    pub trips: Option<usize>,
+    /// Where the results are.
+    pub outputs: Vec<Base>,
     /// Whether the entry writes weights.
     pub updates: bool,
 }
 
+/// Where a buffer begins.
+#[derive(Clone, Copy)]
+pub(super) enum Base {
+    /// At the address of that buffer.
+    Buffer(usize),
+    /// In that cell of the thread's own.
+    Cell(usize),
+    /// At the address of one of two buffers, by the parity of a cell.
+    Pair { even: usize, odd: usize, trips: usize },
+}
+
 pub(super) enum Node {
     Launch(LaunchNode),
-    Copy { dst: usize, src: usize, bytes: usize },
-    Zero { buffer: usize, bytes: usize, barrier: bool },
+    Copy { dst: Base, src: Base, bytes: usize },
+    Zero { base: Base, bytes: usize, beyond: Option<Beyond> },
+    Barrier,
     Loop(Box<LoopNode>),
 }
 
@@ -35,8 +51,7 @@ pub(super) struct LaunchNode {
     pub claims: Option<Claims>,
     /// If a launch of the phase (the steps between two barriers) waits.
     pub order: Option<Order>,
-    pub args: Box<[(usize, Offset)]>,
-    pub barrier: bool,
+    pub args: Box<[(Base, Offset)]>,
 }
 
 impl LaunchNode {
@@ -55,27 +70,18 @@ impl LaunchNode {
 }
 
 pub(super) struct LoopNode {
-    pub steps: usize,
+    pub steps: Base,
     pub max_steps: usize,
     pub reverse: bool,
+    /// Cells.
     pub step: usize,
     pub is_last: usize,
     pub trips: usize,
+    /// Where an iteration says that it is the last, and the cell that says whether it may be.
+    pub exit: Option<(Base, usize)>,
     pub body: Vec<Node>,
-    /// A barrier after the body, where it does not end with one and something relies on it.
-    pub barrier: bool,
-    pub swaps: Vec<(usize, usize)>,
-    pub done: Option<Done>,
-    /// Carried tensors that are not caches: buffer and bytes.
-    pub carried: Vec<(usize, usize)>,
-    /// Stacked results whose entries beyond the trips must be zero: buffer, bytes per step, bytes.
-    pub stacked: Vec<(usize, usize, usize)>,
-}
-
-pub(super) struct Done {
-    pub buffer: usize,
-    /// Whether the threads must meet after they have read it, since the next iteration would write it first thing.
-    pub barrier: bool,
+    /// Carried tensors: where they are, and bytes.
+    pub carried: Vec<(Base, usize)>,
 }
 
 /// What the plans of a program's entries count on.
@@ -90,29 +96,18 @@ pub(super) struct Counts {
 
 /// Prepares an entry of a validated program. What it numbers goes on from `counts`.
 pub(super) fn plan(model: &Model, entry: &Entry, threads: usize, counts: &mut Counts) -> Plan {
-    let private = |place| matches!(place, Place::Step | Place::IsLast | Place::Trips);
-    let private: Vec<(usize, usize)> = entry
-        .buffers
-        .iter()
-        .enumerate()
-        .filter(|(_, b)| private(b.place))
-        .enumerate()
-        .map(|(cell, (b, _))| (b, cell))
-        .collect();
-    let cells = private.len();
-    let mut planner = Planner { model, entry, threads, counts, spaces: Spaces::new(entry) };
+    let cells: Vec<usize> = (0..entry.buffers.len()).filter(|&b| entry.buffers[b].place.is_cell()).collect();
+    let mut planner = Planner { model, entry, threads, counts, spaces: Spaces::new(entry), cells };
     let nodes = planner.nodes(&entry.steps);
-    Plan { nodes, private, cells, updates: !entry.updated(&model.program().kernels).is_empty() }
-}
-
-/// Whether all threads meet after a node.
-fn meets(node: &Node) -> bool {
-    match node {
-        Node::Launch(launch) => launch.barrier,
-        Node::Copy { .. } => true,
-        Node::Zero { barrier, .. } => *barrier,
-        // It may run no iteration.
-        Node::Loop(_) => false,
+    let cells = planner.cells.iter().enumerate();
+    let last = entry.steps.iter().rev().find_map(|step| if let Step::Loop(inner) = step { Some(inner) } else { None });
+    Plan {
+        nodes,
+        cells: planner.cells.len(),
+        may_exit: cells.filter(|(_, b)| entry.buffers[**b].place == Place::MayExit).map(|(cell, _)| cell).collect(),
+        trips: last.map(|inner| planner.cell(inner.advance.trips)),
+        outputs: entry.outputs.iter().map(|output| planner.base(output.buffer)).collect(),
+        updates: !entry.updated(&model.program().kernels).is_empty(),
     }
 }
 
@@ -122,16 +117,33 @@ struct Planner<'a> {
     threads: usize,
     counts: &'a mut Counts,
     spaces: Spaces<'a>,
+    /// The buffers that are cells.
+    cells: Vec<usize>,
 }
 
 impl Planner<'_> {
+    fn base(&self, buffer: usize) -> Base {
+        match self.entry.buffers[buffer].place {
+            Place::Pair { even, odd, trips } => Base::Pair { even, odd, trips: self.cell(trips) },
+            place if place.is_cell() => Base::Cell(self.cell(buffer)),
+            _ => Base::Buffer(buffer),
+        }
+    }
+    /// The number of a cell.
+    fn cell(&self, buffer: usize) -> usize {
+        self.cells.partition_point(|&cell| cell < buffer)
+    }
     fn nodes(&mut self, steps: &[Step]) -> Vec<Node> {
         let node = |step: &Step| match step {
             Step::Launch(launch) => Node::Launch(self.launch(launch)),
-            Step::Copy { dst, src } => Node::Copy { dst: *dst, src: *src, bytes: self.bytes(*dst) },
-            Step::Zero { buffer, barrier } => {
-                Node::Zero { buffer: *buffer, bytes: self.bytes(*buffer), barrier: *barrier }
+            Step::Copy { dst, src } => {
+                Node::Copy { dst: self.base(*dst), src: self.base(*src), bytes: self.bytes(*dst) }
             }
+            Step::Zero { buffer, beyond } => {
+                let beyond = beyond.map(|beyond| Beyond { trips: self.cell(beyond.trips), ..beyond });
+                Node::Zero { base: self.base(*buffer), bytes: self.bytes(*buffer), beyond }
+            }
+            Step::Barrier => Node::Barrier,
             Step::Loop(inner) => Node::Loop(Box::new(self.loop_node(inner))),
         };
         let mut nodes: Vec<Node> = steps.iter().map(node).collect();
@@ -140,7 +152,7 @@ impl Planner<'_> {
     }
     /// Orders the runs of tasks of steps between barriers.
     fn order(&mut self, steps: &[Step], nodes: &mut [Node]) {
-        let ends = |node: &Node| meets(node) || matches!(node, Node::Loop(_));
+        let ends = |node: &Node| matches!(node, Node::Barrier | Node::Loop(_));
         let mut at = 0;
         for nodes in nodes.split_inclusive_mut(ends) {
             let steps = &steps[at..at + nodes.len()];
@@ -193,75 +205,21 @@ impl Planner<'_> {
             tasks: kernel.tasks,
             claims,
             order: None,
-            args: launch.args.iter().map(|a| (a.buffer, a.offset)).collect(),
-            barrier: launch.barrier,
+            args: launch.args.iter().map(|a| (self.base(a.buffer), a.offset)).collect(),
         }
     }
     fn loop_node(&mut self, inner: &LoopStep) -> LoopNode {
-        let body = self.nodes(&inner.body);
-        // The counters of claimed tasks need one barrier between two executions of a launch, an exit one before it is read.
-        let ends_met = body.last().is_some_and(meets);
-        let barrier = !ends_met && (inner.done.is_some() || !body.iter().any(meets));
-        let done = inner.done.map(|buffer| {
-            let writer = |node: &Node| match node {
-                Node::Launch(launch) => launch.args.iter().any(|a| a.0 == buffer),
-                Node::Copy { dst, .. } => *dst == buffer,
-                Node::Zero { buffer: dst, .. } => *dst == buffer,
-                Node::Loop(_) => true,
-            };
-            let before = body.iter().position(writer).unwrap_or(0);
-            Done { buffer, barrier: !body[..before].iter().any(meets) }
-        });
-        let carried = inner.carried.iter().filter(|&&b| !self.entry.buffers[b].ty.cache).map(|&b| (b, self.bytes(b)));
+        let Advance { step, is_last, trips, exit } = inner.advance;
         LoopNode {
-            steps: inner.steps,
+            steps: self.base(inner.steps),
             max_steps: inner.max_steps,
             reverse: inner.reverse,
-            step: inner.step,
-            is_last: inner.is_last,
-            trips: inner.trips,
-            barrier,
-            swaps: inner.swaps.clone(),
-            done,
-            carried: carried.collect(),
-            stacked: self.stacked(inner),
-            body,
+            step: self.cell(step),
+            is_last: self.cell(is_last),
+            trips: self.cell(trips),
+            exit: exit.map(|exit| (self.base(exit.done), self.cell(exit.allowed))),
+            body: self.nodes(&inner.body),
+            carried: inner.carried.iter().map(|&b| (self.base(b), self.bytes(b))).collect(),
         }
     }
-    /// Stacked results of a loop of which the schedule may read entries that no iteration wrote: those are to be zeros. A result
-    /// that only the caller sees is cut instead.
-    fn stacked(&self, inner: &LoopStep) -> Vec<(usize, usize, usize)> {
-        let mut stacked: Vec<(usize, usize, usize)> = Vec::new();
-        for step in &inner.body {
-            let Step::Launch(launch) = step else { continue };
-            let kernel = &self.model.program().kernels[launch.kernel];
-            for arg in kernel.results().map(|result| &launch.args[result]) {
-                if let Offset::Step { stride } = arg.offset
-                    && reads_beyond(&self.entry.steps, inner, arg.buffer, None)
-                    && !stacked.iter().any(|s| s.0 == arg.buffer)
-                {
-                    stacked.push((arg.buffer, stride, self.bytes(arg.buffer)));
-                }
-            }
-        }
-        stacked
-    }
-}
-
-/// Whether steps may read entries of a stack that a loop did not write: as a whole, or step by step in a loop (`around`) that
-/// may take more steps.
-fn reads_beyond(steps: &[Step], of: &LoopStep, stack: usize, around: Option<&LoopStep>) -> bool {
-    let as_many = |other: &LoopStep| {
-        std::ptr::eq(other, of) || other.steps == of.trips || other.steps == of.steps && of.done.is_none()
-    };
-    steps.iter().any(|step| match step {
-        Step::Launch(launch) => launch.args.iter().filter(|a| a.buffer == stack).any(|a| match a.offset {
-            Offset::Fixed(_) => true,
-            Offset::Step { .. } => !around.is_some_and(as_many),
-            Offset::Slot { .. } => false,
-        }),
-        Step::Copy { src, .. } => *src == stack,
-        Step::Zero { .. } => false,
-        Step::Loop(inner) => reads_beyond(&inner.body, of, stack, Some(inner)),
-    })
 }

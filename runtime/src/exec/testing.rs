@@ -119,9 +119,19 @@ pub fn pointers(inputs: &[Type], results: &[Type], access: Access) -> Vec<Pointe
     inputs.chain(results.iter().map(|ty| pointer(ty, true))).collect()
 }
 
-pub fn launch(kernel: usize, args: &[(usize, Offset)], barrier: bool) -> Step {
+pub fn launch(kernel: usize, args: &[(usize, Offset)]) -> Step {
     let args = args.iter().map(|&(buffer, offset)| LaunchArg { buffer, offset }).collect();
-    Step::Launch(Launch { kernel, args, waits: false, barrier, locs: vec![Loc { line: kernel as u32 + 1, col: 1 }] })
+    Step::Launch(Launch { kernel, args, waits: false, locs: vec![Loc { line: kernel as u32 + 1, col: 1 }] })
+}
+
+/// An input of ids is below [`VOCABULARY`].
+pub fn input(name: &str, role: ArgRole, buffer: usize) -> Input {
+    let vocabulary = (role == ArgRole::Ids).then_some(VOCABULARY);
+    Input { name: name.into(), role, buffer, vocabulary }
+}
+
+pub fn output(name: &str, buffer: usize, sequence: Option<usize>) -> OutputBuffer {
+    OutputBuffer { name: name.into(), buffer, stacked: false, sequence }
 }
 
 fn entry(name: &str, rows: usize, kernels: usize, exit: bool) -> Entry {
@@ -144,19 +154,23 @@ fn entry(name: &str, rows: usize, kernels: usize, exit: bool) -> Entry {
     let initial = buffer("initial_state", state.clone(), Some(Place::Input(3)));
     let kv = buffer("kv", cache.clone(), Some(Place::Input(4)));
     let e = buffer("e", state.clone(), None);
-    let (s, next) = (buffer("s", state.clone(), Some(Place::Output(0))), buffer("s'", state.clone(), None));
+    let (even, odd) = (buffer("even", state.clone(), Some(Place::Output(0))), buffer("odd", state.clone(), None));
     let half = buffer("half", state.clone(), None);
     let stacked = buffer("stack", stack.clone(), Some(Place::Output(1)));
     let total = buffer("sum", state.clone(), Some(Place::Output(2)));
     let step = buffer("step", i32s(&[]), Some(Place::Step));
     let last = buffer("is_last", Type::scalar(DType::Bool), Some(Place::IsLast));
     let trips = buffer("trips", i32s(&[]), Some(Place::Trips));
+    let s = buffer("s", state.clone(), Some(Place::Pair { even, odd, trips }));
+    let next = buffer("s'", state.clone(), Some(Place::Pair { even: odd, odd: even, trips }));
     let done = buffer("done", Type::scalar(DType::Bool), None);
+    let allowed = buffer("may_exit", Type::scalar(DType::Bool), Some(Place::MayExit));
     let fixed = Offset::Fixed(0);
     let slot_bytes = CONTEXT * DIM * 4;
     let slot = Offset::Slot { policy: KvPolicy::Full, layer: 0, layers: 1, base: 0, stride: slot_bytes };
     let mut body = vec![
-        launch(kernels + 1, &[(s, fixed), (half, fixed)], true),
+        launch(kernels + 1, &[(s, fixed), (half, fixed)]),
+        Step::Barrier,
         launch(
             kernels + 2,
             &[
@@ -168,27 +182,20 @@ fn entry(name: &str, rows: usize, kernels: usize, exit: bool) -> Entry {
                 (next, fixed),
                 (stacked, Offset::Step { stride: state.bytes() }),
             ],
-            true,
         ),
+        Step::Barrier,
     ];
     if exit {
-        // No barrier: the runtime must add the one that the exit needs.
-        body.push(launch(kernels + 3, &[(next, fixed), (done, fixed)], false));
+        body.extend([launch(kernels + 3, &[(next, fixed), (done, fixed)]), Step::Barrier]);
     }
     let inner = LoopStep {
         reverse: false,
         steps,
         max_steps: MAX_STEPS,
-        step,
-        is_last: last,
-        trips,
+        advance: Advance { step, is_last: last, trips, exit: exit.then_some(Exit { done, allowed }) },
         body,
-        swaps: vec![(s, next)],
-        done: exit.then_some(done),
         carried: vec![s],
     };
-    let input = |name: &str, role, buffer| Input { name: name.into(), role, buffer };
-    let output = |name: &str, buffer, stacked| OutputBuffer { name: name.into(), buffer, stacked };
     Entry {
         name: name.into(),
         inputs: vec![
@@ -199,16 +206,20 @@ fn entry(name: &str, rows: usize, kernels: usize, exit: bool) -> Entry {
             input("kv", ArgRole::Cache, kv),
         ],
         outputs: vec![
-            output("last", s, false),
-            output("all", stacked, true),
-            output("sum", total, false),
-            output("trips", trips, false),
+            output("last", s, Some(1)),
+            OutputBuffer { stacked: true, ..output("all", stacked, Some(2)) },
+            output("sum", total, Some(1)),
+            output("trips", trips, None),
         ],
         steps: vec![
-            launch(kernels, &[(table, fixed), (ids, fixed), (pos, fixed), (e, fixed)], false),
-            Step::Copy { dst: s, src: initial },
+            launch(kernels, &[(table, fixed), (ids, fixed), (pos, fixed), (e, fixed)]),
+            Step::Copy { dst: even, src: initial },
+            Step::Barrier,
             Step::Loop(inner),
-            launch(kernels + 4, &[(stacked, fixed), (total, fixed)], true),
+            Step::Zero { buffer: stacked, beyond: Some(Beyond { trips, stride: state.bytes() }) },
+            Step::Barrier,
+            launch(kernels + 4, &[(stacked, fixed), (total, fixed)]),
+            Step::Barrier,
         ],
         buffers,
         live: arena,
@@ -226,18 +237,8 @@ pub fn program() -> Program {
         let cache = Type::cache(DType::F32, [1, 1, CONTEXT, 2, 12]);
         let tasks = rows * DIM / GRAIN;
         let (ids, pos) = (Type::new(DType::I32, [1, rows]), Type::new(DType::I32, [1]));
-        let mut embed = kernel(
-            "embed",
-            &[Type::f32([VOCABULARY, DIM]), ids, pos],
-            std::slice::from_ref(&state),
-            rows,
-            Dispatch::Dynamic,
-        );
-        let (body, gathered) = (embed.func.body, Type::f32([1, rows, DIM]));
-        let args = embed.func.regions[body].args.clone();
-        let gather =
-            embed.func.make_op(Opcode::Gather, args[..2].to_vec(), vec![], vec![gathered], vec![], Loc::default());
-        embed.func.regions[body].ops.push(gather);
+        let table = Type::f32([VOCABULARY, DIM]);
+        let embed = kernel("embed", &[table, ids, pos], std::slice::from_ref(&state), rows, Dispatch::Dynamic);
         let adding = [&state, &state, &scalar(DType::I32), &scalar(DType::Bool), &cache].map(Type::clone);
         kernels.extend([
             embed,

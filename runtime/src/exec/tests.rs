@@ -131,12 +131,20 @@ fn memory_that_does_not_fit_is_an_error() {
 #[test]
 fn malformed_programs_are_refused() {
     use rdc_ir::entity::Entity;
-    use rdc_ir::program::{KvPolicy, Offset, Program, Step};
+    use rdc_ir::program::{Beyond, Exit, KvPolicy, Offset, Program, Step};
     fn inner(program: &mut Program) -> &mut rdc_ir::program::LoopStep {
-        match &mut program.entries[0].steps[2] {
+        match &mut program.entries[0].steps[3] {
             Step::Loop(inner) => inner,
-            _ => unreachable!("the test program's third step is its loop"),
+            _ => unreachable!("the test program's fourth step is its loop"),
         }
+    }
+    /// The second buffer of a pair, and its trips.
+    fn pair(program: &mut Program) -> (&mut usize, &mut usize) {
+        let pair = program.entries[0].buffers.iter_mut().find_map(|buffer| match &mut buffer.place {
+            Place::Pair { odd, trips, .. } => Some((odd, trips)),
+            _ => None,
+        });
+        pair.unwrap()
     }
     fn first(program: &mut Program) -> &mut rdc_ir::program::Launch {
         match &mut program.entries[0].steps[0] {
@@ -158,12 +166,21 @@ fn malformed_programs_are_refused() {
         |p| first(p).args[3].buffer = 4,
         |p| first(p).args[3].offset = Offset::Fixed(1 << 20),
         |p| first(p).args[3].offset = Offset::Step { stride: 1 },
-        |p| inner(p).step = 0,
+        |p| inner(p).advance.step = 0,
         |p| inner(p).steps = 6,
         |p| inner(p).max_steps = MAX_STEPS + 1,
         |p| inner(p).max_steps = usize::MAX,
-        |p| inner(p).swaps[0].1 = 0,
-        |p| inner(p).done = Some(6),
+        |p| inner(p).advance.exit = Some(Exit { done: 0, allowed: 0 }),
+        |p| {
+            let allowed = p.entries[0].buffers.iter().position(|b| b.place == Place::MayExit).unwrap();
+            inner(p).advance.exit = Some(Exit { done: 6, allowed });
+        },
+        |p| inner(p).body.retain(|step| *step != Step::Barrier),
+        |p| *pair(p).0 = 0,
+        |p| *pair(p).0 = 99,
+        |p| *pair(p).0 = inner(p).carried[0],
+        |p| *pair(p).1 = 6,
+        |p| p.entries[0].steps[4] = Step::Zero { buffer: 6, beyond: Some(Beyond { trips: 6, stride: 0 }) },
         |p| inner(p).carried[0] = 99,
         |p| p.entries[0].steps[1] = Step::Copy { dst: 4, src: 4 },
         // A kernel with an operation that it does not have.
@@ -214,7 +231,8 @@ fn malformed_programs_are_refused() {
         },
         |p| {
             let buffer = inner(p).carried[0];
-            p.entries[0].buffers[buffer].pitch = Some(4096);
+            let behind: Vec<usize> = p.entries[0].behind(buffer).chain([buffer]).collect();
+            behind.into_iter().for_each(|buffer| p.entries[0].buffers[buffer].pitch = Some(4096));
             p.entries[0].arena *= 100;
         },
         |p| {
@@ -229,9 +247,9 @@ fn malformed_programs_are_refused() {
         },
     ];
     fn second(program: &mut Program) -> &mut rdc_ir::program::Launch {
-        match &mut inner(program).body[1] {
+        match &mut inner(program).body[2] {
             Step::Launch(launch) => launch,
-            _ => unreachable!("the second step of the test program's loop is a launch"),
+            _ => unreachable!("the third step of the test program's loop is a launch"),
         }
     }
     fn slot(program: &mut Program, policy: KvPolicy, base: usize, stride: usize) {

@@ -4,13 +4,14 @@
 //! `grad`: n iterations of `s' = s / 2 + w + step / 8`, then k more whose states before are stacked; then, over as many from the
 //! last to the first, `g = (g + (step + 1) stack[step] + 100 if step is the last) / 2`, a sum in place in training state.
 //! `again` does the last with a number of steps of its own. `update`: `w = w - rate g`, in place.
-use super::testing::{args, kernel, launch, meta};
+use super::testing::{args, input, kernel, launch, meta, output};
 use super::*;
 use crate::artifact::{Artifact, Contents, Meta, ParamInfo, Verify, write};
 use crate::code::{Code, KernelFn};
 use crate::weights::DrawnSource;
 use rdc_ir::program::{
-    Buffer as Described, Dispatch, Entry, Input, LoopStep, Offset, OutputBuffer, Program, Step, Weight, WeightSource,
+    Advance, Beyond, Buffer as Described, Dispatch, Entry, Exit, LoopStep, Offset, Place, Program, Step, Weight,
+    WeightSource,
 };
 use rdc_ir::{ArgRole, DType, Init, Type};
 
@@ -83,16 +84,25 @@ impl Builder {
         self.arena = (at + ty.bytes()).next_multiple_of(64);
         self.at(ty, Place::Arena(at))
     }
-    fn repeat(&mut self, steps: usize, reverse: bool, body: impl Fn(usize, usize) -> Vec<Step>) -> LoopStep {
-        let [step, trips] = [Place::Step, Place::Trips].map(|place| self.at(number(), place));
+    /// A value that a loop carries, and its next.
+    fn pair(&mut self, even: usize, odd: usize, trips: usize) -> [usize; 2] {
+        [(even, odd), (odd, even)].map(|(even, odd)| self.at(vector(), Place::Pair { even, odd, trips }))
+    }
+    fn repeat(
+        &mut self,
+        (steps, trips): (usize, usize),
+        reverse: bool,
+        body: impl Fn(usize, usize) -> Vec<Step>,
+    ) -> LoopStep {
+        let step = self.at(number(), Place::Step);
         let is_last = self.at(Type::scalar(DType::Bool), Place::IsLast);
         let body = body(step, is_last);
-        let (swaps, done, carried) = (Vec::new(), None, Vec::new());
-        LoopStep { steps, max_steps: MAX, reverse, step, is_last, trips, body, swaps, done, carried }
+        let advance = Advance { step, is_last, trips, exit: None };
+        LoopStep { steps, max_steps: MAX, reverse, advance, body, carried: Vec::new() }
     }
     fn entry(self, name: &str, inputs: &[(ArgRole, usize)], outputs: &[usize], steps: Vec<Step>) -> Entry {
-        let input = |(i, &(role, buffer)): (usize, &(ArgRole, usize))| Input { name: format!("i{i}"), role, buffer };
-        let output = |&buffer: &usize| OutputBuffer { name: format!("o{buffer}"), buffer, stacked: false };
+        let input = |(i, &(role, buffer)): (usize, &(ArgRole, usize))| input(&format!("i{i}"), role, buffer);
+        let output = |&buffer: &usize| output(&format!("o{buffer}"), buffer, None);
         Entry {
             name: name.into(),
             inputs: inputs.iter().enumerate().map(input).collect(),
@@ -111,35 +121,42 @@ fn grad(own: bool) -> Entry {
     let [n, k, m] = [0, 1, 2].map(|i| b.at(number(), Place::Input(i)));
     let x = b.at(vector(), Place::Input(3));
     let [w, g] = [0, 1].map(|i| b.at(vector(), Place::Weight(i)));
-    let (s, next) = (b.at(vector(), Place::Output(0)), b.arena(vector()));
+    let [even, odd] = [b.at(vector(), Place::Output(0)), b.arena(vector())];
+    let [other_even, other_odd] = [b.arena(vector()), b.arena(vector())];
     let stack = b.arena(Type::f32([MAX, N]));
-    let go = |step: usize| launch(0, &[(s, FIXED), (w, FIXED), (step, FIXED), (next, FIXED)], true);
-    let mut first = b.repeat(n, false, |step, _| vec![go(step)]);
-    // No barrier between: both only read s.
-    let kept = |step: usize, _| vec![launch(1, &[(s, FIXED), (stack, ENTRY)], false), go(step)];
-    let mut second = b.repeat(k, false, kept);
-    first.swaps = vec![(s, next)];
-    second.swaps = vec![(s, next)];
+    let trips = [0; 3].map(|_| b.at(number(), Place::Trips));
+    let [s, next] = b.pair(even, odd, trips[0]);
+    let [t, next_t] = b.pair(other_even, other_odd, trips[1]);
+    let go = |step: usize, s: usize, next: usize| launch(0, &[(s, FIXED), (w, FIXED), (step, FIXED), (next, FIXED)]);
+    let first = b.repeat((n, trips[0]), false, |step, _| vec![go(step, s, next), Step::Barrier]);
+    // No barrier between: both only read t.
+    let kept = |step: usize, _| vec![launch(1, &[(t, FIXED), (stack, ENTRY)]), go(step, t, next_t), Step::Barrier];
+    let second = b.repeat((k, trips[1]), false, kept);
     let back = |step: usize, last: usize| {
-        vec![launch(2, &[(g, FIXED), (stack, ENTRY), (step, FIXED), (last, FIXED), (g, FIXED)], true)]
+        vec![launch(2, &[(g, FIXED), (stack, ENTRY), (step, FIXED), (last, FIXED), (g, FIXED)]), Step::Barrier]
     };
-    let last = b.repeat(if own { m } else { second.trips }, true, back);
+    let last = b.repeat((if own { m } else { trips[1] }, trips[2]), true, back);
     let steps = vec![
-        Step::Zero { buffer: g, barrier: false },
-        Step::Copy { dst: s, src: x },
+        Step::Zero { buffer: g, beyond: None },
+        Step::Copy { dst: even, src: x },
+        Step::Barrier,
         Step::Loop(first),
+        Step::Copy { dst: other_even, src: s },
+        Step::Barrier,
         Step::Loop(second),
+        Step::Zero { buffer: stack, beyond: Some(Beyond { trips: trips[1], stride: N * 4 }) },
+        Step::Barrier,
         Step::Loop(last),
     ];
     let roles = [(ArgRole::NoGradSteps, n), (ArgRole::GradSteps, k), (ArgRole::Steps, m), (ArgRole::Input, x)];
-    b.entry(if own { "again" } else { "grad" }, &roles, &[s], steps)
+    b.entry(if own { "again" } else { "grad" }, &roles, &[t], steps)
 }
 
 fn update() -> Entry {
     let mut b = Builder::default();
     let rate = b.at(Type::f32([]), Place::Input(0));
     let [w, g] = [0, 1].map(|i| b.at(vector(), Place::Weight(i)));
-    let steps = vec![launch(3, &[(w, FIXED), (g, FIXED), (rate, FIXED), (w, FIXED)], true)];
+    let steps = vec![launch(3, &[(w, FIXED), (g, FIXED), (rate, FIXED), (w, FIXED)]), Step::Barrier];
     b.entry("update", &[(ArgRole::Input, rate)], &[], steps)
 }
 
@@ -316,13 +333,13 @@ fn a_file_is_never_written() {
 #[test]
 fn malformed_updates_are_refused() {
     fn repeat(p: &mut Program, index: usize) -> &mut LoopStep {
-        match &mut p.entries[0].steps[index] {
+        match &mut p.entries[0].steps[[3, 6, 9][index]] {
             Step::Loop(inner) => inner,
-            _ => unreachable!("the last three steps are loops"),
+            _ => unreachable!("the program has three loops"),
         }
     }
     fn arg(p: &mut Program, index: usize) -> &mut rdc_ir::program::LaunchArg {
-        match &mut repeat(p, 4).body[0] {
+        match &mut repeat(p, 2).body[0] {
             Step::Launch(launch) => &mut launch.args[index],
             _ => unreachable!("the last loop's body is a launch"),
         }
@@ -332,11 +349,11 @@ fn malformed_updates_are_refused() {
         // Weights that are laid out or tables are not written.
         |p| p.weights[1].source = WeightSource::Param { name: "w".into(), via_bf16: true },
         |p| p.weights[1].source = WeightSource::Scales { pieces: Vec::new() },
-        |p| p.entries[0].steps[0] = Step::Zero { buffer: 0, barrier: true },
-        |p| p.entries[0].steps[0] = Step::Zero { buffer: 99, barrier: true },
-        |p| repeat(p, 2).swaps[0].1 = 5,
-        |p| repeat(p, 4).done = Some(repeat(p, 4).is_last),
-        |p| repeat(p, 4).max_steps = MAX + 1,
+        |p| p.entries[0].steps[0] = Step::Zero { buffer: 0, beyond: None },
+        |p| p.entries[0].steps[0] = Step::Zero { buffer: 99, beyond: None },
+        |p| p.entries[0].steps[0] = Step::Zero { buffer: 5, beyond: Some(Beyond { trips: 0, stride: 4 }) },
+        |p| repeat(p, 2).advance.exit = Some(Exit { done: repeat(p, 2).advance.is_last, allowed: 0 }),
+        |p| repeat(p, 2).max_steps = MAX + 1,
         |p| arg(p, 1).offset = Offset::Step { stride: N * 4 + 4 },
         |p| arg(p, 4).buffer = 3,
         |p| arg(p, 4).offset = ENTRY,

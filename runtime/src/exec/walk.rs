@@ -2,16 +2,16 @@
 //!
 //! `unsafe` here: kernels are called with addresses and memory is copied by address. The invariant, which [`Worker::walk`] asks of its
 //! caller: each address of the table is of live memory as long as its buffer's type says, exclusive to this call (weights that
-//! the entry does not update may be read elsewhere), and offsets stay within it (`validate::meta`). Two threads touch the same bytes
+//! the entry does not update may be read elsewhere), and offsets stay within it (`validate::meta`). Cells are this thread's alone. Two threads touch the same bytes
 //! at the same time, one writing, only if the schedule, whose barriers and waits order tasks, is wrong.
 use super::claim::{Claim, Claimed, Run, part};
-use super::plan::{LaunchNode, LoopNode, Node, Plan};
+use super::plan::{Base, LaunchNode, LoopNode, Node, Plan};
 use super::{AfterExit, States};
 use crate::Error;
 use crate::barrier::{Barrier, spin_until};
 use crate::memory::{Buffer, Shared};
 use crate::profile::Event;
-use rdc_ir::program::{Entry, Offset};
+use rdc_ir::program::{Beyond, Offset};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -22,6 +22,8 @@ const CELL: usize = 8;
 /// What the threads of a call share.
 pub(super) struct Context<'a> {
     pub plan: &'a Plan,
+    /// Of each buffer that is in memory.
+    pub addresses: &'a [Shared],
     pub barrier: &'a Barrier,
     pub claims: &'a [Claim],
     /// Of each run of tasks that others may wait for, one more than the barriers that were met before it was last executed.
@@ -36,7 +38,6 @@ pub(super) struct Context<'a> {
 /// What a thread keeps for itself.
 pub(super) struct Worker {
     thread: usize,
-    addresses: Vec<Shared>,
     args: Vec<Shared>,
     scratch: Buffer,
     cells: Buffer,
@@ -45,8 +46,6 @@ pub(super) struct Worker {
     /// Where the next execution of each claim starts.
     bases: Vec<u64>,
     pub events: Vec<Event>,
-    /// Iterations of the last loop.
-    pub trips: usize,
 }
 
 /// The launches since the last barrier, each with its step, of which others may have left tasks.
@@ -85,26 +84,38 @@ impl Worker {
     pub fn new(thread: usize, scratch: usize, cells: usize, dynamic: usize) -> Result<Worker, Error> {
         Ok(Worker {
             thread,
-            addresses: Vec::new(),
             args: Vec::new(),
             scratch: Buffer::zeroed(scratch)?,
             cells: Buffer::zeroed(cells * CELL)?,
             epoch: 0,
             bases: vec![0; dynamic],
             events: Vec::new(),
-            trips: 0,
         })
     }
-    /// Takes the addresses of a call, with its own cells for thread-private buffers.
-    pub fn enter(&mut self, addresses: &[Shared], plan: &Plan) {
-        self.addresses.clear();
-        self.addresses.extend_from_slice(addresses);
-        self.cells.fill(0);
-        let cells = self.cells.shared();
-        for &(buffer, cell) in &plan.private {
-            self.addresses[buffer] = Shared(cells.0.wrapping_add(cell * CELL));
+    /// The address of a cell: an `i32`, or a `bool` in the first byte of one.
+    fn cell(&mut self, cell: usize) -> *mut i32 {
+        self.cells.shared().0.wrapping_add(cell * CELL).cast()
+    }
+    fn get(&mut self, cell: usize) -> i32 {
+        // SAFETY: there are as many cells as any plan has, all this thread's, and each is aligned.
+        unsafe { self.cell(cell).read() }
+    }
+    fn set(&mut self, cell: usize, value: i32) {
+        // SAFETY: as above.
+        unsafe { self.cell(cell).write(value) };
+    }
+    /// Iterations of the last loop of the walk.
+    pub fn trips(&mut self, plan: &Plan) -> usize {
+        plan.trips.map_or(0, |trips| self.get(trips) as usize)
+    }
+    /// Where a buffer begins now.
+    #[inline]
+    fn address(&mut self, context: &Context, base: Base) -> *mut u8 {
+        match base {
+            Base::Buffer(buffer) => context.addresses[buffer].0,
+            Base::Cell(cell) => self.cell(cell).cast(),
+            Base::Pair { even, odd, trips } => context.addresses[if self.get(trips) & 1 == 0 { even } else { odd }].0,
         }
-        self.trips = 0;
     }
     /// Walks the schedule.
     ///
@@ -112,6 +123,9 @@ impl Worker {
     /// See the top of this file; and all threads of the barrier walk the same plan.
     pub unsafe fn walk(&mut self, context: &Context) {
         let mut open = Open::new();
+        self.cells.fill(0);
+        let leave = i32::from(context.after_exit == AfterExit::Leave);
+        context.plan.may_exit.iter().for_each(|&cell| self.set(cell, leave));
         // SAFETY: the caller's.
         unsafe {
             match context.origin {
@@ -134,17 +148,16 @@ impl Worker {
                     Node::Launch(launch) => self.launch::<PROFILE>(context, launch, step, open),
                     Node::Copy { dst, src, bytes } => {
                         let (begin, end) = self.share(context, *bytes, 64);
-                        let (dst, src) = (self.addresses[*dst].0, self.addresses[*src].0);
+                        let (dst, src) = (self.address(context, *dst), self.address(context, *src));
                         std::ptr::copy(src.add(begin), dst.add(begin), end - begin);
-                        self.meet::<PROFILE>(context, open);
                     }
-                    Node::Zero { buffer, bytes, barrier } => {
-                        let (begin, end) = self.share(context, *bytes, 64);
-                        self.addresses[*buffer].0.add(begin).write_bytes(0, end - begin);
-                        if *barrier {
-                            self.meet::<PROFILE>(context, open);
-                        }
+                    Node::Zero { base, bytes, beyond } => {
+                        let written = |beyond: &Beyond| (self.get(beyond.trips) as usize).saturating_mul(beyond.stride);
+                        let from = beyond.as_ref().map_or(0, written).min(*bytes);
+                        let (begin, end) = self.share(context, bytes - from, 64);
+                        self.address(context, *base).add(from + begin).write_bytes(0, end - begin);
                     }
+                    Node::Barrier => self.meet::<PROFILE>(context, open),
                     Node::Loop(inner) => {
                         self.settle::<PROFILE>(context, open);
                         self.repeat::<PROFILE>(context, inner, open);
@@ -152,7 +165,7 @@ impl Worker {
                 }
             }
         }
-        // What is left must not see what comes: another step, exchanged addresses.
+        // What is left must not see what comes: another step, other trips.
         // SAFETY: the caller's.
         unsafe { self.settle::<PROFILE>(context, open) };
     }
@@ -241,10 +254,6 @@ impl Worker {
             }
         }
         self.end::<PROFILE>(context, event);
-        if node.barrier {
-            // SAFETY: the caller's.
-            unsafe { self.meet::<PROFILE>(context, open) };
-        }
     }
     /// What this thread may do next of a launch that it has not done its share of, `whole` if that is one run.
     fn todo<'p>(&self, context: &Context, node: &LaunchNode, whole: Run, open: &Open<'p>) -> Todo<'p> {
@@ -290,7 +299,7 @@ impl Worker {
     #[inline]
     unsafe fn run(&mut self, context: &Context, node: &LaunchNode, step: usize, run: Run) {
         self.args.clear();
-        for &(buffer, offset) in &node.args {
+        for &(base, offset) in &node.args {
             let offset = match offset {
                 Offset::Fixed(bytes) => bytes,
                 Offset::Step { stride } => step * stride,
@@ -299,7 +308,8 @@ impl Worker {
                 }
             };
             // SAFETY: within the buffer: a step is below the loop's `max_steps`.
-            self.args.push(Shared(unsafe { self.addresses[buffer].0.add(offset) }));
+            let address = unsafe { self.address(context, base).add(offset) };
+            self.args.push(Shared(address));
         }
         let (args, scratch) = (self.args.as_ptr().cast::<*mut u8>(), self.scratch.shared().0);
         // SAFETY: a kernel of this launch, with the pointers of its calling convention; tasks are within its number.
@@ -319,63 +329,47 @@ impl Worker {
         node: &'p LoopNode,
         open: &mut Open<'p>,
     ) {
-        // SAFETY: an i32 in memory that no kernel writes now, and the cells of this thread, as their types say; the rest is the
-        // caller's.
-        unsafe {
-            let steps = self.addresses[node.steps].0.cast::<i32>().read();
-            let steps = usize::try_from(steps).unwrap_or(0).min(node.max_steps);
-            let mut trips = 0;
-            // The iterations up to the exit, and the carried tensors then, if more follow.
-            let mut exit: Option<(usize, Vec<Vec<u8>>)> = None;
-            while trips < steps {
-                let step = if node.reverse { steps - 1 - trips } else { trips };
-                self.addresses[node.step].0.cast::<i32>().write(step as i32);
-                self.addresses[node.is_last].0.write(u8::from(step + 1 == steps));
-                self.nodes::<PROFILE>(context, &node.body, step, open);
-                trips += 1;
-                if node.barrier {
-                    self.meet::<PROFILE>(context, open);
-                }
-                // Read before the exchange: the body wrote the buffer under the name it has now.
-                let done =
-                    exit.is_none() && node.done.as_ref().is_some_and(|done| self.addresses[done.buffer].0.read() != 0);
-                for &(carried, next) in &node.swaps {
-                    self.addresses.swap(carried, next);
-                }
-                if let (Some(states), None) = (context.states, &exit) {
+        // SAFETY: an i32 in memory that no kernel writes now, as its type says.
+        let steps = unsafe { self.address(context, node.steps).cast::<i32>().read() };
+        let steps = usize::try_from(steps).unwrap_or(0).min(node.max_steps);
+        self.set(node.trips, 0);
+        // The iterations up to the exit, and the carried tensors then, if more follow.
+        let mut kept: Option<(usize, Vec<Vec<u8>>)> = None;
+        for taken in 0..steps {
+            let now = if node.reverse { steps - 1 - taken } else { taken };
+            self.set(node.step, now as i32);
+            self.set(node.is_last, i32::from(now + 1 == steps));
+            // SAFETY: the caller's; `done` is a bool behind a barrier.
+            unsafe {
+                self.nodes::<PROFILE>(context, &node.body, now, open);
+                let exit = node.exit.filter(|_| kept.is_none());
+                let exit = exit.filter(|&(done, _)| self.address(context, done).read() != 0);
+                self.set(node.trips, taken as i32 + 1);
+                if let (Some(states), None) = (context.states, &kept) {
                     let carried = self.carried::<PROFILE>(context, node, open);
                     if self.thread == 0 {
                         states.lock().unwrap_or_else(PoisonError::into_inner).push(carried);
                     }
-                } else if node.done.as_ref().is_some_and(|done| done.barrier) {
-                    self.meet::<PROFILE>(context, open);
                 }
-                match context.after_exit {
-                    AfterExit::Leave if done => break,
-                    AfterExit::FillCaches if done && trips < steps => {
-                        exit = Some((trips, self.carried::<PROFILE>(context, node, open)));
+                match exit {
+                    Some((_, allowed)) if self.get(allowed) != 0 => break,
+                    Some(_) if taken + 1 < steps => {
+                        kept = Some((taken + 1, self.carried::<PROFILE>(context, node, open)));
                     }
                     _ => {}
                 }
             }
-            if let Some((at, carried)) = exit {
-                trips = at;
-                self.meet::<PROFILE>(context, open);
-                for (&(buffer, bytes), kept) in node.carried.iter().zip(carried) {
-                    std::ptr::copy_nonoverlapping(kept.as_ptr(), self.addresses[buffer].0, bytes);
-                }
-                self.meet::<PROFILE>(context, open);
+        }
+        let Some((trips, carried)) = kept else { return };
+        // SAFETY: the caller's; each buffer has that many bytes, and no thread is in a kernel.
+        unsafe {
+            self.meet::<PROFILE>(context, open);
+            // Of a pair, these trips say where the value of the exit belongs.
+            self.set(node.trips, trips as i32);
+            for (&(base, bytes), kept) in node.carried.iter().zip(carried) {
+                std::ptr::copy_nonoverlapping(kept.as_ptr(), self.address(context, base), bytes);
             }
-            self.addresses[node.trips].0.cast::<i32>().write(trips as i32);
-            self.trips = trips;
-            for &(buffer, stride, bytes) in &node.stacked {
-                let from = (trips * stride).min(bytes);
-                let (begin, end) = self.share(context, bytes - from, 64);
-                self.addresses[buffer].0.add(from + begin).write_bytes(0, end - begin);
-            }
-            if !node.stacked.is_empty() {
-                self.meet::<PROFILE>(context, open);
-            }
+            self.meet::<PROFILE>(context, open);
         }
     }
     /// The first thread's copies of the carried tensors, made while all threads wait; no others.
@@ -387,23 +381,24 @@ impl Worker {
     ) -> Vec<Vec<u8>> {
         // SAFETY: the caller's.
         unsafe { self.meet::<PROFILE>(context, open) };
+        let first = self.thread == 0;
         // SAFETY: each buffer has that many bytes, and no thread is in a kernel.
-        let copy = |&(buffer, bytes): &(usize, usize)| unsafe {
-            std::slice::from_raw_parts(self.addresses[buffer].0, bytes).to_vec()
+        let copy = |&(base, bytes): &(Base, usize)| unsafe {
+            std::slice::from_raw_parts(self.address(context, base), bytes).to_vec()
         };
-        let copies = if self.thread == 0 { node.carried.iter().map(copy).collect() } else { Vec::new() };
+        let copies = if first { node.carried.iter().map(copy).collect() } else { Vec::new() };
         // SAFETY: the caller's.
         unsafe { self.meet::<PROFILE>(context, open) };
         copies
     }
-    /// Copies results that lie elsewhere (a loop has exchanged their memory, or a result is an input) into the outputs.
-    pub fn collect(&mut self, entry: &Entry, outputs: &mut [Buffer]) {
+    /// Copies results that lie elsewhere (in one of a pair, or a result is an input) into the outputs.
+    pub fn collect(&mut self, context: &Context, outputs: &mut [Buffer]) {
         let mut staged = Vec::new();
-        for (index, output) in entry.outputs.iter().enumerate() {
-            let address = self.addresses[output.buffer];
-            if address != outputs[index].shared() {
+        for (index, base) in context.plan.outputs.iter().enumerate() {
+            let address = self.address(context, *base);
+            if address != outputs[index].shared().0 {
                 // SAFETY: as in `walk`, and the call is over. Copied out first: it may lie in another output's memory.
-                let bytes = unsafe { std::slice::from_raw_parts(address.0, outputs[index].len()) };
+                let bytes = unsafe { std::slice::from_raw_parts(address, outputs[index].len()) };
                 staged.push((index, bytes.to_vec()));
             }
         }

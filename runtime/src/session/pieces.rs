@@ -2,9 +2,9 @@
 use crate::Error;
 use crate::artifact::Meta;
 use crate::model::Model;
+use rdc_ir::ArgRole;
 use rdc_ir::positions::{Place, Positions};
-use rdc_ir::program::{Entry, KvPolicy, Offset, Program, Step};
-use rdc_ir::{ArgRole, Func, Opcode, ValueId};
+use rdc_ir::program::{Entry, KvPolicy, Offset, Step};
 use std::collections::BTreeMap;
 
 /// A function of the program, as a session sees it.
@@ -62,7 +62,7 @@ pub(super) fn functions(model: &Model, caches: &[usize]) -> Vec<Function> {
             readout: entry.name.split_once('.').map(|(_, readout)| readout.to_string()),
             batch,
             chunk,
-            vocabulary: vocabulary(program, entry),
+            vocabulary: vocabulary(entry),
             positions: model.meta().positions.get(&entry.name).cloned().unwrap_or_default(),
             shapes: model.meta().shapes.get(&entry.name).cloned().unwrap_or_default(),
             caches: caches[index],
@@ -79,7 +79,7 @@ fn writes_slots(steps: &[Step]) -> bool {
     steps.iter().any(|step| match step {
         Step::Launch(launch) => launch.args.iter().any(|a| matches!(a.offset, Offset::Slot { .. })),
         Step::Loop(inner) => writes_slots(&inner.body),
-        Step::Copy { .. } | Step::Zero { .. } => false,
+        Step::Copy { .. } | Step::Zero { .. } | Step::Barrier => false,
     })
 }
 
@@ -183,54 +183,9 @@ fn plan_piece(
     Ok(())
 }
 
-/// The number of rows of the tables that an entry looks its ids up in: the least, if there are several.
-pub(crate) fn vocabulary(program: &Program, entry: &Entry) -> Option<usize> {
-    let ids = entry.inputs.iter().find(|i| i.role == ArgRole::Ids)?.buffer;
-    let mut least = None;
-    visit(&entry.steps, &mut |kernel, args| {
-        let func = &program.kernels[kernel].func;
-        for (index, _) in args.iter().enumerate().filter(|(_, buffer)| **buffer == ids) {
-            if let Some(&value) = func.regions[func.body].args.get(index) {
-                let rows = table_rows(func, value);
-                least = least.into_iter().chain(rows).min();
-            }
-        }
-    });
-    least
-}
-
-fn visit(steps: &[Step], see: &mut dyn FnMut(usize, &[usize])) {
-    for step in steps {
-        match step {
-            Step::Launch(launch) => {
-                let buffers: Vec<usize> = launch.args.iter().map(|a| a.buffer).collect();
-                see(launch.kernel, &buffers);
-            }
-            Step::Loop(inner) => visit(&inner.body, see),
-            Step::Copy { .. } | Step::Zero { .. } => {}
-        }
-    }
-}
-
-/// The least rows of the tables that a kernel looks up with a value, directly or after moving its elements about.
-fn table_rows(func: &Func, value: ValueId) -> Option<usize> {
-    let (mut least, mut moved, mut next) = (None, vec![value], 0);
-    while let Some(&value) = moved.get(next) {
-        next += 1;
-        for op in func.ops.values().filter(|op| op.operands.contains(&value)) {
-            let rows = match op.opcode {
-                Opcode::Gather if op.operands.get(1) == Some(&value) => func.ty(op.operands[0]).shape.first().copied(),
-                Opcode::PackedGather if op.operands.get(1) == Some(&value) => Some(op.size("n")),
-                Opcode::Reshape | Opcode::Slice | Opcode::Transpose | Opcode::Broadcast => {
-                    moved.extend(op.results.iter().filter(|r| !moved.contains(r)).copied().collect::<Vec<_>>());
-                    None
-                }
-                _ => None,
-            };
-            least = least.into_iter().chain(rows).min();
-        }
-    }
-    least
+/// What the ids of an entry are below, if that is known.
+pub(crate) fn vocabulary(entry: &Entry) -> Option<usize> {
+    entry.inputs.iter().find(|i| i.role == ArgRole::Ids)?.vocabulary
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ impl Counter<'_> {
                 Step::Launch(launch) => self.program.kernels[launch.kernel].flops,
                 Step::Loop(inner) => {
                     let trips = self.trips_of(inner);
-                    self.taken.insert(inner.trips, trips);
+                    self.taken.insert(inner.advance.trips, trips);
                     self.steps(&inner.body).saturating_mul(trips as u64)
                 }
                 _ => 0,

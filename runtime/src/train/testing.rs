@@ -148,18 +148,22 @@ enum What {
 /// One entry of one launch of one kernel of the same name.
 fn entry(program: &mut Program, name: &str, values: &[(&str, Type, What)]) {
     let mut func = Func::new(name);
-    let (mut buffers, mut inputs, mut outputs, mut args, mut results) = (vec![], vec![], vec![], vec![], vec![]);
+    let (mut buffers, mut inputs, mut outputs, mut results) = (vec![], vec![], vec![], vec![]);
     let mut types = Vec::new();
     for (value, ty, what) in values {
         let index = buffers.len();
         let weight = |name: &str| Place::Weight(program.weights.iter().position(|w| w.name == name).unwrap());
         let place = match what {
             What::Input(role) => {
-                inputs.push(Input { name: (*value).into(), role: *role, buffer: index });
+                // Ids are looked up in the table, the first weight.
+                let vocabulary = (*role == ArgRole::Ids).then(|| program.weights[0].ty.shape[0]);
+                let (name, role) = ((*value).into(), *role);
+                inputs.push(Input { name, role, buffer: index, vocabulary });
                 Place::Input(inputs.len() - 1)
             }
             What::Output => {
-                outputs.push(OutputBuffer { name: (*value).into(), buffer: index, stacked: false });
+                let name = (*value).into();
+                outputs.push(OutputBuffer { name, buffer: index, stacked: false, sequence: None });
                 Place::Output(outputs.len() - 1)
             }
             What::Weight => weight(value),
@@ -168,7 +172,7 @@ fn entry(program: &mut Program, name: &str, values: &[(&str, Type, What)]) {
         match what {
             What::Input(_) | What::Weight => {
                 types.push(ty.clone());
-                args.push(func.add_arg(func.body, ty.clone(), None));
+                func.add_arg(func.body, ty.clone(), None);
             }
             What::Output | What::Updates(_) => results.push(ty.clone()),
         }
@@ -179,12 +183,6 @@ fn entry(program: &mut Program, name: &str, values: &[(&str, Type, What)]) {
     let op = func.make_op(Opcode::Param, vec![], vec![Attr::Str(name.into())], results, vec![], loc);
     func.regions[body].ops.push(op);
     func.regions[body].yields = func.ops[op].results.clone();
-    if name == "grad" || name == "loss" {
-        // It looks ids up: the vocabulary is the table's.
-        let row = Type::f32([program.weights[0].ty.shape[0], 1]);
-        let gather = func.make_op(Opcode::Gather, vec![args[0], args[2]], vec![], vec![row], vec![], loc);
-        func.regions[body].ops.push(gather);
-    }
     program.kernels.push(Kernel {
         name: name.into(),
         kind: KernelKind::Generic(Generic { op, in_place: vec![], rows: None }),
@@ -198,13 +196,13 @@ fn entry(program: &mut Program, name: &str, values: &[(&str, Type, What)]) {
         bytes: 0,
     });
     let args = (0..buffers.len()).map(|buffer| LaunchArg { buffer, offset: Offset::Fixed(0) }).collect();
-    let launch = Launch { kernel: program.kernels.len() - 1, args, waits: false, barrier: true, locs: vec![loc] };
+    let launch = Launch { kernel: program.kernels.len() - 1, args, waits: false, locs: vec![loc] };
     program.entries.push(Entry {
         name: name.into(),
         buffers,
         inputs,
         outputs,
-        steps: vec![Step::Launch(launch)],
+        steps: vec![Step::Launch(launch), Step::Barrier],
         arena: 0,
         live: 0,
     });

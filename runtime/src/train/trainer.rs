@@ -108,7 +108,7 @@ impl Trainer {
         let functions = |loss: &LossInfo| {
             let (grad, value) = (find(&format!("grad{}", loss.suffix)), find(&format!("loss{}", loss.suffix)));
             let entry = grad.or(value).map(|e| &program.entries[e]);
-            let least = entry.and_then(|e| vocabulary(program, e)).unwrap_or(i32::MAX as usize);
+            let least = entry.and_then(vocabulary).unwrap_or(i32::MAX as usize);
             Functions { grad, loss: value, vocabulary: least }
         };
         let losses = train.losses.iter().map(functions).collect();

@@ -84,19 +84,20 @@ fn entry(meta: &Meta, index: usize) -> Entry {
         if given {
             // Slots of a cache are written in place, which only an input of that role may be; views are read.
             let role = if pointer.written { ArgRole::Cache } else { ArgRole::Input };
-            inputs.push(Input { name: name.clone(), role, buffer: index });
+            inputs.push(Input { name: name.clone(), role, buffer: index, vocabulary: None });
         } else {
             arena = (arena + pointer.bytes()).next_multiple_of(64);
         }
         buffers.push(Buffer { name, ty: pointer.ty.clone(), pitch: pointer.pitch, place });
     }
     let args = (0..buffers.len()).map(|buffer| LaunchArg { buffer, offset: Offset::Fixed(0) }).collect();
+    let launch = Launch { kernel: index, args, waits: false, locs: Vec::new() };
     Entry {
         name: kernel.name.clone(),
         buffers,
         inputs,
         outputs: Vec::new(),
-        steps: vec![Step::Launch(Launch { kernel: index, args, waits: false, barrier: true, locs: Vec::new() })],
+        steps: vec![Step::Launch(launch), Step::Barrier],
         arena,
         live: arena,
     }

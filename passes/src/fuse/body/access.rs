@@ -29,9 +29,11 @@ pub fn accesses(kind: &KernelKind, pointers: usize) -> Vec<Access> {
             found.graph(&columns.terms, Access::Matrix);
             found.rows(&columns.epilogue, |_| Access::Row);
         }
-        KernelKind::KvWrite(body) => body.writes.iter().for_each(|write| found.cache_write(write)),
+        KernelKind::KvWrite(body) => {
+            body.writes.iter().for_each(|write| found.cache_write(write, (Access::Whole, Access::Cache)))
+        }
         KernelKind::Attention(attention) | KernelKind::DecodeAttention(attention) => {
-            attention.writes.iter().for_each(|write| found.cache_write(write));
+            attention.writes.iter().for_each(|write| found.cache_write(write, (Access::Batch, Access::Batch)));
             found.heads(&attention.heads);
             found.note(attention.result, Access::Batch);
         }
@@ -107,9 +109,9 @@ impl Accesses {
         chain.biases.iter().for_each(|bias| self.note(bias.0, Access::Row));
         chain.rope.iter().for_each(|rope| self.rotation(rope));
     }
-    fn cache_write(&mut self, write: &CacheWrite) {
-        self.chain(&write.chain, Access::Whole);
-        self.note(write.cache, Access::Cache);
+    fn cache_write(&mut self, write: &CacheWrite, (source, cache): (Access, Access)) {
+        self.chain(&write.chain, source);
+        self.note(write.cache, cache);
         self.note(write.pos, Access::Whole);
     }
     fn heads(&mut self, heads: &Heads) {

@@ -6,7 +6,7 @@
 //!
 //! In a module of training, where functions update parameters, a recipe would be out of date after the first step: there
 //! only parameters as they are, and tables, are buffers, and packing is an ordinary kernel.
-use crate::fuse::uses::{User, Uses, alias, is_zero, root};
+use crate::uses::{User, Uses, alias, is_zero, root};
 use rdc_ir::infer::packed_type;
 use rdc_ir::program::{Piece, Weight, WeightSource};
 use rdc_ir::{DType, Func, Module, OpId, Opcode, Type, ValueDef, ValueId};

@@ -4,13 +4,13 @@
 //! - for a stacked result that is read whole: the copy sees its unwritten entries as zeros;
 //! - for what a loop writes or reads at an address that moves with its step, if a loop inside or an operation outside uses it;
 //! - for a trip count that is a constant.
-use super::weights::Weights;
-use crate::fuse::uses::{User, Uses, alias, is_constant, is_zero, moving, root};
+use crate::uses::{User, Uses, alias, is_constant, is_zero, moving, root};
+use crate::weights::Weights;
 use rdc_ir::{Builder, Func, OpId, Opcode, RegionId, ValueDef, ValueId};
 use std::collections::{HashMap, HashSet};
 
 /// Inserts the copies.
-pub fn own(func: &mut Func, weights: &Weights) {
+pub fn insert(func: &mut Func, weights: &Weights) {
     own_entries(func);
     let mut constants = HashMap::new();
     for (region, id) in func.walk() {

@@ -1,0 +1,38 @@
+//! What callers must know of an entry's inputs and outputs beyond their types: which ids there are, and which axis is the sequence's.
+use super::entry::Planner;
+use rdc_ir::{ArgRole, Opcode, Type, ValueId};
+
+impl Planner<'_> {
+    /// The rows of the smallest table that a value's elements are looked up in, moved about or not.
+    pub(super) fn vocabulary(&self, ids: ValueId) -> Option<usize> {
+        let (mut least, mut moved, mut next) = (None, vec![ids], 0);
+        while let Some(&value) = moved.get(next) {
+            next += 1;
+            for (_, id) in self.func.walk() {
+                let op = &self.func.ops[id];
+                let rows = match op.opcode {
+                    Opcode::Gather if op.operands[1] == value => self.func.ty(op.operands[0]).shape.first().copied(),
+                    Opcode::PackedGather if op.operands[1] == value => Some(op.size("n")),
+                    Opcode::Reshape | Opcode::Slice | Opcode::Transpose | Opcode::Broadcast
+                        if op.operands.contains(&value) =>
+                    {
+                        moved.extend(&op.results);
+                        None
+                    }
+                    _ => None,
+                };
+                least = least.into_iter().chain(rows).min();
+            }
+        }
+        least
+    }
+    /// The axis of the sequence of a result: `[B, S, ..]`, behind the axis of steps if it is stacked.
+    pub(super) fn sequence_of(&self, ty: &Type, stacked: bool) -> Option<usize> {
+        let args = || self.func.args.iter().zip(&self.func.regions[self.func.body].args);
+        let is_state = |role| matches!(role, ArgRole::State(_));
+        let ids = args().find(|(arg, _)| arg.role == ArgRole::Ids);
+        let (_, &given) = ids.or_else(|| args().find(|(arg, _)| is_state(arg.role)))?;
+        let axis = usize::from(stacked) + 1;
+        (ty.shape.get(axis) == self.func.ty(given).shape.get(1)).then_some(axis)
+    }
+}

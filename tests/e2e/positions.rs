@@ -1,111 +1,129 @@
-//! Padding and pieces: a model whose positions depend on each other gives the same numbers from a text and from an artifact, or is
-//! refused by the line that is the reason.
+//! Padding and pieces: a text and an artifact give the same numbers, or what mixes positions is refused by its line.
 use crate::support::*;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// A model in a file of the folder: `core` is an iteration of `h` from the embeddings `e`, `n` counts and `need` says how often.
-fn model(folder: &tempfile::TempDir, core: &str) -> PathBuf {
-    let text = format!(
-        "model M {{
-  size vocab = 32, dim = 8, context = 32, max_steps = 5
+const VOCAB: usize = 32;
+const DIM: usize = 8;
+
+/// A text and an artifact of it, of eight positions and of one. Token 0, of which padding is, wants five steps, odd tokens three, others
+/// two.
+struct Files {
+    folder: tempfile::TempDir,
+    text: PathBuf,
+    artifact: PathBuf,
+}
+
+impl Files {
+    fn new(core: &str) -> Files {
+        let folder = folder();
+        let text = format!(
+            "model M {{
+  size vocab = {VOCAB}, dim = {DIM}, context = 32, max_steps = 5
   weight embed: [vocab, dim] = normal(1)
+  weight wanted: [vocab, 1] = 1
   weight w: [dim, dim] = normal(0.3)
   layer Att(x: [B, S, dim]) -> [B, S, dim] {{
     return x + merge(attention(heads(x, 2), heads(x, 2), heads(x, 2), causal = true))
   }}
   part att: Att
-  prelude (input_ids) -> e {{ let e = att(gather(embed, input_ids)) }}
-  core (h = e, e, n: [B, S] = 0) -> h, n loop default 5 max max_steps {{
+  prelude (input_ids) -> e, need {{
+    let e = gather(embed, input_ids)
+    let need = squeeze(gather(wanted, input_ids))
+  }}
+  core (h = e, e, need, n: [B, S] = 0) -> h, n loop default 5 max max_steps {{
 {core}
   }}
   coda (h, trips) -> y, turned, trips {{
     let y = h
-    let turned = reshape(transpose(h, [0, 2, 1]), [B * dim, S])
+    let turned = transpose(h, [0, 2, 1])
   }}
 }}
 "
-    );
-    let path = folder.path().join("model.rdm");
-    std::fs::write(&path, text).unwrap();
-    path
+        );
+        let number = |i: usize| (i * 37 % 101) as f64 / 101.0 - 0.5;
+        let matrix = |rows| Tensor::floats(&[rows, DIM], (0..rows * DIM).map(number).collect());
+        let wanted = (0..VOCAB).map(|id| if id == 0 { 5.0 } else { (2 + id % 2) as f64 });
+        let weights = [
+            ("embed".to_string(), matrix(VOCAB)),
+            ("w".to_string(), matrix(DIM)),
+            ("wanted".to_string(), Tensor::floats(&[VOCAB, 1], wanted.collect())),
+        ];
+        let path = |name: &str| folder.path().join(name);
+        let files = Files { text: path("model.rdm"), artifact: path("model.rda"), folder };
+        std::fs::write(&files.text, text).unwrap();
+        write(&files.weights(), &weights.into());
+        let paths = [&files.text, &files.weights(), &files.artifact].map(|path| path.to_str().unwrap().to_string());
+        ok(&["compile", &paths[0], "--weights", &paths[1], "--seq", "8", "-o", &paths[2]]);
+        files
+    }
+    fn weights(&self) -> PathBuf {
+        self.folder.path().join("weights.safetensors")
+    }
+    /// What the text and the artifact give.
+    #[track_caller]
+    fn both(&self, ids: &[f64], args: &[&str]) -> [Tensors; 2] {
+        let given = inputs(&Tensor::ids(&[1, ids.len()], ids.to_vec()), None);
+        let weights = self.weights();
+        let flags = [&["--weights", weights.to_str().unwrap()], args].concat();
+        [run(&self.text, &given, &flags), run(&self.artifact, &given, args)]
+    }
+    /// `rdc run` that must fail; returns stderr.
+    #[track_caller]
+    fn refused(&self, file: &Path, length: usize, args: &[&str]) -> String {
+        let input = self.folder.path().join("in.safetensors");
+        write(&input, &inputs(&Tensor::ids(&[1, length], vec![1.0; length]), None));
+        let paths = ["run", file.to_str().unwrap(), "--input", input.to_str().unwrap(), "--output", "/dev/null"];
+        fails(&[&paths, args].concat())
+    }
 }
 
-fn ids(length: usize) -> Tensor {
-    Tensor::ids(&[1, length], (0..length).map(|i| (i * 7 % 32) as f64).collect())
-}
-
-fn compiled(text: &std::path::Path) -> PathBuf {
-    let path = text.with_extension("rda");
-    ok(&["compile", text.to_str().unwrap(), "--seq", "8", "-o", path.to_str().unwrap()]);
-    path
-}
-
-/// `rdc run` that must fail; returns stderr.
 #[track_caller]
-fn refused(file: &std::path::Path, length: usize, args: &[&str]) -> String {
-    let folder = folder();
-    let input = folder.path().join("in.safetensors");
-    write(&input, &inputs(&ids(length), None));
-    let paths = ["run", file.to_str().unwrap(), "--input", input.to_str().unwrap(), "--output", "/dev/null"];
-    fails(&[&paths, args].concat())
+fn same(actual: &Tensors, expected: &Tensors) {
+    for name in ["y", "turned", "trips"] {
+        assert_close(name, &actual[name], &expected[name], TOLERANCE);
+    }
 }
 
-/// Positions vote by their own numbers; those of padding would take longer.
+const EXIT: &str = "    let h = att(tanh(linear(h, w) + e))\n    let n = n + 1\n    exit when all(n >= need)";
+
 #[test]
 fn padding_has_no_vote() {
-    let folder = folder();
-    let exit =
-        "    let h = att(tanh(linear(h, w) + e))\n    let n = n + 1\n    exit when all(n > abs(h[:, :, 0]) * 0 + 1)";
-    let exit = exit.replace("h[:, :, 0]", "mean(h, axis = 2)");
-    // A token that is not given, number 0, wants all steps.
-    let slow = "    let h = att(tanh(linear(h, w) + e))\n    let n = n + 1\n    exit when all(n * mean(e * e, axis = 2) > LIMIT)";
-    for core in [exit, slow.replace("LIMIT", "0.6")] {
-        let text = model(&folder, &core);
-        let artifact = compiled(&text);
-        for length in [3, 5, 8] {
-            let given = inputs(&ids(length), None);
-            let (whole, padded) = (run(&text, &given, &[]), run(&artifact, &given, &[]));
-            assert_eq!(whole["trips"].data, padded["trips"].data, "{length} positions of\n{core}");
-            for name in ["y", "turned"] {
-                assert_close(name, &padded[name], &whole[name], TOLERANCE);
-            }
-        }
+    let files = Files::new(EXIT);
+    for (ids, trips) in [(&[2.0, 4.0, 6.0][..], 2.0), (&[2.0, 5.0, 6.0, 8.0, 10.0], 3.0), (&[2.0; 8], 2.0)] {
+        let [text, artifact] = files.both(ids, &[]);
+        assert_eq!(text["trips"].data, [trips], "{ids:?}");
+        same(&artifact, &text);
     }
 }
 
-/// Each piece ends for itself, and is what the text gives of the sequence up to there, whose steps all stay in the caches.
+/// Each piece ends for itself, as a sequence that ends there does, and later ones find keys and values of every step.
 #[test]
 fn an_exit_in_pieces() {
-    let folder = folder();
-    let text = model(
-        &folder,
-        "    let h = att(tanh(linear(h, w) + e))\n    let n = n + 1\n    exit when all(n * (mean(e * e, axis = 2) + 0.2) > 1.5)",
-    );
-    let artifact = compiled(&text);
-    let given = inputs(&ids(8), None);
-    let steps: Vec<Tensors> = [&text, &artifact].map(|file| run(file, &given, &["--chunks", "5,1,2"])).into();
-    for name in ["y", "turned", "trips"] {
-        assert_close(name, &steps[1][name], &steps[0][name], TOLERANCE);
-    }
-    // The first piece is the first positions of a whole run of them.
-    let first = run(&text, &inputs(&ids(5), None), &[]);
-    assert_close("y", &steps[0]["y"].slice(1, 0, 5), &first["y"], TOLERANCE);
-    assert_close("turned", &steps[0]["turned"].slice(1, 0, 5), &first["turned"], TOLERANCE);
+    let files = Files::new(EXIT);
+    let ids = [2.0, 4.0, 6.0, 8.0, 10.0, 0.0, 3.0, 12.0];
+    let [text, artifact] = files.both(&ids, &["--chunks", "5,1,2"]);
+    same(&artifact, &text);
+    let [first, _] = files.both(&ids[..5], &[]);
+    assert_eq!(first["trips"].data, [2.0]);
+    assert_close("y", &text["y"].slice(1, 0, 5), &first["y"], TOLERANCE);
+    assert_close("turned", &text["turned"].slice(2, 0, 5), &first["turned"], TOLERANCE);
+    // The token that takes five steps is what it is where all positions take five.
+    let [whole, _] = files.both(&ids[..6], &[]);
+    assert_eq!(whole["trips"].data, [5.0]);
+    assert_close("y", &text["y"].slice(1, 5, 6), &whole["y"].slice(1, 5, 6), TOLERANCE);
 }
 
 #[test]
 fn what_mixes_positions_is_refused_by_its_line() {
-    let folder = folder();
-    let text = model(&folder, "    let h = tanh(h + mean(h, axis = 1, keep = true))");
-    let artifact = compiled(&text);
-    let whole = inputs(&ids(8), None);
-    assert_eq!(run(&text, &whole, &[]), run(&artifact, &whole, &[]));
-    let reason = "line 12, column ";
-    let errors = refused(&artifact, 5, &[]);
+    let files = Files::new("    let h = tanh(h + mean(h, axis = 1, keep = true))");
+    let [text, artifact] = files.both(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], &[]);
+    same(&artifact, &text);
+    let reason = "line 15, column ";
+    let errors = files.refused(&files.artifact, 5, &[]);
     assert!(errors.contains(reason) && errors.contains("a sum over positions"), "{errors}");
     assert!(errors.contains("--seq 5"), "{errors}");
-    for file in [&text, &artifact] {
-        let errors = refused(file, 8, &["--chunks", "4,4"]);
+    for file in [&files.text, &files.artifact] {
+        let errors = files.refused(file, 8, &["--chunks", "4,4"]);
         assert!(errors.contains(reason) && errors.contains("in pieces"), "{errors}");
     }
 }

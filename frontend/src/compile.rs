@@ -4,9 +4,14 @@ use crate::lower::{FUNCTIONS, Lower};
 use crate::options::{LossInfo, LossSelection, Lowered, Options};
 use crate::value::MAX_SIZE;
 use crate::{parser, scope};
+use rdc_ir::positions::Positions;
+use std::collections::BTreeMap;
 
 /// The longest sequence of losses that are compiled, unless [`Options::train_seq`] says otherwise.
 const TRAIN_SEQ: usize = 128;
+
+/// The prefill chunk unless the options say otherwise.
+const DEFAULT_CHUNK: usize = 64;
 
 /// Compiles a text. `name` is what the text is called in messages.
 ///
@@ -29,23 +34,28 @@ pub fn compile(name: &str, source: &str, options: &Options) -> Result<Lowered, V
     let readouts = chosen(&mut lower, &all, options);
     lower.check_losses(&all);
     let losses = chosen_losses(&mut lower, options);
+    let context = lower.settings.iter().find(|s| s.name == "context").and_then(|s| s.value.number());
+    let context = context.map(|n| n as usize).or(options.context);
+    let asked = match options.chunks.is_empty() && losses.is_empty() {
+        true => &[DEFAULT_CHUNK.min(context.unwrap_or(usize::MAX).max(1)), 1],
+        false => &options.chunks[..],
+    };
     let mut chunks: Vec<usize> = Vec::new();
-    // Chunks of one token last: whether there is a decode is known once attention has been seen.
-    let (decode, prefill): (Vec<usize>, Vec<usize>) = options.chunks.iter().partition(|&&c| c == 1);
+    // Chunks of one token last: whether there is a decode is known once a longer one has been seen.
+    let (decode, prefill): (Vec<usize>, Vec<usize>) = asked.iter().partition(|&&c| c == 1);
     prefill.into_iter().chain(decode).for_each(|c| {
         if !chunks.contains(&c) {
             chunks.push(c);
         }
     });
     let plan = lower.plan(&all);
-    let context = lower.settings.iter().find(|s| s.name == "context").and_then(|s| s.value.number());
-    let context = context.map(|n| n as usize).or(options.context);
     // Losses that are not compiled are checked, in tensors no larger than those that are.
     let longest = chunks.iter().copied().max().unwrap_or(1);
     let length = if losses.is_empty() { longest.max(2) } else { TRAIN_SEQ };
     let train_seq = options.train_seq.unwrap_or(context.map_or(length, |n| n.min(length)));
     let mut funcs = Vec::new();
-    let mut compiled = Vec::new();
+    let (mut compiled, mut wanted) = (Vec::new(), losses.len());
+    let (mut positions, mut known) = (BTreeMap::new(), BTreeMap::new());
     let mut declared = Vec::new();
     if let Some(plan) = plan {
         if !losses.is_empty() {
@@ -53,9 +63,6 @@ pub fn compile(name: &str, source: &str, options: &Options) -> Result<Lowered, V
         }
         let mut prefilled = false;
         for &chunk in &chunks {
-            if lower.full_attention && !compiled.is_empty() {
-                break;
-            }
             let base = match (chunk, prefilled) {
                 (1, _) => "decode".to_string(),
                 (_, false) => "prefill".to_string(),
@@ -63,10 +70,25 @@ pub fn compile(name: &str, source: &str, options: &Options) -> Result<Lowered, V
             };
             prefilled |= chunk > 1;
             for readout in &readouts {
+                let known = known.entry(readout.as_str()).or_insert(None);
+                if known.as_ref().is_some_and(|p: &Positions| p.whole.is_some()) {
+                    continue;
+                }
                 let suffix = if *readout == all[0] { String::new() } else { format!(".{readout}") };
-                funcs.extend(lower.function(&format!("{base}{suffix}"), readout, chunk, plan));
+                let lowered = lower.function(&format!("{base}{suffix}"), (readout, chunk), plan, known.as_ref());
+                wanted += 1;
+                let Some((mut func, found)) = lowered else { continue };
+                if found.whole.is_some() {
+                    // Even one token is a whole sequence.
+                    func.name = func.name.replacen("decode", "prefill", 1);
+                }
+                positions.insert(func.name.clone(), found.clone());
+                known.get_or_insert(found);
+                funcs.push(func);
+                if compiled.last() != Some(&chunk) {
+                    compiled.push(chunk);
+                }
             }
-            compiled.push(chunk);
         }
         for (i, name) in lower.loss_names().iter().enumerate() {
             let wanted = losses.contains(name);
@@ -82,11 +104,7 @@ pub fn compile(name: &str, source: &str, options: &Options) -> Result<Lowered, V
     let (Some(plan), false) = (plan, has_errors) else { return Err(sink.finish()) };
     let mut module = std::mem::take(&mut lower.module);
     module.funcs = funcs;
-    if lower.full_attention {
-        // There is no cache, so even one token is a whole sequence.
-        module.funcs.iter_mut().for_each(|f| f.name = f.name.replacen("decode", "prefill", 1));
-    }
-    let wrong = match module.funcs.len() == compiled.len() * readouts.len() + losses.len() {
+    let wrong = match module.funcs.len() == wanted {
         true => rdc_ir::verify::verify_text(&module),
         false => Some("a function is missing".into()),
     };
@@ -94,12 +112,11 @@ pub fn compile(name: &str, source: &str, options: &Options) -> Result<Lowered, V
         let error = Diagnostic::error("invalid-ir", format!("the text becomes IR that does not verify: {message}"));
         return Err(vec![error.help("this is a mistake of the compiler; please report it with the text")]);
     }
-    let longest = compiled.iter().copied().max().unwrap_or(train_seq);
     Ok(Lowered {
         module,
         default_steps: plan.default_steps,
         max_steps: plan.max_steps,
-        context: context.unwrap_or(longest),
+        context: context.unwrap_or(0),
         kv: plan.kv,
         batch: options.batch,
         chunks: compiled,
@@ -111,7 +128,7 @@ pub fn compile(name: &str, source: &str, options: &Options) -> Result<Lowered, V
         default_loss: declared.first().map(|l: &LossInfo| l.name.clone()),
         losses: declared,
         train_seq,
-        full_attention: lower.full_attention,
+        positions,
         warnings: sink.finish(),
     })
 }
@@ -124,9 +141,6 @@ fn check_options(name: &str, source: &str, options: &Options) -> Result<(), Vec<
     }
     if !fits(options.batch) {
         errors.push(Diagnostic::error("bad-size", format!("a batch of {} is not possible", options.batch)));
-    }
-    if options.chunks.is_empty() && options.losses == LossSelection::None {
-        errors.push(Diagnostic::error("bad-size", "no chunk length is given"));
     }
     for &chunk in options.chunks.iter().filter(|&&c| !fits(c)) {
         errors.push(Diagnostic::error("bad-size", format!("a chunk of {chunk} positions is not possible")));

@@ -1,7 +1,9 @@
 //! What a text is specialised for, and what comes of it.
 use crate::diagnostic::Diagnostic;
+use rdc_ir::positions::Positions;
 use rdc_ir::program::KvPolicy;
 use rdc_ir::{DType, Module};
+use std::collections::BTreeMap;
 
 /// Which losses become functions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,8 +41,8 @@ pub struct Options {
     pub overrides: Vec<(String, String)>,
     /// Rows.
     pub batch: usize,
-    /// Chunk lengths to specialise; 1 is `decode`, the first greater one `prefill`, further ones `prefill_LENGTH`. There may
-    /// be none if losses are selected.
+    /// Chunk lengths to specialise; 1 is `decode`, the first greater one `prefill`, further ones `prefill_LENGTH`. If there are none,
+    /// 64 (the context, if that is shorter) and 1, or, if losses are selected, none.
     pub chunks: Vec<usize>,
     /// The longest sequence; the text's `context` if absent.
     pub context: Option<usize>,
@@ -88,7 +90,7 @@ pub struct Lowered {
     pub default_steps: usize,
     /// The number of steps that caches and stacked results are planned for.
     pub max_steps: usize,
-    /// The longest sequence; the longest chunk if the text states none.
+    /// The longest sequence; 0 if the text states none, which has nothing that depends on it.
     pub context: usize,
     /// The cache policy.
     pub kv: KvPolicy,
@@ -112,8 +114,9 @@ pub struct Lowered {
     pub default_loss: Option<String>,
     /// The sequence length of losses.
     pub train_seq: usize,
-    /// Whether some attention sees the whole chunk: such a model has no `decode`.
-    pub full_attention: bool,
+    /// What the results of the functions of read-outs have to do with positions, by the functions' names. Of a read-out whose calls must
+    /// be whole sequences only the first chunk length has a function.
+    pub positions: BTreeMap<String, Positions>,
     /// Warnings.
     pub warnings: Vec<Diagnostic>,
 }

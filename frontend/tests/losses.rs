@@ -240,7 +240,6 @@ fn losses_are_known_and_selected() {
 fn wrong_selections_are_reported() {
     let text = common::example("huginn.rdm");
     let pages = [
-        (text.clone(), Options { chunks: Vec::new(), ..Options::default() }),
         (text.clone(), small(&SIZES, LossSelection::Only(vec!["next_tokn".into()]))),
         (text.clone(), Options { train_seq: Some(20), ..small(&SIZES, LossSelection::All) }),
         (text[..text.find("  # The mean over").unwrap()].to_string() + "}", small(&SIZES, LossSelection::All)),

@@ -173,3 +173,46 @@ fn checkpoints_are_matched_by_name_and_shape() {
     }
     insta::assert_snapshot!("bad_checkpoint", render(&matching(&tensors).unwrap_err(), "", ""));
 }
+
+/// What a text has to do with positions, of each function: the line that mixes them, or where they are in the outputs.
+#[test]
+fn texts_that_mix_positions_are_known() {
+    let of = |core: &str, coda: &str, chunks: &[usize]| {
+        let text = format!(
+            "model M {{ size vocab = 16, dim = 8, context = 32, max_steps = 4\n weight embed: [vocab, dim] = normal(1)\n \
+             prelude (input_ids) -> h0 {{ let h0 = gather(embed, input_ids) }}\n \
+             core (h = h0, h0, n: [B, S] = 0) -> h, n loop default 2 max max_steps {{\n{core}\n }}\n \
+             coda (h, n) -> y {{ let y = {coda} }}\n}}"
+        );
+        let options = Options { chunks: chunks.to_vec(), ..Options::default() };
+        let lowered = compile("m.rdm", &text, &options).unwrap_or_else(|e| panic!("{}", render(&e, "m.rdm", &text)));
+        let lines = lowered.positions.iter().map(|(name, p)| {
+            let p = p.whole.as_ref().map_or(p.to_string(), |w| format!("line {}: {}", w.loc.line, w.what));
+            format!("{name}: {}", p.trim_end().replace('\n', ", "))
+        });
+        lines.collect::<Vec<_>>().join("; ")
+    };
+    let plain = "decode: \"y\": axis 1, carried: axis 1; prefill: \"y\": axis 1, carried: axis 1";
+    assert_eq!(of("let h = tanh(h + h0)", "h", &[4, 1]), plain);
+    // Sizes are no numbers.
+    assert_eq!(of("let h = reshape(reshape(h, [B * S, dim]), shape = [B, S, dim])", "h", &[4, 1]), plain);
+    assert_eq!(of("let n = n + 1\n exit when all(n > f32(step)) or step == 3", "h", &[4, 1]), plain);
+    // One position shows nothing: a longer chunk does.
+    assert_eq!(of("let h = tanh(h)", "reshape(h, [B * S, dim])", &[1]), "decode: \"y\": axis 0, carried: axis 1");
+    // Those that mix have one function, which is not of one token among others.
+    for (core, wanted) in [
+        ("let h = h + mean(h, axis = 1, keep = true)", "line 5: a sum over positions"),
+        ("let h = concat(slice(h, 1, 0, 1), slice(h, 1, 0, 3), axis = 1)", "line 5: a slice of positions"),
+        ("let h = h / S", "line 5: `S`, the number of positions of a call, as a number"),
+        ("let h = if S == 1 then h else h + h0", "line 5: `S`, the number of positions of a call, as a number"),
+        ("let h = h * max(S, 9)", "line 5: `S`, the number of positions of a call, as a number"),
+        ("let h = h * sum(broadcast(1, [B, S]))", "line 5: the number of positions of a call"),
+        ("let h = h + sinusoid_table(S, dim, 100)", "line 5: an entry for each position of a call"),
+        ("exit when all(transpose(h, [0, 2, 1]) > 0)", "line 5: `all` over positions that are not the second axis"),
+        ("exit when reduce_max(n) > 3", "line 5: a maximum over positions"),
+        ("let n = n + select(all(n > 1), 1, 0)", "line 5: `all` over positions, for more than the end of the loop"),
+    ] {
+        assert_eq!(of(core, "h", &[4, 1]), format!("prefill: {wanted}"), "{core}");
+    }
+    assert!(of("let h = h / S", "h", &[1]).starts_with("prefill: line 5: `S`"));
+}

@@ -37,7 +37,7 @@
 //! # Working with it
 //! [`Builder`] makes functions; [`parse()`] and `Display` go from text to module and back; [`verify()`] checks what makes a
 //! module well-formed, and passes verify after each step; [`interp`] runs functions and says what they mean; [`cost`] counts
-//! FLOPs, bytes and parameters; `testing` (feature of that name) makes random modules that verify.
+//! FLOPs, bytes and parameters; [`positions`] says what makes positions depend on each other; `testing` (feature of that name) makes random modules that verify.
 
 pub mod builder;
 pub mod cost;
@@ -49,6 +49,7 @@ pub mod module;
 pub mod ops;
 pub mod packing;
 pub mod parse;
+pub mod positions;
 pub mod print;
 pub mod program;
 pub mod reference;

@@ -83,6 +83,8 @@ pub enum ArgRole {
     Ids,
     /// Absolute position of each row's first token, `i32[B]`.
     Position,
+    /// How many positions of each row are given, `i32[B]`: those from there on are padding.
+    Valid,
     /// The trip count r, `i32[]`.
     Steps,
     /// A tensor given by the user or else drawn: the initial state, `f32[B, S, dim]`.

@@ -7,7 +7,7 @@
 //! init    := "constant" "(" FLOAT ")" | "normal" "(" FLOAT ")" | "trunc_normal" "(" FLOAT "," FLOAT ")"
 //! func    := "func" STRING "(" (arg ("," arg)*)? ")" "{" op* "yield" (output ("," output)*)? "}"
 //! arg     := STRING role "=" VALUE ":" type
-//! role    := "ids" | "labels" | "position" | "steps" | "no_grad_steps" | "grad_steps" | "state" init | "cache" | "input"
+//! role    := "ids" | "labels" | "position" | "valid" | "steps" | "no_grad_steps" | "grad_steps" | "state" init | "cache" | "input"
 //! output  := STRING ("stacked" | "updates")? "=" VALUE
 //! op      := (VALUE ("," VALUE)* "=")? MNEMONIC (VALUE ("," VALUE)*)? ("{" attrs "}")? (":" type ("," type)*)? region* loc?
 //! region  := "{" "(" (VALUE ":" type ("," VALUE ":" type)*)? ")" op* "yield" (VALUE ("," VALUE)*)? "}"
@@ -79,6 +79,7 @@ impl fmt::Display for ArgRole {
         match self {
             ArgRole::Ids => f.write_str("ids"),
             ArgRole::Position => f.write_str("position"),
+            ArgRole::Valid => f.write_str("valid"),
             ArgRole::Steps => f.write_str("steps"),
             ArgRole::State(init) => write!(f, "state {init}"),
             ArgRole::Labels => f.write_str("labels"),

@@ -1,12 +1,14 @@
 //! File tests: every `.rdir` file below this folder holds a module and, after a line `; ---`, what the pass named by the
-//! folder makes of it. `BLESS=1 cargo test -p rdc-passes --test files` writes what comes out into the files.
+//! folder makes of it; in `positions`, what the analysis of that name says of each function. `BLESS=1 cargo test -p rdc-passes --test
+//! files` writes what comes out into the files.
 //!
-//! A first line `; dtype bf16` or `; dtype i8` chooses the type of the weights, `; operands bf16` that of what contractions take. Loops are expected to run 8 times and
-//! panels are 4 wide.
+//! A first line `; dtype bf16` or `; dtype i8` chooses the type of the weights, `; operands bf16` that of what contractions take. Loops
+//! are expected to run 8 times and panels are 4 wide.
 #![allow(clippy::unwrap_used)]
 mod common;
 
 use rdc_ir::Module;
+use rdc_ir::positions::analyse;
 use rdc_passes::{
     OperandType, Options, WeightType, cse, dce, differentiate, expand, fuse, hoist, layout, narrow, optimise, simplify,
 };
@@ -92,9 +94,17 @@ fn passes_give_the_text_in_the_files() {
         let (input, expected) = text.split_once(SEPARATOR).unwrap_or((&text, ""));
         let module = rdc_ir::parse(input).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         assert_eq!(rdc_ir::verify::verify_text(&module), None, "{}: the input is not valid", path.display());
-        let found = apply(&pass, module, &options(input));
-        let module = rdc_ir::parse(&found).unwrap_or_else(|e| panic!("{}: {e}\n{found}", path.display()));
-        assert_eq!(rdc_ir::verify::verify_text(&module), None, "{}: invalid result:\n{found}", path.display());
+        let found = if pass == "positions" {
+            let line = |f: &rdc_ir::Func| {
+                format!("{}: {}\n", f.name, analyse(f, false).to_string().trim_end().replace('\n', "\n  "))
+            };
+            module.funcs.iter().map(line).collect()
+        } else {
+            let found = apply(&pass, module, &options(input));
+            let module = rdc_ir::parse(&found).unwrap_or_else(|e| panic!("{}: {e}\n{found}", path.display()));
+            assert_eq!(rdc_ir::verify::verify_text(&module), None, "{}: invalid result:\n{found}", path.display());
+            found
+        };
         if bless {
             std::fs::write(&path, format!("{input}{SEPARATOR}{found}")).unwrap();
         } else if found != expected {

@@ -118,7 +118,7 @@ fn entry(program: &Program, entry: &Entry) -> Result<(), String> {
         let ty = &entry.buffers[input.buffer].ty;
         let role_fits = match input.role {
             ArgRole::Ids | ArgRole::Labels => ty.dtype == DType::I32 && ty.rank() == 2,
-            ArgRole::Position => ty.dtype == DType::I32 && ty.rank() == 1,
+            ArgRole::Position | ArgRole::Valid => ty.dtype == DType::I32 && ty.rank() == 1,
             ArgRole::Steps | ArgRole::NoGradSteps | ArgRole::GradSteps => *ty == Type::scalar(DType::I32),
             ArgRole::State(_) => ty.dtype == DType::F32 && ty.rank() == 3,
             ArgRole::Cache => ty.rank() == 5,

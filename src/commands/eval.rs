@@ -58,7 +58,7 @@ pub fn run(args: &EvalArgs, quiet: bool) -> Result<()> {
     let mut session = Session::new(Arc::new(model(args, longest, most, &progress)?), threads(args))?;
     let model = session.model().meta();
     ensure!(
-        longest <= model.context,
+        model.context == 0 || longest <= model.context,
         "rows of {longest} tokens, but the model is compiled for a context of {}: compile with --context {longest}",
         model.context
     );

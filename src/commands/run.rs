@@ -31,7 +31,7 @@ pub fn run(args: &RunArgs, quiet: bool) -> Result<()> {
         states: args.states,
         last: true,
     };
-    let mut state = session.new_state()?;
+    let mut state = session.new_state();
     let mut result = session.run_from(&mut state, &inputs, &options)?;
     if args.profile || args.trace.is_some() {
         // The first run touched every page of weights and memory; the second shows the kernels alone.
@@ -44,6 +44,10 @@ pub fn run(args: &RunArgs, quiet: bool) -> Result<()> {
     drop(progress);
     if !result.ignored.is_empty() {
         eprintln!("note: {}: the model has no input {}", args.input.display(), result.ignored.join(", "));
+    }
+    if result.trips.iter().any(|&n| n != result.trips[0]) {
+        let steps = result.trips.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        eprintln!("note: each call ended its loop by its own exit: the pieces of the sequence took {steps} steps");
     }
     if let Some(profile) = session.take_profile() {
         if let Some(path) = &args.trace {

@@ -94,6 +94,8 @@ pub fn program(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
             Some(_) => Vec::new(),
             None => readouts(&lowered.default_readout, &lowered.readouts, &program),
         },
+        shapes: module.funcs.iter().filter(|f| lowered.positions.contains_key(&f.name)).map(output_shapes).collect(),
+        positions: lowered.positions,
         dtype: dtype.name().to_string(),
         kv: lowered.kv,
         params,
@@ -105,6 +107,12 @@ pub fn program(front: Front, observer: &mut Observer<'_>) -> Result<Built> {
         program,
     };
     Ok(Built { meta, module, target, checkpoint })
+}
+
+/// The shapes of a function's outputs less caches, by name, with the function's name.
+fn output_shapes(func: &Func) -> (String, BTreeMap<String, Vec<usize>>) {
+    let outputs = func.outputs.iter().zip(&func.regions[func.body].yields).filter(|(_, v)| !func.ty(**v).cache);
+    (func.name.clone(), outputs.map(|(o, v)| (o.name.clone(), func.ty(*v).shape.clone())).collect())
 }
 
 /// What a loader must know of a target's code.

@@ -13,9 +13,6 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::Path;
 
-/// The prefill chunk unless `--seq` says otherwise (or the context is shorter).
-const DEFAULT_CHUNK: usize = 64;
-
 /// Diagnostics as they are to be shown.
 #[derive(Debug)]
 pub struct Rendered(String);
@@ -91,7 +88,11 @@ pub fn lower(text: Text, args: &ModelArgs, shapes: &Shapes) -> Result<Front> {
         config,
         overrides: args.set.clone(),
         batch: shapes.batch.or(args.batch).unwrap_or(1),
-        chunks: vec![1],
+        chunks: match (&shapes.training, &shapes.chunks, args.seq) {
+            (None, Some(chunks), None) => chunks.clone(),
+            (None, _, Some(seq)) => vec![seq, 1],
+            _ => Vec::new(),
+        },
         context: args.context,
         max_steps: args.max_steps,
         kv: args.kv,
@@ -101,18 +102,14 @@ pub fn lower(text: Text, args: &ModelArgs, shapes: &Shapes) -> Result<Front> {
         losses: LossSelection::None,
         train_seq: None,
     };
+    options.chunks.sort_unstable_by(|a, b| b.cmp(a));
+    options.chunks.dedup();
     let lowered = |options: &rdc_frontend::Options| {
         rdc_frontend::compile(&text.name, &text.source, options)
             .map_err(|errors| rendered(&errors, &text.name, &text.source))
     };
-    // One token shows the context and the read-outs at no cost.
+    // Lowering costs next to nothing, and shows the read-outs and the losses.
     let probe = lowered(&options)?;
-    options.chunks = match (&shapes.training, &shapes.chunks, args.seq) {
-        (Some(_), ..) => Vec::new(),
-        (_, Some(chunks), None) => chunks.clone(),
-        (.., Some(seq)) => vec![seq, 1],
-        (.., None) => vec![DEFAULT_CHUNK.min(probe.context.max(1)), 1],
-    };
     if let Some(training) = &shapes.training {
         let wanted = if training.losses.is_empty() {
             Vec::from_iter(probe.default_loss.clone())
@@ -123,10 +120,8 @@ pub fn lower(text: Text, args: &ModelArgs, shapes: &Shapes) -> Result<Front> {
         options.losses = if wanted.is_empty() { LossSelection::All } else { LossSelection::Only(wanted) };
         options.train_seq = training.seq.or(args.seq);
     }
-    options.chunks.sort_unstable_by(|a, b| b.cmp(a));
-    options.chunks.dedup();
     options.readouts = shapes.readout.as_ref().map(|r| vec![r.clone().unwrap_or(probe.default_readout.clone())]);
-    let lowered = if options.chunks == [1] && options.readouts.is_none() { probe } else { lowered(&options)? };
+    let lowered = if shapes.training.is_none() && options.readouts.is_none() { probe } else { lowered(&options)? };
     if !lowered.warnings.is_empty() {
         eprint!(
             "{}",

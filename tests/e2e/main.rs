@@ -8,6 +8,7 @@ mod huginn;
 mod instructions;
 mod ouro;
 mod pages;
+mod positions;
 mod runtime_only;
 mod support;
 mod training;

@@ -129,6 +129,32 @@ impl Lower<'_> {
         let dims = vec![pos.dims[0].clone(), Dim::named(chunk, "S")];
         Some(self.op(span, Opcode::Positions, &[&pos], vec![Attr::Int(chunk as i64)], dims))
     }
+    /// Which positions of the call are padding, `bool[B, S]`: those at and beyond the number of valid ones.
+    pub(super) fn padding(&mut self, span: Span) -> Option<Tensor> {
+        let b = self.building.as_ref()?;
+        let dims = vec![Dim::named(self.options.batch, "B"), Dim::named(b.chunk, "S")];
+        if let Some(id) = b.padding {
+            return Some(Tensor { id, dims });
+        }
+        let padding = self.in_body(|l| {
+            let pos = l.building_pos()?;
+            // No name of the text has a space.
+            let valid = l.argument("valid positions", rdc_ir::ArgRole::Valid, DType::I32, pos.dims.clone());
+            let Val::Tensor(end) = l.op(span, Opcode::Add, &[&pos, &valid], vec![], pos.dims.clone()) else {
+                return None;
+            };
+            let column = vec![dims[0].clone(), Dim::number(1)];
+            let (Val::Tensor(end), Val::Tensor(at)) = (l.reshape(span, &end, column), l.positions(span)?) else {
+                return None;
+            };
+            match l.op(span, Opcode::Le, &[&end, &at], vec![], dims) {
+                Val::Tensor(padding) => Some(padding),
+                _ => None,
+            }
+        })?;
+        self.building.as_mut()?.padding = Some(padding.id);
+        Some(padding)
+    }
     /// `rope(x, base, layout)`
     pub(super) fn rope(&mut self, x: &Tensor, base: f64, layout: &str, span: Span) -> Option<Val> {
         let [_, _, _, dim] = x.dims.as_slice() else {
@@ -165,12 +191,7 @@ impl Lower<'_> {
         let attrs = vec![Attr::Bool(causal), Attr::float(scale)];
         let pos = self.building_pos()?;
         let dims = vec![q.dims[0].clone(), q.dims[1].clone(), h, q.dims[3].clone()];
-        let (k, v) = if causal {
-            self.cached((g.n, dim), k, v, span)?
-        } else {
-            self.full_attention = true;
-            (k, v)
-        };
+        let (k, v) = if causal { self.cached((g.n, dim), k, v, span)? } else { (k, v) };
         Some(self.op(span, Opcode::Attention, &[&q, &k, &v, &pos], attrs, dims))
     }
     /// Writes keys and values of this chunk into the cache and gives all of the context; counts the call if the caches

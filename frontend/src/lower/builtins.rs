@@ -162,7 +162,17 @@ impl<'a> Lower<'a> {
             self.sink.push(error.at(name.span, "not known").suggest(&name.text, known));
             return Val::Error;
         };
-        let vals: Vec<(Val, Span)> = args.iter().map(|a| (self.eval(&a.value), a.value.span)).collect();
+        let kind = |index: usize, arg: &Arg| {
+            let param = arg.name.as_ref().map_or(signature.params.get(index), |name| {
+                signature.params.iter().find(|(param, _)| *param == name.text)
+            });
+            param.map(|(_, kind)| *kind)
+        };
+        let vals = args.iter().enumerate().map(|(index, arg)| match kind(index, arg) {
+            Some(Sizes) => (self.eval_size(&arg.value), arg.value.span),
+            _ => (self.eval(&arg.value), arg.value.span),
+        });
+        let vals: Vec<(Val, Span)> = vals.collect();
         if vals.iter().any(|(v, _)| matches!(v, Val::Error)) {
             return Val::Error;
         }
@@ -387,7 +397,7 @@ impl<'a> Lower<'a> {
             "mean" => self.mean(a, span),
             "cross_entropy" => self.cross_entropy(a, span),
             "counted" => self.counted(a, span),
-            "all" => Some(self.op(span, Opcode::All, &[a.tensor(0)?], vec![], vec![])),
+            "all" => self.all(a.tensor(0)?, span),
             "select" => self.select(a, span),
             "max" => self.pick(Opcode::Max, a, span),
             "min" => self.pick(Opcode::Min, a, span),

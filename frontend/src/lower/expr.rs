@@ -13,7 +13,23 @@ impl<'a> Lower<'a> {
         if self.exhausted(expr.span) {
             return Val::Error;
         }
-        self.deeper(expr.span, Val::Error, |l| l.eval_kind(expr))
+        let around = self.sizing;
+        self.sizing &= matches!(
+            expr.kind,
+            ExprKind::Name(_)
+                | ExprKind::List(_)
+                | ExprKind::Binary(BinaryOp::Add | BinaryOp::Sub | BinaryOp::Mul | BinaryOp::Div, ..)
+        );
+        let val = self.deeper(expr.span, Val::Error, |l| l.eval_kind(expr));
+        self.sizing = around;
+        val
+    }
+    /// The value of an expression that is a size, or a list of them.
+    pub(super) fn eval_size(&mut self, expr: &'a Expr) -> Val {
+        let around = std::mem::replace(&mut self.sizing, true);
+        let val = self.eval(expr);
+        self.sizing = around;
+        val
     }
     fn eval_kind(&mut self, expr: &'a Expr) -> Val {
         let span = expr.span;
@@ -56,6 +72,10 @@ impl<'a> Lower<'a> {
     }
     fn name_value(&mut self, name: &str, span: Span) -> Val {
         if let Some(val) = self.lookup(name) {
+            let loc = self.loc(span);
+            if let Some(b) = self.building.as_mut().filter(|_| name == "S" && !self.sizing) {
+                b.counted.get_or_insert(loc);
+            }
             return val;
         }
         if matches!(name, "B" | "S") {

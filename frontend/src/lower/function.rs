@@ -2,16 +2,31 @@
 use super::attention::{CachePlan, cache_names};
 use super::{Building, Frame, Lower};
 use crate::ast::{Expr, Loss, Name, Section, SectionKind, SectionParam, Trips};
-use crate::diagnostic::{Diagnostic, Span};
+use crate::diagnostic::{Diagnostic, Severity, Span};
 use crate::value::{Dim, Tensor, Val, show_shape};
+use rdc_ir::positions::{Mixing, Positions, analyse};
 use rdc_ir::program::KvPolicy;
-use rdc_ir::{ArgRole, Attr, Builder, DType, Func, Opcode, ValueId};
+use rdc_ir::{ArgRole, Attr, Builder, DType, Func, Loc, Opcode, ValueId};
 use std::collections::HashMap;
 
 /// The most steps a loop may be planned for.
 const MAX_STEPS: i64 = 1 << 16;
 /// The argument that holds labels, and its name in losses.
 pub(super) const LABELS: &str = "labels";
+
+/// The chunk that stands for all others if only one of one position is wanted: no size that models have.
+const LONGER: usize = 7;
+
+/// Positions whose number matters, if that is so.
+fn counts(positions: Positions, counted: Option<Loc>) -> Positions {
+    match counted.filter(|_| positions.whole.is_none()) {
+        Some(loc) => {
+            let what = "`S`, the number of positions of a call, as a number".into();
+            Positions { whole: Some(Mixing { loc, what }), ..Positions::default() }
+        }
+        None => positions,
+    }
+}
 
 /// What all functions of a model share.
 #[derive(Clone, Copy, Debug)]
@@ -139,8 +154,9 @@ impl<'a> Lower<'a> {
             }
         }
     }
-    /// Lowers one function: once to find mistakes and to count attentions, then once more with caches of the right size.
-    pub fn function(&mut self, name: &str, readout: &str, chunk: usize, plan: Plan) -> Option<Func> {
+    /// Lowers one function: once to find mistakes and to count attentions, then once more with caches of the right size. Says too
+    /// where the text takes S for a number.
+    fn lowered(&mut self, name: &str, readout: &str, chunk: usize, plan: Plan) -> Option<(Func, Option<Loc>)> {
         let first = CachePlan { policy: Some(plan.kv), max_steps: plan.max_steps, ..CachePlan::default() };
         let mut building = Building::new(Func::new(name), chunk);
         building.caches = first;
@@ -150,7 +166,45 @@ impl<'a> Lower<'a> {
         }
         let mut building = Building::new(Func::new(name), chunk);
         building.caches = counted.caches.plan();
-        Some(self.lower_function(building, readout, plan, None)?.func)
+        let built = self.lower_function(building, readout, plan, None)?;
+        Some((built.func, built.counted))
+    }
+    /// Lowers one function, with what its results have to do with positions; `known` is that of another chunk length.
+    pub fn function(
+        &mut self,
+        name: &str,
+        (readout, chunk): (&str, usize),
+        plan: Plan,
+        known: Option<&Positions>,
+    ) -> Option<(Func, Positions)> {
+        let (func, counted) = self.lowered(name, readout, chunk, plan)?;
+        let last_only = self.options.last_only;
+        let positions = match known {
+            // Axes of one position are all alike.
+            Some(known) if chunk == 1 => known.clone(),
+            None if chunk == 1 => self.longer(readout, plan),
+            _ => analyse(&func, last_only),
+        };
+        Some((func, counts(positions, counted)))
+    }
+    /// What a longer chunk has to do with positions.
+    fn longer(&mut self, readout: &str, plan: Plan) -> Positions {
+        let context = match self.globals.get("context") {
+            Some(Val::Int(n, _)) => usize::try_from(*n).ok(),
+            _ => self.options.context,
+        };
+        let chunk = context.map_or(LONGER, |n| n.min(LONGER));
+        let sink = std::mem::take(&mut self.sink);
+        let lowered = self.trial(|l| l.lowered("longer", readout, chunk, plan));
+        let mistakes = std::mem::replace(&mut self.sink, sink).finish();
+        match (lowered, mistakes.into_iter().find(|d| d.severity == Severity::Error)) {
+            (Some((func, counted)), None) => counts(analyse(&func, self.options.last_only), counted),
+            (_, mistake) => {
+                let loc = mistake.as_ref().and_then(Diagnostic::primary).map_or(Loc::default(), |span| self.loc(span));
+                let what = mistake.map_or("it fits one position only".into(), |m| m.message);
+                Positions { whole: Some(Mixing { loc, what }), ..Positions::default() }
+            }
+        }
     }
     /// Fills a function: with the outputs of the coda, or with a loss.
     pub(super) fn lower_function(

@@ -71,6 +71,10 @@ struct Building {
     /// Chunk length.
     chunk: usize,
     pos: Option<ValueId>,
+    /// Which positions are padding, `bool[B, S]`, if something asks.
+    padding: Option<ValueId>,
+    /// Where the text takes S for a number and not for a size.
+    counted: Option<Loc>,
     /// The trip count.
     steps: Option<ValueId>,
     /// What a loss compares with. A function with labels has no caches: its chunk is the whole sequence.
@@ -94,8 +98,6 @@ pub(crate) struct Lower<'a> {
     pub ignored: Vec<String>,
     pub readouts: Vec<(String, Span)>,
     pub cache_policy: Option<KvPolicy>,
-    /// Whether some attention sees the whole chunk, so that the model has no one-token decode.
-    pub full_attention: bool,
     globals: HashMap<String, Val>,
     declared: HashMap<String, Span>,
     layers: Vec<&'a Layer>,
@@ -109,6 +111,8 @@ pub(crate) struct Lower<'a> {
     lines: Vec<usize>,
     frames: Vec<Frame>,
     depth: usize,
+    /// Whether the expression being evaluated is the size of an axis.
+    sizing: bool,
     spent: usize,
     building: Option<Building>,
 }
@@ -125,7 +129,6 @@ impl<'a> Lower<'a> {
             ignored: Vec::new(),
             readouts: Vec::new(),
             cache_policy: None,
-            full_attention: false,
             globals: HashMap::new(),
             declared: HashMap::new(),
             layers: Vec::new(),
@@ -138,6 +141,7 @@ impl<'a> Lower<'a> {
             lines,
             frames: Vec::new(),
             depth: 0,
+            sizing: false,
             spent: 0,
             building: None,
         }
@@ -268,6 +272,8 @@ impl Building {
             region,
             chunk,
             pos: None,
+            padding: None,
+            counted: None,
             steps: None,
             labels: None,
             constants: HashMap::new(),

@@ -45,6 +45,23 @@ impl Lower<'_> {
         let n = self.constant(n as f64, DType::F32, span)?;
         Some(self.op(span, Opcode::Div, &[&total, &n], vec![], total.dims.clone()))
     }
+    /// `all(x)`; padding has no say.
+    pub(super) fn all(&mut self, x: &Tensor, span: Span) -> Option<Val> {
+        let b = self.building.as_ref()?;
+        let (shape, padded) = (sizes(&x.dims), b.chunk > 1 && b.labels.is_none());
+        let mut x = x.clone();
+        if padded && shape.get(..2) == Some(&[self.options.batch, b.chunk]) {
+            let padding = self.padding(span)?;
+            let mut dims = padding.dims.clone();
+            dims.resize(shape.len(), Dim::number(1));
+            let Val::Tensor(padding) = self.reshape(span, &padding, dims) else { return None };
+            let Val::Tensor(y) = self.op(span, Opcode::Or, &[&x, &padding], vec![], x.dims.clone()) else {
+                return None;
+            };
+            x = y;
+        }
+        Some(self.op(span, Opcode::All, &[&x], vec![], vec![]))
+    }
     /// `cross_entropy(logits, labels, z_loss?)`; labels repeat along leading axes that only the logits have.
     pub(super) fn cross_entropy(&mut self, a: &Args, span: Span) -> Option<Val> {
         let logits = a.tensor(0)?;

@@ -180,7 +180,7 @@ impl<'a> Lower<'a> {
         let dims: Vec<Option<Dim>> = exprs
             .iter()
             .map(|e| {
-                let val = self.eval(e);
+                let val = self.eval_size(e);
                 self.dim(&val, e.span)
             })
             .collect();

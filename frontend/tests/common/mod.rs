@@ -95,6 +95,10 @@ impl Model {
                     Tensor::from_i32(ty.shape.clone(), &ids)
                 }
                 ArgRole::Position => Tensor::from_i32(ty.shape.clone(), &vec![pos as i32; ty.elements()]),
+                ArgRole::Valid => {
+                    let valid = vec![(ids.len() / ty.elements()) as i32; ty.elements()];
+                    Tensor::from_i32(ty.shape.clone(), &valid)
+                }
                 ArgRole::Steps => Tensor::int(steps as i32),
                 ArgRole::State(_) => Tensor::from_f32(ty.shape.clone(), state.expect("needs a state")),
                 ArgRole::Cache => match self.caches.remove(&arg.name) {

@@ -247,6 +247,7 @@ impl Parser {
         let role = match role.as_str() {
             "ids" => ArgRole::Ids,
             "position" => ArgRole::Position,
+            "valid" => ArgRole::Valid,
             "steps" => ArgRole::Steps,
             "labels" => ArgRole::Labels,
             "no_grad_steps" => ArgRole::NoGradSteps,

@@ -87,6 +87,7 @@ pub fn random_inputs(module: &Module, func: &str, seed: u64) -> Inputs<f64> {
                 Tensor { ty: ty.clone(), data: Data::Int(drawn.ints().iter().map(ignore).collect()) }
             }
             ArgRole::Position => ints((limits.context + 1).saturating_sub(seq)),
+            ArgRole::Valid => ints(seq + 1),
             ArgRole::Steps | ArgRole::NoGradSteps | ArgRole::GradSteps => ints(limits.steps + 1),
             ArgRole::State(init) => draw(&mut rng, ty, init),
             ArgRole::Cache | ArgRole::Input => match ty.dtype {

@@ -11,8 +11,8 @@
 //! Function
 //! - The body has as many arguments as the function and as many yields as it has outputs; argument names are unique, and
 //!   so are output names.
-//! - `Ids` and `Labels` are `i32[B, S]`, `Position` is `i32[B]`, `Steps`, `NoGradSteps` and `GradSteps` are `i32[]`, `State`
-//!   is f32; there is at most one each of `Steps`, `Labels`, `NoGradSteps` and `GradSteps`.
+//! - `Ids` and `Labels` are `i32[B, S]`, `Position` and `Valid` are `i32[B]`, `Steps`, `NoGradSteps` and `GradSteps` are `i32[]`,
+//!   `State` is f32; there is at most one each of `Valid`, `Steps`, `Labels`, `NoGradSteps` and `GradSteps`.
 //! - Exactly the arguments of role `Cache` have a cache type, and each is the output of the same name and type; no other
 //!   output is a cache. A stacked output has at least one axis.
 //! - An output that updates has the name and the type of a parameter, and is not stacked.
@@ -184,7 +184,7 @@ impl Checker<'_> {
             }
             let ok = match arg.role {
                 ArgRole::Ids | ArgRole::Labels => *ty == Type::new(DType::I32, ty.shape.clone()) && ty.rank() == 2,
-                ArgRole::Position => *ty == Type::new(DType::I32, ty.shape.clone()) && ty.rank() == 1,
+                ArgRole::Position | ArgRole::Valid => *ty == Type::new(DType::I32, ty.shape.clone()) && ty.rank() == 1,
                 ArgRole::Steps | ArgRole::NoGradSteps | ArgRole::GradSteps => *ty == Type::scalar(DType::I32),
                 ArgRole::State(_) => *ty == Type::f32(ty.shape.clone()),
                 ArgRole::Cache => ty.cache,
@@ -202,7 +202,7 @@ impl Checker<'_> {
                 caches.insert(name, ty);
             }
         }
-        for role in [ArgRole::Steps, ArgRole::Labels, ArgRole::NoGradSteps, ArgRole::GradSteps] {
+        for role in [ArgRole::Valid, ArgRole::Steps, ArgRole::Labels, ArgRole::NoGradSteps, ArgRole::GradSteps] {
             if func.args.iter().filter(|a| a.role == role).count() > 1 {
                 self.fail(format!("there is more than one argument of role {role}"));
             }

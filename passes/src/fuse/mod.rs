@@ -307,7 +307,10 @@ fn take_shared(graph: &mut UseGraph, group: GroupId, op: OpId) -> GroupId {
     while let Some(value) = work.pop() {
         let Some(other) = graph.group_of_value(value) else { continue };
         let Some(op) = func.def_op(value) else { continue };
-        let small = rows::is_shared(func, op) && func.ty(value).rank() == 0 || func.ops[op].opcode == Opcode::Positions;
+        let ty = func.ty(value);
+        // A kernel makes the position of each of its rows, not rows of them.
+        let column = func.ops[op].opcode == Opcode::Positions && graph.kind(group) == GroupKind::Rows(ty.elements());
+        let small = rows::is_shared(func, op) && ty.rank() == 0 || column;
         if small
             && graph.kind(other) == GroupKind::Open
             && graph.feeds_only(other, group)

@@ -132,7 +132,8 @@ impl Planner<'_> {
         let one_way = makers.len() == 1 && alone && outer.iter().all(|&n| n == 1);
         one_way.then_some(parts)
     }
-    /// The loop that carries a value in one buffer, from zero on; `Some(None)` for what a kernel makes.
+    /// The loop that carries a value in one buffer, from zero on; `Some(None)` for what a kernel makes. Not of a loop with an exit: it
+    /// may run on and then gives its carried tensors, each a whole buffer, as they were at the exit.
     fn carried_from_zero(&self, value: ValueId) -> Option<Option<OpId>> {
         let func = self.func;
         let ValueDef::Result(def, index) = func.values[value].def else { return None };
@@ -149,7 +150,7 @@ impl Planner<'_> {
             }
             _ => true,
         };
-        (inside && is_zero(func, init)).then_some(Some(def))
+        (inside && is_zero(func, init) && !op.flag("exit")).then_some(Some(def))
     }
     fn is_yielded(&self, value: ValueId) -> bool {
         self.func.regions[self.func.body].yields.iter().any(|&y| root(self.func, y).0 == value)

@@ -1,4 +1,5 @@
 //! The metadata of an artifact.
+use rdc_ir::positions::Positions;
 use rdc_ir::program::{KvPolicy, Program};
 use rdc_ir::{Init, Param, Type};
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,11 @@ pub struct Meta {
     pub chunks: Vec<usize>,
     /// Read-outs; the first is the default and its functions have no suffix.
     pub readouts: Vec<Readout>,
+    /// What the results of the functions of read-outs have to do with positions, by the functions' names.
+    pub positions: BTreeMap<String, Positions>,
+    /// The shapes of the outputs of the functions of read-outs, as the text gives them, by the functions' names and the outputs'. (A buffer
+    /// may have the same elements under another shape.)
+    pub shapes: BTreeMap<String, BTreeMap<String, Vec<usize>>>,
     /// `--dtype`: `f32`, `bf16` or `i8`.
     pub dtype: String,
     /// Which KV slot a layer call uses.

@@ -35,6 +35,15 @@ pub struct Executor {
     profile: Option<Profile>,
 }
 
+/// What a loop does after the iteration whose exit says that it is the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterExit {
+    /// It ends.
+    Leave,
+    /// It runs to the last step all the same, so that caches have the entries of every step; what it gives is that of the exit.
+    FillCaches,
+}
+
 /// What a call reports beside its outputs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
@@ -129,7 +138,7 @@ impl Executor {
         inputs: &mut [&mut Buffer],
         outputs: &mut [Buffer],
         states: Option<&mut States>,
-        exit: bool,
+        after_exit: AfterExit,
     ) -> Result<Outcome, Error> {
         let program = self.model.program();
         let Some(described) = program.entries.get(entry) else {
@@ -175,7 +184,7 @@ impl Executor {
             claims: &self.claims,
             stamps: &self.stamps,
             states: states.as_ref(),
-            exit,
+            after_exit,
             origin: self.profile.as_ref().map(|p| p.origin()),
         };
         let workers = &self.workers;

@@ -1,7 +1,7 @@
 //! Launches without barriers between them, whose tasks wait for each other.
-use super::Executor;
 use super::order::{Phased, Spaces};
 use super::testing::{args, input, kernel, launch, meta, output, pointers, program};
+use super::{AfterExit, Executor};
 use crate::code::{Code, KernelFn};
 use crate::memory::Buffer;
 use crate::model::Model;
@@ -186,7 +186,7 @@ fn run(executor: &mut Executor, steps: usize) -> [Vec<f32>; 3] {
     let mut outputs: Vec<Buffer> =
         executor.output_bytes(0).into_iter().map(|bytes| Buffer::zeroed(bytes).unwrap()).collect();
     let mut pointers: Vec<&mut Buffer> = inputs.iter_mut().collect();
-    executor.run(0, &mut pointers, &mut outputs, None, true).unwrap();
+    executor.run(0, &mut pointers, &mut outputs, None, AfterExit::Leave).unwrap();
     [0, 1, 2].map(|i| bytemuck::cast_slice(&outputs[i]).to_vec())
 }
 

@@ -7,6 +7,7 @@ use crate::artifact::{Isa, Meta, Readout};
 use crate::code::{Code, KernelFn};
 use crate::model::Model;
 use crate::weights::DrawnSource;
+use rdc_ir::positions::{self, Positions};
 use rdc_ir::program::body::Generic;
 use rdc_ir::program::*;
 use rdc_ir::{ArgRole, Attr, DType, Func, Init, Loc, Opcode, Type};
@@ -260,6 +261,9 @@ pub fn program() -> Program {
 /// Metadata around a program.
 pub fn meta(program: Program) -> Meta {
     let readout = |name: &str| Readout { name: name.into(), outputs: vec!["last".into()] };
+    let axis = |name: &str, axis| (name.to_string(), positions::Place::Axis { axis, outer: 1 });
+    let outputs = BTreeMap::from([axis("last", 1), axis("all", 2), axis("sum", 1)]);
+    let positions = Positions { whole: None, outputs, carried_second: true };
     Meta {
         compiler: "test".into(),
         sizes: BTreeMap::from([("dim".into(), DIM.to_string())]),
@@ -269,6 +273,8 @@ pub fn meta(program: Program) -> Meta {
         batch: 1,
         chunks: vec![CHUNK, 1],
         readouts: vec![readout("fixed"), readout("exit")],
+        shapes: BTreeMap::new(),
+        positions: program.entries.iter().map(|e| (e.name.clone(), positions.clone())).collect(),
         dtype: "f32".into(),
         kv: KvPolicy::Full,
         params: vec![crate::artifact::ParamInfo {

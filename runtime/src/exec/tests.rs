@@ -20,7 +20,7 @@ fn run(
         executor.output_bytes(entry).into_iter().map(|b| Buffer::zeroed(b).unwrap()).collect();
     let mut states = States::new();
     let mut pointers: Vec<&mut Buffer> = inputs.iter_mut().collect();
-    let outcome = executor.run(entry, &mut pointers, &mut outputs, Some(&mut states), true).unwrap();
+    let outcome = executor.run(entry, &mut pointers, &mut outputs, Some(&mut states), AfterExit::Leave).unwrap();
     let floats = |b: &Buffer| bytemuck::cast_slice::<u8, f32>(b).to_vec();
     let mut values: Vec<Vec<f32>> = outputs.iter().map(floats).collect();
     values.push(floats(&inputs[4]));
@@ -123,8 +123,8 @@ fn memory_that_does_not_fit_is_an_error() {
     let (ids, initial) = example();
     let mut inputs = inputs(&ids[1..], 1, &initial);
     let mut pointers: Vec<&mut Buffer> = inputs.iter_mut().collect();
-    assert!(executor.run(0, &mut pointers, &mut [], None, true).is_err());
-    assert!(executor.run(9, &mut pointers, &mut [], None, true).is_err());
+    assert!(executor.run(0, &mut pointers, &mut [], None, AfterExit::Leave).is_err());
+    assert!(executor.run(9, &mut pointers, &mut [], None, AfterExit::Leave).is_err());
 }
 
 /// Breaks the program in one place at a time; none may be accepted.

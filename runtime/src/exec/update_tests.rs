@@ -230,7 +230,7 @@ fn call(executor: &mut Executor, entry: usize, inputs: &[&[u8]]) -> Result<Vec<f
     let sizes = executor.output_bytes(entry);
     let mut outputs: Vec<Buffer> = sizes.into_iter().map(|bytes| Buffer::zeroed(bytes).unwrap()).collect();
     let mut pointers: Vec<&mut Buffer> = inputs.iter_mut().collect();
-    executor.run(entry, &mut pointers, &mut outputs, None, true)?;
+    executor.run(entry, &mut pointers, &mut outputs, None, AfterExit::Leave)?;
     Ok(outputs.iter().flat_map(|b| bytemuck::cast_slice::<u8, f32>(b).to_vec()).collect())
 }
 

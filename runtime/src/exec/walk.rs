@@ -4,9 +4,9 @@
 //! caller: each address of the table is of live memory as long as its buffer's type says, exclusive to this call (weights that
 //! the entry does not update may be read elsewhere), and offsets stay within it (`validate::meta`). Cells are this thread's alone. Two threads touch the same bytes
 //! at the same time, one writing, only if the schedule, whose barriers and waits order tasks, is wrong.
-use super::States;
 use super::claim::{Claim, Claimed, Run, part};
 use super::plan::{Base, LaunchNode, LoopNode, Node, Plan};
+use super::{AfterExit, States};
 use crate::Error;
 use crate::barrier::{Barrier, spin_until};
 use crate::memory::{Buffer, Shared};
@@ -29,8 +29,8 @@ pub(super) struct Context<'a> {
     /// Of each run of tasks that others may wait for, one more than the barriers that were met before it was last executed.
     pub stamps: &'a [AtomicU64],
     pub states: Option<&'a Mutex<&'a mut States>>,
-    /// Whether loops may end early.
-    pub exit: bool,
+    /// What loops do when an iteration says that it is the last.
+    pub after_exit: AfterExit,
     /// The profile's time zero, if times are recorded.
     pub origin: Option<Instant>,
 }
@@ -124,7 +124,8 @@ impl Worker {
     pub unsafe fn walk(&mut self, context: &Context) {
         let mut open = Open::new();
         self.cells.fill(0);
-        context.plan.may_exit.iter().for_each(|&cell| self.set(cell, i32::from(context.exit)));
+        let leave = i32::from(context.after_exit == AfterExit::Leave);
+        context.plan.may_exit.iter().for_each(|&cell| self.set(cell, leave));
         // SAFETY: the caller's.
         unsafe {
             match context.origin {
@@ -331,8 +332,9 @@ impl Worker {
         // SAFETY: an i32 in memory that no kernel writes now, as its type says.
         let steps = unsafe { self.address(context, node.steps).cast::<i32>().read() };
         let steps = usize::try_from(steps).unwrap_or(0).min(node.max_steps);
-        let exit = node.exit.filter(|&(_, allowed)| self.get(allowed) != 0);
         self.set(node.trips, 0);
+        // The iterations up to the exit, and the carried tensors then, if more follow.
+        let mut kept: Option<(usize, Vec<Vec<u8>>)> = None;
         for taken in 0..steps {
             let now = if node.reverse { steps - 1 - taken } else { taken };
             self.set(node.step, now as i32);
@@ -340,33 +342,54 @@ impl Worker {
             // SAFETY: the caller's; `done` is a bool behind a barrier.
             unsafe {
                 self.nodes::<PROFILE>(context, &node.body, now, open);
-                let done = exit.is_some_and(|(done, _)| self.address(context, done).read() != 0);
+                let exit = node.exit.filter(|_| kept.is_none());
+                let exit = exit.filter(|&(done, _)| self.address(context, done).read() != 0);
                 self.set(node.trips, taken as i32 + 1);
-                if context.states.is_some() {
-                    self.record::<PROFILE>(context, node, open);
+                if let (Some(states), None) = (context.states, &kept) {
+                    let carried = self.carried::<PROFILE>(context, node, open);
+                    if self.thread == 0 {
+                        states.lock().unwrap_or_else(PoisonError::into_inner).push(carried);
+                    }
                 }
-                if done {
-                    break;
+                match exit {
+                    Some((_, allowed)) if self.get(allowed) != 0 => break,
+                    Some(_) if taken + 1 < steps => {
+                        kept = Some((taken + 1, self.carried::<PROFILE>(context, node, open)));
+                    }
+                    _ => {}
                 }
             }
         }
-    }
-    /// Copies the carried tensors while all threads wait.
-    unsafe fn record<'p, const PROFILE: bool>(&mut self, context: &Context<'p>, node: &LoopNode, open: &mut Open<'p>) {
-        // SAFETY: the caller's.
-        unsafe { self.meet::<PROFILE>(context, open) };
-        if self.thread == 0
-            && let Some(states) = context.states
-        {
-            // SAFETY: each buffer has that many bytes, and no thread is in a kernel.
-            let copy = |&(base, bytes): &(Base, usize)| unsafe {
-                std::slice::from_raw_parts(self.address(context, base), bytes).to_vec()
-            };
-            let copies = node.carried.iter().map(copy).collect();
-            states.lock().unwrap_or_else(PoisonError::into_inner).push(copies);
+        let Some((trips, carried)) = kept else { return };
+        // SAFETY: the caller's; each buffer has that many bytes, and no thread is in a kernel.
+        unsafe {
+            self.meet::<PROFILE>(context, open);
+            // Of a pair, these trips say where the value of the exit belongs.
+            self.set(node.trips, trips as i32);
+            for (&(base, bytes), kept) in node.carried.iter().zip(carried) {
+                std::ptr::copy_nonoverlapping(kept.as_ptr(), self.address(context, base), bytes);
+            }
+            self.meet::<PROFILE>(context, open);
         }
+    }
+    /// The first thread's copies of the carried tensors, made while all threads wait; no others.
+    unsafe fn carried<'p, const PROFILE: bool>(
+        &mut self,
+        context: &Context<'p>,
+        node: &LoopNode,
+        open: &mut Open<'p>,
+    ) -> Vec<Vec<u8>> {
         // SAFETY: the caller's.
         unsafe { self.meet::<PROFILE>(context, open) };
+        let first = self.thread == 0;
+        // SAFETY: each buffer has that many bytes, and no thread is in a kernel.
+        let copy = |&(base, bytes): &(Base, usize)| unsafe {
+            std::slice::from_raw_parts(self.address(context, base), bytes).to_vec()
+        };
+        let copies = if first { node.carried.iter().map(copy).collect() } else { Vec::new() };
+        // SAFETY: the caller's.
+        unsafe { self.meet::<PROFILE>(context, open) };
+        copies
     }
     /// Copies results that lie elsewhere (in one of a pair, or a result is an input) into the outputs.
     pub fn collect(&mut self, context: &Context, outputs: &mut [Buffer]) {

@@ -112,6 +112,7 @@ impl<'a> Inputs<'a> {
             | ArgRole::NoGradSteps
             | ArgRole::GradSteps
             | ArgRole::Position
+            | ArgRole::Valid
             | ArgRole::Steps
             | ArgRole::Cache => Err(Error::Input(format!("`{name}` is set by the run itself and cannot be given"))),
         }
@@ -123,6 +124,9 @@ impl<'a> Inputs<'a> {
             ArgRole::Steps => out.copy_from_slice(&(steps as i32).to_le_bytes()),
             ArgRole::Position => {
                 out.as_chunks_mut::<4>().0.iter_mut().for_each(|p| *p = (call.start as i32).to_le_bytes());
+            }
+            ArgRole::Valid => {
+                out.as_chunks_mut::<4>().0.iter_mut().for_each(|n| *n = (call.rows as i32).to_le_bytes());
             }
             // Functions of the trainer, which no session calls, have the roles of training.
             ArgRole::Cache | ArgRole::Labels | ArgRole::NoGradSteps | ArgRole::GradSteps => {}

@@ -5,7 +5,7 @@ mod pieces;
 
 use crate::Error;
 use crate::artifact::{Artifact, Verify};
-use crate::exec::{Executor, States};
+use crate::exec::{AfterExit, Executor, States};
 use crate::memory::Buffer;
 use crate::model::Model;
 use crate::profile::Profile;
@@ -16,7 +16,7 @@ pub(crate) use pieces::vocabulary;
 use inputs::Inputs;
 use outputs::Assembly;
 use pieces::{Call, Function};
-use rdc_ir::ArgRole;
+use rdc_ir::{ArgRole, Type};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -44,37 +44,60 @@ pub struct RunOptions {
     pub readout: Option<String>,
     /// Whether to return the carried tensors after every step, as `state_1`, `state_2`, ….
     pub states: bool,
-    /// Whether no later call continues the sequence: then, if it runs in one piece, its loop may end early.
+    /// Whether no later call continues the sequence: then the caches need no entries of the steps after an exit.
     pub last: bool,
 }
 
 /// What a run gives.
 #[derive(Debug)]
 pub struct RunOutput {
-    /// Outputs by name. Those with a sequence axis are `[B, S, ..]` over the whole sequence; stacked ones have a leading axis of the
+    /// Outputs by name. Those with positions, on whichever axis, are of the whole sequence; stacked ones have a leading axis of the
     /// steps taken (the most over all calls; where a call took fewer, zeros). Others are those of the last call.
     /// With [`RunOptions::states`], `state_i` is the carried tensor after step i, and `state_i.j` a further one.
     pub outputs: TensorMap,
-    /// Steps that each call took.
+    /// Steps that each call took. A call ends its loop for itself, when the positions that it was given agree.
     pub trips: Vec<usize>,
     /// Names of inputs that the model does not have.
     pub ignored: Vec<String>,
 }
 
-/// The KV caches of a sequence and how many positions they hold. Made by [`Session::new_state`], for that session only.
+/// The KV caches of a sequence and how many positions they hold. Made by [`Session::new_state`], for that session only. Entries of
+/// positions beyond are zero.
 #[derive(Debug)]
 pub struct KvState {
     /// Positions so far.
     pub position: usize,
-    caches: Vec<Buffer>,
+    /// The caches, and which of the session's lists they are of, from the first call on.
+    caches: Option<(usize, Vec<Buffer>)>,
+}
+
+impl KvState {
+    /// The caches for functions with a list of them, of these types.
+    fn caches(&mut self, list: usize, types: &[(String, Type)]) -> Result<&mut [Buffer], Error> {
+        match &mut self.caches {
+            Some((of, buffers)) if *of == list => {
+                if buffers.len() != types.len() || buffers.iter().zip(types).any(|(b, (_, ty))| b.len() != ty.bytes()) {
+                    return Err(Error::Input("the KV state belongs to another model".into()));
+                }
+            }
+            Some(_) if self.position > 0 => {
+                return Err(Error::Input("the KV state was begun by a read-out with other caches".into()));
+            }
+            _ => {
+                let buffers = types.iter().map(|(_, ty)| Buffer::zeroed(ty.bytes())).collect::<Result<_, _>>()?;
+                self.caches = Some((list, buffers));
+            }
+        }
+        Ok(self.caches.as_mut().map_or(&mut [], |(_, buffers)| buffers))
+    }
 }
 
 /// A model with threads and memory to run it.
 pub struct Session {
     executor: Executor,
-    functions: Vec<Function>,
-    /// Names and bytes of the caches of all entries.
-    caches: Vec<(String, usize)>,
+    functions: Arc<[Function]>,
+    /// The lists of caches that functions have, by name. Read-outs of different depth have different ones.
+    caches: Vec<Vec<(String, Type)>>,
     /// Memory for the inputs (less caches) and outputs of each entry, from its first use on.
     memory: Vec<Option<Memory>>,
 }
@@ -101,20 +124,23 @@ impl Session {
     pub fn new(model: Arc<Model>, threads: usize) -> Result<Session, Error> {
         let executor = Executor::new(model.clone(), threads)?;
         let program = model.program();
-        let mut caches: Vec<(String, usize)> = Vec::new();
+        let (mut caches, mut lists) = (Vec::new(), Vec::new());
         for entry in &program.entries {
-            for input in entry.inputs.iter().filter(|i| i.role == ArgRole::Cache) {
-                let bytes = entry.buffers[input.buffer].ty.bytes();
-                match caches.iter().find(|(name, _)| *name == input.name) {
-                    Some((_, other)) if *other != bytes => {
-                        return Err(Error::Program(format!("the cache {} has two sizes", input.name)));
-                    }
-                    Some(_) => {}
-                    None => caches.push((input.name.clone(), bytes)),
-                }
+            let of_role = entry.inputs.iter().filter(|i| i.role == ArgRole::Cache);
+            let mut list: Vec<(String, Type)> =
+                of_role.map(|i| (i.name.clone(), entry.buffers[i.buffer].ty.clone())).collect();
+            list.sort_by(|a, b| a.0.cmp(&b.0));
+            lists.push(caches.iter().position(|l| *l == list).unwrap_or(caches.len()));
+            if lists.last() == Some(&caches.len()) {
+                caches.push(list);
             }
         }
-        let functions = pieces::functions(&model);
+        let functions: Arc<[Function]> = pieces::functions(&model, &lists).into();
+        for f in functions.iter() {
+            if functions.iter().any(|g| g.readout == f.readout && g.caches != f.caches) {
+                return Err(Error::Program("functions of one read-out have different caches".into()));
+            }
+        }
         let memory = program.entries.iter().map(|_| None).collect();
         Ok(Session { executor, functions, caches, memory })
     }
@@ -126,13 +152,9 @@ impl Session {
     pub fn threads(&self) -> usize {
         self.executor.threads()
     }
-    /// Empty caches, at position 0.
-    ///
-    /// # Errors
-    /// If there is not enough memory.
-    pub fn new_state(&self) -> Result<KvState, Error> {
-        let caches = self.caches.iter().map(|(_, bytes)| Buffer::zeroed(*bytes)).collect::<Result<_, _>>()?;
-        Ok(KvState { position: 0, caches })
+    /// Empty caches, at position 0. They take memory from the first call on.
+    pub fn new_state(&self) -> KvState {
+        KvState { position: 0, caches: None }
     }
     /// Records the times of launches from now on.
     pub fn start_profile(&mut self) {
@@ -147,7 +169,7 @@ impl Session {
     /// # Errors
     /// As [`Session::run_from`].
     pub fn run(&mut self, inputs: &TensorMap, options: &RunOptions) -> Result<RunOutput, Error> {
-        let mut state = self.new_state()?;
+        let mut state = self.new_state();
         self.run_from(&mut state, inputs, &RunOptions { last: true, ..options.clone() })
     }
     /// Runs a sequence that continues the one in `state`, and moves `state` on. Inputs go by name: `input_ids` `i32[B, S]`, and the
@@ -172,30 +194,27 @@ impl Session {
                 meta.max_steps
             )));
         }
-        if state.caches.len() != self.caches.len()
-            || state.caches.iter().zip(&self.caches).any(|(buffer, (_, bytes))| buffer.len() != *bytes)
-        {
-            return Err(Error::Input("the KV state belongs to another model".into()));
-        }
         let suffix = pieces::readout(meta, options.readout.as_deref())?;
-        let functions: Vec<&Function> = self.functions.iter().filter(|f| f.readout == suffix).collect();
+        let all = self.functions.clone();
+        let functions: Vec<&Function> = all.iter().filter(|f| f.readout == suffix).collect();
         let inputs = Inputs::new(&model, &functions, inputs, state.position, options.seed)?;
         let calls = pieces::plan(meta, &functions, state.position, inputs.length, options.chunks.as_deref())?;
         let ignored = inputs.ignored.clone();
-        let (mut assembly, mut trips) = (Assembly::new(inputs.length, steps, &functions), Vec::new());
+        let (mut assembly, mut trips) = (Assembly::new(inputs.length, steps), Vec::new());
         let base = state.position;
-        // A token that leaves early has no keys at deeper steps. Later pieces look for them, so then no one leaves: more
-        // iterations change nothing in the results of who is done.
-        let exit = options.last && calls.len() == 1 && base == 0;
-        for call in &calls {
+        for (index, call) in calls.iter().enumerate() {
+            let Some(function) = functions.iter().copied().find(|f| f.entry == call.entry) else { continue };
+            let last = options.last && index + 1 == calls.len();
+            // Later calls look up the keys and values of every step.
+            let after_exit = if last || !function.caches_steps { AfterExit::Leave } else { AfterExit::FillCaches };
             let mut states = options.states.then(States::new);
-            let taken = self.call(state, &inputs, call, (steps, exit), states.as_mut())?;
+            let taken = self.call(state, &inputs, (call, function.caches), (steps, after_exit), states.as_mut())?;
             let entry = &model.program().entries[call.entry];
             let memory = self.memory[call.entry].as_mut();
             let outputs = memory.map_or(&mut [][..], |m| &mut m.outputs);
-            assembly.add(entry, call, call.start - base, outputs, taken)?;
+            assembly.add((entry, function), call, call.start - base, outputs, taken)?;
             if let Some(states) = states {
-                assembly.add_states(entry, call, call.start - base, &states)?;
+                assembly.add_states((entry, &function.positions), call, call.start - base, &states)?;
             }
             trips.push(taken);
             state.position += call.rows;
@@ -207,8 +226,8 @@ impl Session {
         &mut self,
         state: &mut KvState,
         inputs: &Inputs,
-        call: &Call,
-        (steps, exit): (usize, bool),
+        (call, list): (&Call, usize),
+        (steps, after_exit): (usize, AfterExit),
         states: Option<&mut States>,
     ) -> Result<usize, Error> {
         let model = self.model().clone();
@@ -233,11 +252,12 @@ impl Session {
                 *buffer = Buffer::zeroed(bytes)?;
             }
         }
-        let (mut own, mut caches) = (memory.inputs.iter_mut(), state.caches.iter_mut().map(Some).collect::<Vec<_>>());
+        let buffers = state.caches(list, &self.caches[list])?;
+        let (mut own, mut caches) = (memory.inputs.iter_mut(), buffers.iter_mut().map(Some).collect::<Vec<_>>());
         let mut pointers: Vec<&mut Buffer> = Vec::with_capacity(entry.inputs.len());
         for input in &entry.inputs {
             let buffer = if input.role == ArgRole::Cache {
-                let index = self.caches.iter().position(|(name, _)| *name == input.name);
+                let index = self.caches[list].iter().position(|(name, _)| *name == input.name);
                 index.and_then(|i| caches[i].take())
             } else {
                 own.next()
@@ -248,8 +268,21 @@ impl Session {
             }
             pointers.push(buffer);
         }
-        let outcome = self.executor.run(call.entry, &mut pointers, &mut memory.outputs, states, exit)?;
+        let outcome = self.executor.run(call.entry, &mut pointers, &mut memory.outputs, states, after_exit)?;
+        if call.rows < call.chunk {
+            let padding = call.start + call.rows..call.start + call.chunk;
+            let caches = state.caches(list, &self.caches[list])?.iter_mut();
+            caches.zip(&self.caches[list]).for_each(|(cache, (_, ty))| forget(cache, ty, padding.clone()));
+        }
         Ok(outcome.trips)
+    }
+}
+
+/// Zeroes the entries of some positions in a cache `[slots, B, T, H, D]`, which lies head-major: `[slots, B, H, T, D]`.
+fn forget(cache: &mut Buffer, ty: &Type, positions: std::ops::Range<usize>) {
+    let (row, length) = (ty.row_bytes(), ty.shape[2]);
+    for head in cache.chunks_exact_mut(length * row) {
+        head[positions.start * row..positions.end.min(length) * row].fill(0);
     }
 }
 

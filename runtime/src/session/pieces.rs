@@ -3,7 +3,9 @@ use crate::Error;
 use crate::artifact::Meta;
 use crate::model::Model;
 use rdc_ir::ArgRole;
-use rdc_ir::program::{Entry, KvPolicy};
+use rdc_ir::positions::{Place, Positions};
+use rdc_ir::program::{Entry, KvPolicy, Offset, Step};
+use std::collections::BTreeMap;
 
 /// A function of the program, as a session sees it.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,12 +20,21 @@ pub(super) struct Function {
     pub chunk: usize,
     /// Ids are below this.
     pub vocabulary: Option<usize>,
-    /// Whether it may be called at a position other than 0, so that a sequence can be fed in pieces.
-    pub continues: bool,
-    /// Names of outputs without a sequence axis.
-    pub whole: Vec<String>,
-    /// Whether some output may depend on all rows together, beyond those that count steps.
-    pub mixes: bool,
+    /// What its results have to do with positions.
+    pub positions: Positions,
+    /// The shapes of its outputs, by name, if they are not those of their buffers.
+    pub shapes: BTreeMap<String, Vec<usize>>,
+    /// Which of the session's cache lists it has.
+    pub caches: usize,
+    /// Whether its loop writes keys and values, which later calls look up.
+    pub caches_steps: bool,
+}
+
+impl Function {
+    /// Whether it may be given padding.
+    fn pads(&self) -> bool {
+        self.positions.whole.is_none() && !self.positions.outputs.values().any(|&p| p == Place::Last)
+    }
 }
 
 /// One call: rows `0..rows` of the function are positions `start..start + rows`; its further rows are padding.
@@ -35,14 +46,9 @@ pub(super) struct Call {
     pub chunk: usize,
 }
 
-/// The functions of a model.
-pub(super) fn functions(model: &Model) -> Vec<Function> {
+/// The functions of a model; `caches` says which cache list an entry has.
+pub(super) fn functions(model: &Model, caches: &[usize]) -> Vec<Function> {
     let program = model.program();
-    let split = |entry: &Entry| match entry.name.split_once('.') {
-        Some((base, readout)) => (base.to_string(), Some(readout.to_string())),
-        None => (entry.name.clone(), None),
-    };
-    let names: Vec<_> = program.entries.iter().map(split).collect();
     let function = |(index, entry): (usize, &Entry)| {
         let shape_of = |wanted: fn(&ArgRole) -> bool| {
             let input = entry.inputs.iter().find(|i| wanted(&i.role))?;
@@ -51,22 +57,30 @@ pub(super) fn functions(model: &Model) -> Vec<Function> {
         };
         let shape = shape_of(|r| *r == ArgRole::Ids).or_else(|| shape_of(|r| matches!(r, ArgRole::State(_))));
         let (batch, chunk) = shape?;
-        let readout = names[index].1.clone();
-        let decodes = names.iter().any(|(base, suffix)| base == "decode" && *suffix == readout);
         Some(Function {
             entry: index,
+            readout: entry.name.split_once('.').map(|(_, readout)| readout.to_string()),
             batch,
             chunk,
             vocabulary: vocabulary(entry),
-            continues: decodes || entry.inputs.iter().any(|i| i.role == ArgRole::Cache),
-            whole: entry.outputs.iter().filter(|o| o.sequence.is_none()).map(|o| o.name.clone()).collect(),
-            mixes: entry.outputs.iter().any(|o| entry.buffers[o.buffer].ty.rank() > 0 && o.sequence.is_none()),
-            readout,
+            positions: model.meta().positions.get(&entry.name).cloned().unwrap_or_default(),
+            shapes: model.meta().shapes.get(&entry.name).cloned().unwrap_or_default(),
+            caches: caches[index],
+            caches_steps: entry.steps.iter().any(|s| matches!(s, Step::Loop(inner) if writes_slots(&inner.body))),
         })
     };
     let mut functions: Vec<Function> = program.entries.iter().enumerate().filter_map(function).collect();
     functions.sort_by_key(|f| std::cmp::Reverse(f.chunk));
     functions
+}
+
+/// Whether the slot of a cache that steps use follows the step.
+fn writes_slots(steps: &[Step]) -> bool {
+    steps.iter().any(|step| match step {
+        Step::Launch(launch) => launch.args.iter().any(|a| matches!(a.offset, Offset::Slot { .. })),
+        Step::Loop(inner) => writes_slots(&inner.body),
+        Step::Copy { .. } | Step::Zero { .. } | Step::Barrier => false,
+    })
 }
 
 /// The suffix of the functions of a read-out.
@@ -90,7 +104,7 @@ pub(super) fn plan(
     length: usize,
     chunks: Option<&[usize]>,
 ) -> Result<Vec<Call>, Error> {
-    if meta.context > 0 && position + length > meta.context && functions.iter().any(|f| f.continues) {
+    if meta.context > 0 && position + length > meta.context && functions.iter().any(|f| f.positions.whole.is_none()) {
         return Err(Error::Input(format!(
             "position {} is past the context of {} positions: compile with a larger --context",
             position + length - 1,
@@ -106,20 +120,33 @@ pub(super) fn plan(
             )));
         }
     }
+    let alone = position == 0 && chunks.is_none_or(|c| c.len() == 1);
+    if let Some(f) = functions.iter().find(|f| alone && f.chunk == length) {
+        return Ok(vec![Call { entry: f.entry, start: 0, rows: length, chunk: length }]);
+    }
+    let (pieces, wholes): (Vec<&Function>, Vec<&Function>) =
+        functions.iter().partition(|f| f.positions.whole.is_none());
+    if let (true, Some(mixing)) = (pieces.is_empty(), wholes.iter().find_map(|f| f.positions.whole.as_ref())) {
+        let why = format!("the numbers of this model depend on the whole sequence ({mixing})");
+        return Err(Error::Input(match alone {
+            true => format!(
+                "{why}; it is compiled for sequences of {} positions, not of {length}: compile with --seq {length}",
+                lengths(functions)
+            ),
+            false => format!("{why}, so a sequence cannot be fed in pieces"),
+        }));
+    }
     let mut calls = Vec::new();
     let mut start = position;
     for &piece in chunks.unwrap_or(&whole) {
-        plan_piece(meta, functions, start, piece, chunks.is_some(), &mut calls)?;
+        plan_piece(meta, &pieces, start, piece, chunks.is_some(), &mut calls)?;
         start += piece;
     }
-    let continues = |c: &Call| c.start == 0 || functions.iter().any(|f| f.entry == c.entry && f.continues);
-    if calls.iter().all(continues) {
-        Ok(calls)
-    } else {
-        Err(Error::Input(
-            "this model has attention that is not causal, so its sequences cannot be fed in pieces".into(),
-        ))
-    }
+    Ok(calls)
+}
+
+fn lengths(functions: &[&Function]) -> String {
+    functions.iter().map(|f| f.chunk.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn plan_piece(
@@ -133,23 +160,20 @@ fn plan_piece(
     let mut rest = piece;
     while rest > 0 {
         let exact = functions.iter().find(|f| f.chunk == rest);
-        // Rows of padding write cache positions that later calls write again, and at most delay an early exit, which changes
-        // nothing for rows that are done; but they would have a say in an output over all rows (or of the last), and must
-        // not go past the context, where there is no row of a table for them.
-        let can_pad = |f: &&&Function| {
-            f.chunk > rest && f.continues && !f.mixes && (meta.context == 0 || start + f.chunk <= meta.context)
-        };
+        // Padding has no say in what it is with: what mixes positions takes none, and its keys and values are forgotten. But it must
+        // not go past the context, where there is no row of a table for it.
+        let can_pad =
+            |f: &&&Function| f.chunk > rest && f.pads() && (meta.context == 0 || start + f.chunk <= meta.context);
         let padded = functions.iter().rev().find(can_pad);
-        let smaller = functions.iter().find(|f| f.chunk < rest && f.continues);
+        let smaller = functions.iter().find(|f| f.chunk < rest);
         // A piece in several calls gives the same numbers only if later tokens find every step's keys of earlier ones.
         let split = if explicit && meta.kv != KvPolicy::Full { None } else { smaller };
         // A call costs about as much as an eighth of a padded one.
         let worth = |f: &&&Function| split.is_none() || rest * 8 >= f.chunk;
         let Some(function) = exact.or(padded.filter(worth)).or(split) else {
-            let lengths: Vec<String> = functions.iter().map(|f| f.chunk.to_string()).collect();
             return Err(Error::Input(format!(
                 "a piece of {rest} positions at position {start} fits none of the compiled lengths ({}): compile with --seq {rest}",
-                lengths.join(", ")
+                lengths(functions)
             )));
         };
         let rows = rest.min(function.chunk);
@@ -167,6 +191,8 @@ pub(crate) fn vocabulary(entry: &Entry) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rdc_ir::Loc;
+    use rdc_ir::positions::Mixing;
 
     fn function(entry: usize, chunk: usize) -> Function {
         Function {
@@ -175,9 +201,10 @@ mod tests {
             batch: 1,
             chunk,
             vocabulary: None,
-            continues: true,
-            whole: Vec::new(),
-            mixes: false,
+            positions: Positions::default(),
+            shapes: BTreeMap::new(),
+            caches: 0,
+            caches_steps: true,
         }
     }
     fn meta(context: usize, kv: KvPolicy) -> Meta {
@@ -214,15 +241,28 @@ mod tests {
     }
 
     #[test]
-    fn mixed_rows_and_full_attention_are_not_padded() {
-        let last = Function { mixes: true, ..function(0, 4) };
+    fn what_depends_on_the_whole_sequence_is_neither_padded_nor_cut() {
+        let last = Positions { outputs: [("y".into(), Place::Last)].into(), ..Positions::default() };
+        let last = Function { positions: last, ..function(0, 4) };
         let calls = plan(&meta(64, KvPolicy::Full), &[&last, &function(1, 1)], 0, 6, None).unwrap();
         assert_eq!(rows(&calls), [(0, 0, 4), (1, 4, 1), (1, 5, 1)]);
-        let only = Function { continues: false, ..function(0, 4) };
+        let mixing = Mixing { loc: Loc { line: 7, col: 3 }, what: "a sum over positions".into() };
+        let whole = Positions { whole: Some(mixing), ..Positions::default() };
+        let only = Function { positions: whole, ..function(0, 4) };
         let meta = meta(64, KvPolicy::Full);
+        let error = |position, length, chunks: Option<&[usize]>| {
+            plan(&meta, &[&only], position, length, chunks).unwrap_err().to_string()
+        };
         assert_eq!(rows(&plan(&meta, &[&only], 0, 4, None).unwrap()), [(0, 0, 4)]);
-        assert!(plan(&meta, &[&only], 0, 3, None).unwrap_err().to_string().contains("--seq 3"));
-        assert!(plan(&meta, &[&only], 0, 8, Some(&[4, 4])).unwrap_err().to_string().contains("not causal"));
+        assert_eq!(rows(&plan(&meta, &[&only], 0, 4, Some(&[4])).unwrap()), [(0, 0, 4)]);
+        let message = error(0, 3, None);
+        assert!(message.contains("line 7, column 3: a sum over positions") && message.contains("--seq 3"), "{message}");
+        for message in [error(0, 8, Some(&[4, 4])), error(4, 4, None)] {
+            assert!(message.contains("line 7") && message.contains("in pieces"), "{message}");
+        }
+        // Beside a function that mixes, one of another length that does not runs what it can.
+        let calls = plan(&meta, &[&only, &function(1, 1)], 0, 2, None).unwrap();
+        assert_eq!(rows(&calls), [(1, 0, 1), (1, 1, 1)]);
         assert!(plan(&meta, &[], 0, 3, None).is_err());
     }
 }

@@ -90,7 +90,7 @@ fn a_given_state_is_used_by_position() {
     let made = session.run(&ids(CHUNK + 1), &options(3, None)).unwrap();
     assert_eq!(given.outputs["last"].data[..], made.outputs["last"].data[..]);
     // Continued in a state.
-    let mut state = session.new_state().unwrap();
+    let mut state = session.new_state();
     session.run_from(&mut state, &ids(CHUNK), &options(3, None)).unwrap();
     let ids = inputs["input_ids"].as_i32().unwrap()[CHUNK];
     inputs.insert("input_ids".into(), Tensor::from_i32(&[1, 1], &[ids]).unwrap());
@@ -100,20 +100,59 @@ fn a_given_state_is_used_by_position() {
 }
 
 #[test]
-fn only_a_sequence_in_one_piece_leaves_early() {
+fn every_call_leaves_for_itself_and_later_ones_find_every_step() {
     let mut session = session(2);
     let exit = RunOptions { readout: Some("exit".into()), ..options(MAX_STEPS, None) };
-    let with_large_state = |rows: usize| {
+    let large = |rows: usize| vec![2.0 * LIMIT; rows * DIM];
+    let inputs = |rows: usize| {
         let mut inputs = ids(rows);
-        let state = vec![2.0 * LIMIT; rows * DIM];
-        inputs.insert("initial_state".into(), Tensor::from_f32(&[1, rows, DIM], &state).unwrap());
+        inputs.insert("initial_state".into(), Tensor::from_f32(&[1, rows, DIM], &large(rows)).unwrap());
         inputs
     };
-    let one = session.run(&with_large_state(CHUNK), &exit).unwrap();
-    assert!(one.trips[0] < MAX_STEPS, "{:?}", one.trips);
+    let slots = |state: &KvState| {
+        let numbers: &[f32] = bytemuck::cast_slice(&state.caches.as_ref().unwrap().1[0]);
+        numbers.iter().step_by(CONTEXT * DIM).take_while(|&&x| x == 1.0).count()
+    };
+    // No later call: the loop leaves.
+    let mut state = session.new_state();
+    let one = session.run_from(&mut state, &inputs(CHUNK), &RunOptions { last: true, ..exit.clone() }).unwrap();
+    assert!(one.trips[0] < MAX_STEPS && slots(&state) == one.trips[0], "{:?}", one.trips);
     assert_eq!(one.outputs["all"].shape, [one.trips[0], 1, CHUNK, DIM]);
-    let pieces = session.run(&with_large_state(CHUNK + 2), &exit).unwrap();
-    assert!(pieces.trips.len() > 1 && pieces.trips.iter().all(|&t| t == MAX_STEPS), "{:?}", pieces.trips);
+    // Later calls: the results are those of the exit, and the caches have all steps.
+    let mut state = session.new_state();
+    let pieces = session.run_from(&mut state, &inputs(CHUNK + 2), &exit).unwrap();
+    assert!(pieces.trips.len() > 1 && pieces.trips.iter().all(|&t| t < MAX_STEPS), "{:?}", pieces.trips);
+    assert_eq!(slots(&state), MAX_STEPS);
+    let at_exit = one.outputs["last"].as_f32().unwrap();
+    assert_eq!(pieces.outputs["last"].as_f32().unwrap()[..CHUNK * DIM], *at_exit);
+    assert_eq!(pieces.trips[0], one.trips[0]);
+    let most = *pieces.trips.iter().max().unwrap();
+    assert_eq!(pieces.outputs["all"].shape, [most, 1, CHUNK + 2, DIM]);
+    assert!(!pieces.outputs.contains_key(&format!("state_{}", most + 1)));
+}
+
+#[test]
+fn padding_leaves_nothing_in_a_cache() {
+    let ty = Type::cache(DType::F32, [2, 1, 4, 2, 3]);
+    let mut cache = Buffer::zeroed(ty.bytes()).unwrap();
+    cache.fill(1);
+    forget(&mut cache, &ty, 2..5);
+    for (head, positions) in cache.chunks_exact(4 * 3 * 4).enumerate() {
+        assert!(positions[..2 * 12].iter().all(|&b| b == 1) && positions[2 * 12..].iter().all(|&b| b == 0), "{head}");
+    }
+}
+
+#[test]
+fn a_state_is_of_the_read_outs_with_its_caches() {
+    let list = |slots: usize| vec![("cache_k".to_string(), Type::cache(DType::F32, [slots, 1, 4, 2, 3]))];
+    let mut state = KvState { position: 0, caches: None };
+    assert_eq!(state.caches(0, &list(2)).unwrap()[0].len(), 2 * 96);
+    // Nothing is in it yet.
+    assert_eq!(state.caches(1, &list(3)).unwrap()[0].len(), 3 * 96);
+    state.position = 1;
+    assert!(state.caches(0, &list(2)).unwrap_err().to_string().contains("read-out"));
+    assert!(state.caches(1, &list(2)).unwrap_err().to_string().contains("another model"));
+    assert!(state.caches(1, &list(3)).is_ok());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::{Batch, Depth, Hyper};
 use crate::Error;
 use crate::artifact::{LossInfo, Meta, TrainMeta};
 use crate::checkpoint::Checkpoint;
-use crate::exec::Executor;
+use crate::exec::{AfterExit, Executor};
 use crate::memory::Buffer;
 use crate::model::Model;
 use crate::random::{Stream, fold_step};
@@ -360,7 +360,7 @@ impl Trainer {
         // An entry that updates weights must be their only owner.
         drop(model);
         let mut pointers: Vec<&mut Buffer> = inputs.iter_mut().collect();
-        self.executor.run(entry, &mut pointers, &mut outputs, None, true)?;
+        self.executor.run(entry, &mut pointers, &mut outputs, None, AfterExit::Leave)?;
         let described = &self.executor.model().program().entries[entry];
         for (input, buffer) in described.inputs.iter().zip(inputs) {
             self.memory.put(&input.name, buffer);

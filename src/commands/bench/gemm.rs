@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use rdc_ir::{ArgRole, Attr, Builder, DType, Func, Init, Module, Opcode, Param, Type};
 use rdc_runtime::artifact::{Meta, ParamInfo};
 use rdc_runtime::code::Code;
-use rdc_runtime::exec::Executor;
+use rdc_runtime::exec::{AfterExit, Executor};
 use rdc_runtime::memory::Buffer;
 use rdc_runtime::model::Model;
 use rdc_runtime::weights::DrawnSource;
@@ -69,6 +69,8 @@ pub fn model() -> Result<Arc<Model>> {
         batch: 1,
         chunks: Vec::new(),
         readouts: Vec::new(),
+        positions: BTreeMap::new(),
+        shapes: BTreeMap::new(),
         dtype: DType::F32.name().into(),
         kv: rdc_ir::program::KvPolicy::Full,
         params,
@@ -98,7 +100,7 @@ impl Gemm {
     /// Runs it once.
     pub fn run(&mut self) -> Result<()> {
         let mut inputs: Vec<&mut Buffer> = self.inputs.iter_mut().collect();
-        self.executor.run(0, &mut inputs, &mut self.outputs, None, true)?;
+        self.executor.run(0, &mut inputs, &mut self.outputs, None, AfterExit::Leave)?;
         Ok(())
     }
 }

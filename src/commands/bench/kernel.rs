@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use rdc_ir::program::{Buffer, Entry, Input, Launch, LaunchArg, Offset, Place, Step};
 use rdc_ir::{ArgRole, DType};
 use rdc_runtime::artifact::{Artifact, Meta};
-use rdc_runtime::exec::Executor;
+use rdc_runtime::exec::{AfterExit, Executor};
 use rdc_runtime::memory;
 use rdc_runtime::model::Model;
 use rdc_runtime::weights::DrawnSource;
@@ -66,7 +66,7 @@ impl Kernels {
     /// Launches the one that was prepared.
     pub fn launch(&mut self, index: usize) -> Result<()> {
         let mut inputs: Vec<&mut memory::Buffer> = self.inputs.iter_mut().collect();
-        self.executor.run(index, &mut inputs, &mut [], None, true)?;
+        self.executor.run(index, &mut inputs, &mut [], None, AfterExit::Leave)?;
         Ok(())
     }
 }

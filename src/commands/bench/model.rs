@@ -45,7 +45,7 @@ pub fn measure_size(
                 progress.stage(&format!("{work} {} {} r={steps}", size.name, dtype.name()));
                 let inputs = inputs(size, position + tokens, tokens)?;
                 let options = RunOptions { steps: Some(steps), ..RunOptions::default() };
-                let mut state = session.new_state()?;
+                let mut state = session.new_state();
                 let label = Label { work, size: size.name, dtype: dtype.name(), steps, threads };
                 measure(&label, args.seconds, need, || {
                     state.position = position;

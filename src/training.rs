@@ -133,6 +133,7 @@ fn matcher(pattern: &str) -> Result<GlobMatcher> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

@@ -74,6 +74,7 @@ impl<'de> Deserialize<'de> for Float {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::Attr;
 

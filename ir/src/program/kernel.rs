@@ -23,6 +23,7 @@ pub enum Dispatch {
 /// column of ids, `pad` of the last axis, and `rope`/`rope_grad` over `[B, S, H, D]` seen as rows of H * D. A `sum_blocks` of
 /// rows may be among the results, if tasks begin with a block.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "a program has a few dozen kernels")]
 pub enum KernelKind {
     /// Row operations; `gather`/`packed_gather`/`positions` may produce rows, or one row for a scalar index.
     Rows(Rows),

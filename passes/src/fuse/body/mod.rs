@@ -136,7 +136,8 @@ fn matmul(func: &Func) -> Result<Matmul, Unsupported> {
     }
     let packing = rows::packing(ty, n, k, anchor.size("parts"));
     let parts = packing.parts;
-    if n % parts != 0 || packing.nr % parts != 0 || parts > 1 && (n / parts) % (packing.nr / parts) != 0 {
+    let whole = n.is_multiple_of(parts) && packing.nr.is_multiple_of(parts);
+    if !whole || parts > 1 && !(n / parts).is_multiple_of(packing.nr / parts) {
         return Err("a number of parts that does not divide the panel".into());
     }
     let after = after(func, product, x, (m, n / parts));

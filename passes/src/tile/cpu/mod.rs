@@ -151,7 +151,7 @@ mod tests {
         for block in [1, 4, 6, 7, 50] {
             let tiled = AVX2.matmul((500, 64, 32), Around { before: 3, whole: true, block });
             let rows_per_task = tiled.tiling.rows_per_task(500);
-            assert!(rows_per_task % block == 0 || tiled.tasks == 1, "{block}: {rows_per_task}");
+            assert!(rows_per_task.is_multiple_of(block) || tiled.tasks == 1, "{block}: {rows_per_task}");
             let tiled = rows(500, block);
             assert_eq!(tiled.tiling.rows_per_task(500) % block, 0);
         }

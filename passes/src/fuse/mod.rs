@@ -154,10 +154,8 @@ fn note(built: &Built, names: &Names) -> String {
         Operand::Slot(_) => "the slot".into(),
     });
     let given = built.results.iter().map(|&value| names.get(value));
-    for ((name, pointer), written) in
-        taken.chain(given).zip(&kernel.pointers).zip(kernel.pointers.iter().map(|p| p.written))
-    {
-        let verb = if written { "writes" } else { "reads" };
+    for (name, pointer) in taken.chain(given).zip(&kernel.pointers) {
+        let verb = if pointer.written { "writes" } else { "reads" };
         // Writing into a String cannot fail.
         let _ = write!(text, "\n  {verb} {name}: {:?}", pointer.access);
     }

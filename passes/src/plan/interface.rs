@@ -1,5 +1,6 @@
 //! What callers must know of an entry's inputs and outputs beyond their types: which ids there are, and which axis is the sequence's.
 use super::entry::Planner;
+use crate::uses::User;
 use rdc_ir::{ArgRole, Opcode, Type, ValueId};
 
 impl Planner<'_> {
@@ -8,14 +9,13 @@ impl Planner<'_> {
         let (mut least, mut moved, mut next) = (None, vec![ids], 0);
         while let Some(&value) = moved.get(next) {
             next += 1;
-            for (_, id) in self.func.walk() {
+            for user in self.uses.of(value) {
+                let User::Op(id) = *user else { continue };
                 let op = &self.func.ops[id];
                 let rows = match op.opcode {
                     Opcode::Gather if op.operands[1] == value => self.func.ty(op.operands[0]).shape.first().copied(),
                     Opcode::PackedGather if op.operands[1] == value => Some(op.size("n")),
-                    Opcode::Reshape | Opcode::Slice | Opcode::Transpose | Opcode::Broadcast
-                        if op.operands.contains(&value) =>
-                    {
+                    Opcode::Reshape | Opcode::Slice | Opcode::Transpose | Opcode::Broadcast => {
                         moved.extend(&op.results);
                         None
                     }

@@ -12,34 +12,27 @@
 //! They sum in f32 and give f32, and everything else stays f32: this is the only loss. A cast is an operation like others, which
 //! may move out of a loop, meet an equal one and fuse with what makes its operand. Attention over a cache of f32 stays as it
 //! is: casts of a view would read all of it to write a copy.
-use rdc_ir::{Attr, DType, Func, Module, Op, Opcode, RegionId, ValueId};
+use crate::rewrite::rewrite;
+use rdc_ir::{Attr, DType, Func, Module, Op, Opcode, ValueId};
 use std::collections::HashMap;
 
 /// Casts the operands of contractions in every function.
 pub fn run(module: &mut Module) {
     for func in &mut module.funcs {
-        let mut casts: HashMap<(RegionId, ValueId), ValueId> = HashMap::new();
-        for region in crate::analysis::regions_inside_out(func) {
-            let mut ops = Vec::new();
-            for id in std::mem::take(&mut func.regions[region].ops) {
-                for &index in operands(func, &func.ops[id]) {
-                    let Some(&value) = func.ops[id].operands.get(index) else { continue };
-                    if func.ty(value).dtype != DType::F32 {
-                        continue;
-                    }
-                    let cast = *casts.entry((region, value)).or_insert_with(|| {
-                        let ty = rdc_ir::Type::new(DType::BF16, func.ty(value).shape.clone());
-                        let attrs = vec![Attr::DType(DType::BF16)];
-                        let cast = func.make_op(Opcode::Cast, vec![value], attrs, vec![ty], vec![], func.ops[id].loc);
-                        ops.push(cast);
-                        func.ops[cast].results[0]
-                    });
-                    func.ops[id].operands[index] = cast;
+        let mut casts = HashMap::new();
+        rewrite(func, |b, id| {
+            for &index in operands(b.func, &b.func.ops[id]) {
+                let Some(&value) = b.func.ops[id].operands.get(index) else { continue };
+                if b.func.ty(value).dtype != DType::F32 {
+                    continue;
                 }
-                ops.push(id);
+                let cast = *casts
+                    .entry((b.region(), value))
+                    .or_insert_with(|| b.op(Opcode::Cast, &[value], vec![Attr::DType(DType::BF16)]));
+                b.func.ops[id].operands[index] = cast;
             }
-            func.regions[region].ops = ops;
-        }
+            None
+        });
     }
 }
 

@@ -1,7 +1,7 @@
 //! What callers must know of an entry's inputs and outputs beyond their types: which ids there are, and which axis is the sequence's.
 use super::entry::Planner;
 use crate::uses::User;
-use rdc_ir::{ArgRole, Opcode, Type, ValueId};
+use rdc_ir::{Opcode, Type, ValueId, positions};
 
 impl Planner<'_> {
     /// The rows of the smallest table that a value's elements are looked up in, moved about or not.
@@ -28,11 +28,7 @@ impl Planner<'_> {
     }
     /// The axis of the sequence of a result: `[B, S, ..]`, behind the axis of steps if it is stacked.
     pub(super) fn sequence_of(&self, ty: &Type, stacked: bool) -> Option<usize> {
-        let args = || self.func.args.iter().zip(&self.func.regions[self.func.body].args);
-        let is_state = |role| matches!(role, ArgRole::State(_));
-        let ids = args().find(|(arg, _)| arg.role == ArgRole::Ids);
-        let (_, &given) = ids.or_else(|| args().find(|(arg, _)| is_state(arg.role)))?;
-        let axis = usize::from(stacked) + 1;
-        (ty.shape.get(axis) == self.func.ty(given).shape.get(1)).then_some(axis)
+        let (axis, length) = (usize::from(stacked) + 1, positions::length(self.func)?);
+        (ty.shape.get(axis) == Some(&length)).then_some(axis)
     }
 }

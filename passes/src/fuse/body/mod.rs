@@ -7,6 +7,7 @@ mod tests;
 
 pub use access::accesses;
 
+use crate::uses::is_constant;
 use rdc_ir::program::KernelKind;
 use rdc_ir::program::body::{Columns, Epilogue, Generic, KvWrite, Matmul, Matrix, Pack, Product, Rows, ScatterAdd};
 use rdc_ir::program::rows::{NodeKind, RowGraph, Stored};
@@ -195,8 +196,7 @@ fn after(func: &Func, product: ValueId, x: ValueId, (m, columns): (usize, usize)
     for &op in ops {
         let op = &func.ops[op];
         let Some(&result) = op.results.first() else { continue };
-        let is_constant = |v: ValueId| func.defined_by(v, Opcode::Constant).is_some();
-        let is_free = |&v: &ValueId| pointer(func, v).is_some() || after.contains(&v) || is_constant(v);
+        let is_free = |&v: &ValueId| pointer(func, v).is_some() || after.contains(&v) || is_constant(func, v);
         let ty = func.ty(result);
         let alike = ty.rank() > 0 && (ty.rows(), ty.last()) == (m, columns);
         if op.opcode.is_elementwise() && alike && !before.contains(&result) && op.operands.iter().all(is_free) {
@@ -312,8 +312,7 @@ fn pack(func: &Func) -> Result<Pack, Unsupported> {
 
 /// Whether `to` is `from` summed over leading axes of `rows` elements.
 fn is_column_sum(from: &Type, to: &Type, rows: usize) -> bool {
-    let ones = vec![1; from.rank().saturating_sub(to.rank())];
-    let to = [&ones[..], &to.shape[..]].concat();
+    let to = rows::padded(to, from.rank());
     let kept = |axes: usize| to[..axes].iter().all(|&n| n == 1) && from.shape[axes..] == to[axes..];
     (0..=from.rank()).any(|axes| kept(axes) && from.shape[..axes].iter().product::<usize>() == rows)
 }
@@ -383,8 +382,7 @@ fn generic(func: &Func) -> Result<Generic, Unsupported> {
     };
     let op = &func.ops[id];
     let name = op.opcode.info().mnemonic;
-    let constant = |v: ValueId| func.defined_by(v, Opcode::Constant).is_some();
-    if !op.operands.iter().all(|&v| pointer(func, v).is_some() || constant(v)) {
+    if !op.operands.iter().all(|&v| pointer(func, v).is_some() || is_constant(func, v)) {
         return Err(format!("{name} of values from elsewhere"));
     }
     // A result without a pointer cannot be written, so that the rest must be yielded, each once and in order.

@@ -11,6 +11,11 @@ fn trailing(shape: &[usize], columns: usize) -> Option<usize> {
     (0..=shape.len()).find(|&axes| shape[shape.len() - axes..].iter().product::<usize>() == columns)
 }
 
+/// The shape of a type, with leading axes of 1 up to a rank: what a `sum_to` from that rank leaves of each axis.
+pub(super) fn padded(ty: &Type, rank: usize) -> Vec<usize> {
+    [&vec![1; rank.saturating_sub(ty.rank())][..], &ty.shape[..]].concat()
+}
+
 /// A graph being built.
 pub(super) struct Builder<'k> {
     func: &'k Func,
@@ -103,8 +108,7 @@ impl<'k> Builder<'k> {
 
     /// Whether a `sum_to` keeps the rows and sums over the columns.
     fn is_row_sum(&self, from: &Type, to: &Type) -> bool {
-        let ones = vec![1; from.rank().saturating_sub(to.rank())];
-        let to = [&ones[..], &to.shape[..]].concat();
+        let to = padded(to, from.rank());
         let kept = |axes: &usize| from.shape[..*axes] == to[..*axes] && to[*axes..].iter().all(|&n| n == 1);
         let product = |axes: &usize| from.shape[..*axes].iter().product::<usize>() == self.graph.rows;
         (0..=from.rank()).any(|axes| product(&axes) && kept(&axes))
